@@ -1,0 +1,1 @@
+"""Sound and learning: features, the VAE, training. Imports neither `pipelines` nor Beam."""

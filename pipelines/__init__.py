@@ -1,0 +1,1 @@
+"""Moving and keeping data: decode, extract, encode, the table, the command line."""

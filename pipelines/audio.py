@@ -1,0 +1,399 @@
+"""Read any recording as native-rate or resampled mono, in bounded memory, or say in one word why not.
+
+`probe` looks at a file without decoding it, `mono_blocks` decodes a span at the recording's own rate, `resampled`
+does the same at another rate. Whatever is wrong with a file ends in one exception, `Rejected`. A header's length is
+treated as a claim: the end of a recording is where the decoder stops giving samples.
+
+Both generators are exact under slicing: a span read alone holds, bit for bit, what the whole recording has there.
+"""
+
+import contextlib
+import errno
+import functools
+import math
+import os
+import stat
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+BLOCK_FRAMES = 65536
+CHUNK_SECONDS = 20
+CONTEXT_FRAMES = 4096
+RATE_RANGE = (1000, 768_000)
+CHANNELS_RANGE = (1, 1024)
+# A FLAC frame holds at most 65,535 samples and takes at least about 11 bytes: no honest file claims more a byte.
+FLAC_FRAMES_PER_BYTE = 8192
+
+SEEKABLE_CONTAINERS = frozenset({"WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF"})
+SEEKABLE_CODECS = frozenset({"PCM_S8", "PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW"})
+
+REASONS = {
+    "missing": "There is no file here, or the link points to nothing.",
+    "link-loop": "The link leads back to itself.",
+    "directory": "This is a folder, not a file.",
+    "named-pipe": "This is a named pipe or a socket, not a file.",
+    "device": "This is a device, not a file.",
+    "no-permission": "The file may not be read by this user.",
+    "unreadable": "The system could not open or read the file.",
+    "empty": "The file holds 0 bytes.",
+    "not-audio": "No decoder recognises the content as audio.",
+    "no-audio-stream": "The file is a picture or a video without sound.",
+    "unknown-codec": "The sound is stored in a way no decoder here knows.",
+    "unsupported-rate": f"The sample rate is outside {RATE_RANGE[0]} to {RATE_RANGE[1]} Hz.",
+    "unsupported-channels": f"The number of channels is outside {CHANNELS_RANGE[0]} to {CHANNELS_RANGE[1]}.",
+    "no-samples": "The file opens as audio and holds no samples.",
+    "not-finite": "The samples include NaN or infinity.",
+    "damaged": "The decoder gave up part of the way through.",
+    "format-changes": "The sample rate changes part of the way through.",
+}
+
+
+class Rejected(Exception):
+    """A recording that cannot be used, with the reason.
+
+    Parameters
+    ----------
+    stage, reason : str
+        ``'probe'`` or ``'decode'``, and a key of `REASONS`.
+    detail : str
+        What was seen, for a log; may hold a decoder's own words.
+    """
+
+    def __init__(self, stage: str, reason: str, *, detail: str = "") -> None:
+        if reason not in REASONS:
+            raise ValueError(f"unknown reason {reason!r}")
+        super().__init__(stage, reason, detail)
+        self.stage, self.reason, self.detail = stage, reason, detail
+
+    def __str__(self) -> str:
+        return f"{self.stage}: {self.reason}: {self.detail or REASONS[self.reason]}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The default calls __init__ with three positionals, and a worker process could not send this home.
+        return functools.partial(Rejected, detail=self.detail), (self.stage, self.reason)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a file says about itself.
+
+    Attributes
+    ----------
+    container, codec : str
+        Names as the reader gives them (``'WAV'``, ``'PCM_16'``; ``'mov,mp4,…'``, ``'aac'``).
+    sample_rate, channels : int
+        Native rate in Hz, and number of channels.
+    claimed_frames : int or None
+        Frames by the header, a claim only; None where unknown.
+    seekable, reader : bool, str
+        True only where seeking is exact to the sample; ``'soundfile'`` or ``'pyav'``.
+    """
+
+    container: str
+    codec: str
+    sample_rate: int
+    channels: int
+    claimed_frames: int | None
+    seekable: bool
+    reader: str
+
+
+def _say(error: BaseException) -> str:
+    """One line of an exception, without the path; a name with surrogates would not fit a UTF-8 table."""
+    text = f"{type(error).__name__}: {getattr(error, 'strerror', None) or error}"
+    return " ".join(text.encode("utf-8", "backslashreplace").decode().split())[:300]
+
+
+_OS_REASONS = {errno.ENOENT: "missing", errno.ENOTDIR: "missing", errno.ELOOP: "link-loop"}
+_OS_REASONS |= {errno.EACCES: "no-permission", errno.EPERM: "no-permission"}
+
+
+def _open(path: str | os.PathLike[str], stage: str) -> BinaryIO:
+    """Open a regular, non-empty file, or raise `Rejected`."""
+    try:
+        # Before opening: to open a FIFO waits for ever, and a device never ends.
+        info = os.stat(path)
+        if not stat.S_ISREG(info.st_mode):
+            pipe = stat.S_ISFIFO(info.st_mode) or stat.S_ISSOCK(info.st_mode)
+            raise Rejected(stage, "directory" if stat.S_ISDIR(info.st_mode) else "named-pipe" if pipe else "device")
+        if info.st_size == 0:
+            raise Rejected(stage, "empty")
+        return open(path, "rb")
+    except (OSError, ValueError) as error:
+        reason = _OS_REASONS.get(getattr(error, "errno", None) or 0, "unreadable")
+        raise Rejected(stage, reason, detail=_say(error)) from error
+
+
+def _open_pyav(file: BinaryIO) -> Any:
+    import av
+
+    # A playlist could name other files or addresses: no protocol is allowed beyond the file already open.
+    return av.open(file, metadata_errors="replace", options={"protocol_whitelist": "none"})
+
+
+def _probe_soundfile(file: BinaryIO, size: int) -> Probe | None:
+    """Probe by libsndfile; None where PyAV should have the file."""
+    import soundfile
+
+    try:
+        # An open file, not a path: soundfile cannot take names that are not UTF-8.
+        with soundfile.SoundFile(file) as sound:
+            container, codec, frames = sound.format, sound.subtype, int(sound.frames)
+            rate, channels = sound.samplerate, sound.channels
+    except Exception:
+        return None
+    # 0 may be a recorder that crashed before it wrote the size: PyAV reads on to the end of the file.
+    if frames <= 0:
+        return None
+    seekable = (container in SEEKABLE_CONTAINERS and codec in SEEKABLE_CODECS) or container == "FLAC"
+    # Unknown totals and absurd ones make libsndfile fail or ask for 256 GiB.
+    if container == "FLAC" and frames > size * FLAC_FRAMES_PER_BYTE:
+        return None
+    return Probe(container, codec, rate, channels, None if frames >= 2**62 else frames, seekable, "soundfile")
+
+
+def _probe_pyav(file: BinaryIO) -> Probe:
+    """Probe by FFmpeg, or raise `Rejected`."""
+    try:
+        file.seek(0)
+        container = _open_pyav(file)
+    except ImportError:
+        raise
+    except Exception as error:
+        reason = "no-samples" if isinstance(error, EOFError) else "not-audio"
+        raise Rejected("probe", reason, detail=_say(error)) from error
+    with contextlib.closing(container):
+        try:
+            if not container.streams.audio:
+                raise Rejected("probe", "no-audio-stream", detail=str(container.format.name))
+            stream = container.streams.audio[0]
+            codec, rate, channels = stream.codec_context.name, stream.codec_context.sample_rate, stream.channels
+            seconds = (stream.duration or 0) * (stream.time_base or 0)
+            claimed = max(0, int(seconds * (rate or 0))) or None
+            return Probe(container.format.name, codec, int(rate or 0), int(channels or 0), claimed, False, "pyav")
+        except Rejected:
+            raise
+        except Exception as error:
+            # A stream of a codec FFmpeg lacks has no codec context: an AttributeError, not an av error.
+            raise Rejected("probe", "unknown-codec", detail=_say(error)) from error
+
+
+def probe(path: str | os.PathLike[str]) -> Probe:
+    """Say what a file holds, without decoding it.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+        Any name the system allows, UTF-8 or not.
+
+    Returns
+    -------
+    Probe
+        Format, native rate in Hz, channels, claimed length in frames, and which reader takes it. Whatever is wrong is
+        raised as `Rejected` with stage ``'probe'``.
+    """
+    with _open(path, "probe") as file:
+        found = _probe_soundfile(file, os.fstat(file.fileno()).st_size) or _probe_pyav(file)
+    if not RATE_RANGE[0] <= found.sample_rate <= RATE_RANGE[1]:
+        raise Rejected("probe", "unsupported-rate", detail=f"{found.sample_rate} Hz")
+    if not CHANNELS_RANGE[0] <= found.channels <= CHANNELS_RANGE[1]:
+        raise Rejected("probe", "unsupported-channels", detail=f"{found.channels} channels")
+    return found
+
+
+def _mean(channels: NDArray[Any], scale: float, offset: float) -> NDArray[np.float32]:
+    """Mean over the first axis as new float32, ``(frames,)``, of ``(channels, frames)`` in any sample type."""
+    # Channel by channel, no matrix product: BLAS may round by a sample's place in the block, and slices would differ.
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = channels[0].astype(np.float32)
+        for channel in channels[1:]:
+            total += channel.astype(np.float32, copy=False)
+        if offset:
+            total += np.float32(offset * len(channels))
+        factor = scale / len(channels)
+        if factor != 1.0:
+            total *= np.float32(factor)
+    return total
+
+
+# Each mono block with the frame it begins at.
+_Blocks = Generator[tuple[int, NDArray[np.float32]], None, None]
+
+
+def _soundfile_blocks(file: BinaryIO, found: Probe, start: int, stop: int | None) -> _Blocks:
+    """Decode by libsndfile, from `start` where seeking is exact, else from the beginning."""
+    import soundfile
+
+    pcm16 = found.codec == "PCM_16"
+    frames = min(BLOCK_FRAMES, max(512, 2**19 // found.channels))
+    buffer = np.empty((frames, found.channels), np.int16 if pcm16 else np.float32)
+    at = 0
+    with soundfile.SoundFile(file) as sound:
+        if found.seekable and start:
+            at = min(start, sound.frames)
+            sound.seek(at)
+        while stop is None or at < stop:
+            want = frames if stop is None else min(frames, stop - at)
+            # Never soundfile.blocks(): it ignores short reads and hands out what the buffer held before.
+            got = len(sound.read(want, out=buffer))
+            if got:
+                yield at, _mean(buffer[:got].T, 1 / 32768 if pcm16 else 1.0, 0.0)
+                at += got
+            if got < want:
+                # Where the length is exact, less of it means the decoder stopped early without a word.
+                if found.seekable and at < sound.frames:
+                    raise EOFError(f"{at} of {sound.frames} frames")
+                return
+
+
+_PYAV_SCALES = {"u8": (1 / 128, -128.0), "s16": (1 / 32768, 0.0), "s32": (2.0**-31, 0.0), "s64": (2.0**-63, 0.0)}
+_PYAV_SCALES |= {"flt": (1.0, 0.0), "dbl": (1.0, 0.0)}
+
+
+def _pyav_blocks(file: BinaryIO, found: Probe, start: int, stop: int | None) -> _Blocks:
+    """Decode by FFmpeg, always from the beginning."""
+    at, waiting, parts = 0, 0, []
+    with contextlib.closing(_open_pyav(file)) as container:
+        for frame in container.decode(container.streams.audio[0]):
+            if frame.sample_rate != found.sample_rate:
+                change = f"{found.sample_rate} to {frame.sample_rate} Hz after {at + waiting} frames"
+                raise Rejected("decode", "format-changes", detail=change)
+            if not frame.samples:
+                continue
+            scale, offset = _PYAV_SCALES[frame.format.name.removesuffix("p")]
+            values = frame.to_ndarray()
+            if not frame.format.is_planar:
+                values = values.reshape(-1, len(frame.layout.channels)).T
+            parts.append(_mean(values, scale, offset))
+            waiting += len(parts[-1])
+            if waiting >= BLOCK_FRAMES or (stop is not None and at + waiting >= stop):
+                yield at, np.concatenate(parts)
+                at, waiting, parts = at + waiting, 0, []
+                if stop is not None and at >= stop:
+                    return
+    if parts:
+        yield at, np.concatenate(parts)
+
+
+def mono_blocks(
+    path: str | os.PathLike[str], probe: Probe, *, start: int = 0, stop: int | None = None
+) -> Iterator[NDArray[np.float32]]:
+    """Decode samples [start, stop) at the recording's own rate, mixed down by a plain mean.
+
+    Parameters
+    ----------
+    path, probe : str or os.PathLike, Probe
+        The file, and what `probe` returned for it.
+    start, stop : int, int or None
+        Span in native samples; None reads to the end. A span beyond the end is cut, without an error.
+
+    Yields
+    ------
+    numpy.ndarray
+        float32, shape ``(n,)``, full scale 1, n at most about 65,536 plus one codec frame; the caller's to keep. Raises
+        `Rejected` with stage ``'decode'``: damaged, not-finite, no-samples, format-changes, or no longer to be opened.
+    """
+    if start < 0 or (stop is not None and stop < start):
+        raise ValueError(f"span [{start}, {stop})")
+    if stop == start:
+        return
+    end = start if probe.seekable else 0
+    with _open(path, "decode") as file:
+        blocks = (_soundfile_blocks if probe.reader == "soundfile" else _pyav_blocks)(file, probe, start, stop)
+        with contextlib.closing(blocks):
+            while True:
+                try:
+                    at, block = next(blocks)
+                except StopIteration:
+                    break
+                except (Rejected, ImportError):
+                    raise
+                except Exception as error:
+                    detail = f"after {end / probe.sample_rate:.3f} s: {_say(error)}"
+                    raise Rejected("decode", "damaged", detail=detail) from error
+                end = at + len(block)
+                skip = max(0, start - at)
+                part = block[skip : None if stop is None else max(0, stop - at)]
+                finite = np.isfinite(part)
+                if not finite.all():
+                    second = (at + skip + int(np.argmin(finite))) / probe.sample_rate
+                    raise Rejected("decode", "not-finite", detail=f"at {second:.3f} s")
+                if len(part):
+                    yield part
+    # Only from the beginning: a seek past the end reads nothing of a recording that may hold plenty.
+    if end == 0:
+        raise Rejected("decode", "no-samples")
+
+
+def resampled(
+    path: str | os.PathLike[str], probe: Probe, sample_rate: int, *, start: int = 0, stop: int | None = None
+) -> Iterator[NDArray[np.float32]]:
+    """Decode samples [start, stop) of the recording at another rate, as mono.
+
+    The resampled waveform is defined chunk by chunk: each 20 s of native samples (a whole number of samples at both
+    rates) is resampled alone with context on both sides, and its own part is kept. A slice therefore computes the
+    chunks it touches and equals the slice of the whole bit for bit. The whole has ceil(frames · sample_rate / native)
+    samples. Memory is bounded by a chunk and its context.
+
+    Parameters
+    ----------
+    path, probe : str or os.PathLike, Probe
+        As for `mono_blocks`, and so is what it raises.
+    sample_rate, start, stop : int, int, int or None
+        Rate wanted in Hz, and span in samples at that rate; None reads to the end.
+
+    Yields
+    ------
+    numpy.ndarray
+        float32, shape ``(n,)``, full scale 1, at most 20 s each (native blocks where the rates agree).
+    """
+    if sample_rate < 1 or start < 0 or (stop is not None and stop < start):
+        raise ValueError(f"{sample_rate} Hz, span [{start}, {stop})")
+    native = probe.sample_rate
+    if native == sample_rate or stop == start:
+        yield from mono_blocks(path, probe, start=start, stop=stop)
+        return
+    import soxr
+
+    common = math.gcd(native, sample_rate)
+    unit_in, unit_out = native // common, sample_rate // common
+    # 20 s is 20 · common units: a whole number of samples at both rates, whatever they are.
+    chunk_in, chunk_out = CHUNK_SECONDS * native, CHUNK_SECONDS * sample_rate
+    # The filter lengthens with the ratio when the rate falls; whole units keep the two grids in step.
+    context = math.ceil(CONTEXT_FRAMES * max(1.0, native / sample_rate) / unit_in) * unit_in
+    index = start // chunk_out
+    last = None if stop is None else (stop - 1) // chunk_out
+    base = max(0, index * chunk_in - context)
+    source = mono_blocks(path, probe, start=base, stop=None if last is None else (last + 1) * chunk_in + context)
+    held: list[NDArray[np.float32]] = []
+    have, ended = base, False
+    while last is None or index <= last:
+        begin, finish = index * chunk_in, (index + 1) * chunk_in
+        while not ended and have < finish + context:
+            block = next(source, None)
+            ended = block is None
+            if block is not None:
+                held.append(block)
+                have += len(block)
+        if have <= begin:
+            return
+        joined = np.concatenate(held) if len(held) > 1 else held[0]
+        left = max(0, begin - context)
+        joined, base = joined[left - base :], left
+        span = joined[: finish + context - left]
+        if have < finish + context:
+            # Past the recording's end soxr assumes zeros and rounds the length down: say them, so that it rounds up.
+            span = np.concatenate([span, np.zeros(2 * math.ceil(native / sample_rate) + 2, np.float32)])
+        out = soxr.resample(span, native, sample_rate, quality="HQ")
+        skip = (begin - left) // unit_in * unit_out
+        own = -(-(min(have, finish) - begin) * sample_rate // native)
+        low = max(0, start - index * chunk_out)
+        high = own if stop is None else min(own, stop - index * chunk_out)
+        if low < high:
+            # A copy: a view would keep the context alive with the caller.
+            yield np.array(out[skip + low : skip + high], np.float32)
+        held, index = [joined], index + 1
