@@ -177,13 +177,19 @@ def log_mel(samples: npt.NDArray[np.float32], spec: FeatureSpec, *, centred: boo
     window, bands = _fft_window(spec), _mel_bands(spec)
     frames = np.lib.stride_tricks.sliding_window_view(samples, spec.n_fft)[:: spec.hop_length]
     block = np.empty((min(BLOCK_FRAMES, n_frames), spec.n_fft))
-    for first in range(0, n_frames, BLOCK_FRAMES):
-        part = frames[first : min(first + BLOCK_FRAMES, n_frames)]
-        windowed = np.multiply(part, window, out=block[: len(part)])
-        spectrum = fft.rfft(windowed, axis=1, overwrite_x=True).astype(np.complex64)
-        power = spectrum.real**2 + spectrum.imag**2
-        for mel, bins, weights in bands:
-            np.matmul(power[:, bins], weights, out=out[first : first + len(part), mel])
+    # The products always have BLOCK_FRAMES rows: BLAS may round by the number of rows, and a frame's values must not
+    # depend on how many others came with it.
+    power = np.zeros((BLOCK_FRAMES, spec.n_fft // 2 + 1), np.float32)
+    mels = np.empty((BLOCK_FRAMES, spec.n_mels), np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):  # infinite power is for `quantise` to reject
+        for first in range(0, n_frames, BLOCK_FRAMES):
+            part = frames[first : min(first + BLOCK_FRAMES, n_frames)]
+            windowed = np.multiply(part, window, out=block[: len(part)])
+            spectrum = fft.rfft(windowed, axis=1, overwrite_x=True).astype(np.complex64)
+            np.add(spectrum.real**2, spectrum.imag**2, out=power[: len(part)])
+            for mel, bins, weights in bands:
+                np.matmul(power[:, bins], weights, out=mels[:, mel])
+            out[first : first + len(part)] = mels[: len(part)]
     out += np.float32(spec.log_offset)
     return np.log(out, out=out)
 

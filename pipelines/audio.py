@@ -49,6 +49,8 @@ REASONS = {
     "not-finite": "The samples include NaN or infinity.",
     "damaged": "The decoder gave up part of the way through.",
     "format-changes": "The sample rate changes part of the way through.",
+    "silent": "Every sample is zero, or the channels cancel each other out: there is no sound to learn from.",
+    "too-loud": "The samples go far beyond full scale; floating-point audio must be scaled to ±1.",
 }
 
 
@@ -58,7 +60,7 @@ class Rejected(Exception):
     Parameters
     ----------
     stage, reason : str
-        ``'probe'`` or ``'decode'``, and a key of `REASONS`.
+        ``'probe'``, ``'decode'`` or ``'features'``, and a key of `REASONS`.
     detail : str
         What was seen, for a log; may hold a decoder's own words.
     """

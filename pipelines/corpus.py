@@ -1,0 +1,228 @@
+"""The corpus: list its files, know their names, read its labels, have a file at hand.
+
+A uri is the absolute path, or the full URI in a bucket. A local name that is not UTF-8 becomes a percent-encoded
+``file://`` URI, since no table can hold it as it is.
+"""
+
+import contextlib
+import csv
+import io
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote_from_bytes, unquote_to_bytes
+
+from model.errors import InputError
+from pipelines.lake import file_system, storage_errors
+
+# Left out by name: what lies beside audio and never is. All else is listed, and the decoder judges by content.
+OTHER = frozenset(
+    ".cfg .csv .css .doc .docx .flo .gif .htm .html .ini .jpeg .jpg .js .json .jsonl .log .m3u .m3u8 .md .md5 .npy .npz "
+    ".parquet .pdf .pkl .png .ppt .py .rst .sfz .sh .sha1 .sha256 .svg .textgrid .tif .tiff .toml .tsv .txt .xls .xlsx "
+    ".xml .yaml .yml .zip .tar .gz .tgz .bz2 .xz .7z .rar".split()
+)
+
+LABEL_FILES = ("labels.csv", "labels.parquet")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A listed file.
+
+    Attributes
+    ----------
+    size, mtime_ns : int
+        Bytes and nanoseconds since 1970; -1 where the system would not say.
+    """
+
+    size: int
+    mtime_ns: int
+
+
+def corpus_root(audio: str) -> str:
+    """The uri of a corpus as given on the command line, checked.
+
+    Raises
+    ------
+    InputError
+        If there is no such folder.
+    """
+    if audio.startswith("file://"):
+        audio = os.fsdecode(unquote_to_bytes(audio.removeprefix("file://")))
+    if "://" in audio:
+        return audio.rstrip("/")
+    root = os.path.abspath(audio)
+    if not os.path.isdir(root):
+        what = "it is a file: name the folder that holds it" if os.path.exists(root) else "there is no such folder"
+        raise InputError(f"cannot read the corpus {audio}: {what}")
+    if not os.access(root, os.R_OK | os.X_OK):
+        raise InputError(f"cannot read the corpus {audio}: no permission")
+    return root
+
+
+def uri_of(path: bytes) -> str:
+    """The uri of a local path."""
+    try:
+        return path.decode()
+    except UnicodeDecodeError:
+        return "file://" + quote_from_bytes(path)
+
+
+def local_path(uri: str) -> bytes | None:
+    """The local path of a uri; None for one in a bucket."""
+    if uri.startswith("file://"):
+        return unquote_to_bytes(uri.removeprefix("file://"))
+    return None if "://" in uri else uri.encode()
+
+
+def _left_out(name: bytes) -> bool:
+    return name.startswith(b".") or os.path.splitext(name)[1].decode("ascii", "replace").lower() in OTHER
+
+
+def listing(root: str) -> Iterator[tuple[str, Entry] | None]:
+    """The files of a corpus; None for each that is left out by its name.
+
+    Follows links to folders, each real folder once, so a link to a folder above ends. Hidden names are left out.
+    A folder that may not be read is an entry of its own, with size -1, and ends as a rejection.
+    """
+    if "://" in root and not root.startswith("file://"):
+        yield from _remote_listing(root)
+        return
+    start = local_path(root)
+    assert start is not None
+    waiting, seen = [start], {os.path.realpath(start)}
+    while waiting:
+        folder = waiting.pop()
+        try:
+            with os.scandir(folder) as found:
+                entries = sorted(found, key=lambda entry: entry.name)
+        except OSError:
+            yield uri_of(folder), Entry(-1, -1)
+            continue
+        for entry in entries:
+            try:
+                is_folder = entry.is_dir()
+            except OSError:
+                is_folder = False
+            if is_folder:
+                real = os.path.realpath(entry.path)
+                if entry.name.startswith(b".") or real in seen:
+                    continue
+                # A linked folder may lie inside the corpus and come again under its own name: the own name wins.
+                if entry.is_symlink() and real.startswith(os.path.realpath(start) + b"/"):
+                    continue
+                seen.add(real)
+                waiting.append(entry.path)
+            elif _left_out(entry.name):
+                yield None
+            else:
+                try:
+                    info = entry.stat()
+                    yield uri_of(entry.path), Entry(info.st_size, info.st_mtime_ns)
+                except OSError:
+                    yield uri_of(entry.path), Entry(-1, -1)
+
+
+def _remote_listing(root: str) -> Iterator[tuple[str, Entry] | None]:
+    from pyarrow import fs
+
+    system, base = file_system(root)
+    prefix = root[: len(root) - len(base)] if root.endswith(base) else root.split("://")[0] + "://"
+    waiting = [base]
+    while waiting:
+        with storage_errors(prefix + waiting[-1]):
+            found = system.get_file_info(fs.FileSelector(waiting.pop()))
+        for info in sorted(found, key=lambda info: info.path):
+            if info.type == fs.FileType.Directory:
+                if not info.base_name.startswith("."):
+                    waiting.append(info.path)
+            elif _left_out(info.base_name.encode()):
+                yield None
+            else:
+                yield prefix + info.path, Entry(info.size or 0, info.mtime_ns or -1)
+
+
+@contextlib.contextmanager
+def at_hand(uri: str) -> Iterator[bytes | str]:
+    """A local path of a recording; one in a bucket is copied to a temporary file for the length of the block."""
+    path = local_path(uri)
+    if path is not None:
+        yield path
+        return
+    system, base = file_system(uri)
+    with tempfile.NamedTemporaryFile(prefix="soundlake-") as copy:
+        with system.open_input_stream(base) as source:
+            shutil.copyfileobj(source, copy, 4 << 20)
+        copy.flush()
+        yield copy.name
+
+
+def find_labels(root: str, labels: str | None) -> str | None:
+    """The label file of a corpus: the one named, else ``labels.csv`` or ``labels.parquet`` in its folder, else None.
+
+    Raises
+    ------
+    InputError
+        If the named file does not exist.
+    """
+    if labels is not None:
+        system, base = file_system(labels)
+        from pyarrow import fs
+
+        if system.get_file_info(base).type != fs.FileType.File:
+            raise InputError(f"cannot read the labels {labels}: there is no such file")
+        return labels
+    from pyarrow import fs
+
+    system, base = file_system(root)
+    for name in LABEL_FILES:
+        if system.get_file_info(f"{base}/{name}").type == fs.FileType.File:
+            return f"{root}/{name}"
+    return None
+
+
+def read_labels(labels: str, root: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Labels by uri.
+
+    Parameters
+    ----------
+    labels, root : str
+        A CSV or Parquet file with a column ``uri`` (absolute, or relative to the corpus) and optionally ``label`` and
+        ``group``; and the corpus.
+
+    Yields
+    ------
+    (str, dict)
+        The full uri, and its ``label`` and ``group`` (None where empty).
+
+    Raises
+    ------
+    InputError
+        If the file has no column ``uri``, or cannot be read as what its name says.
+    """
+    system, base = file_system(labels)
+    with storage_errors(labels), system.open_input_stream(base) as file:
+        data = bytes(file.read())
+    rows: list[dict[str, Any]]
+    if labels.endswith(".parquet"):
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        try:
+            rows = parquet.read_table(io.BytesIO(data)).to_pylist()
+        except pa.ArrowInvalid as error:
+            raise InputError(f"cannot read the labels {labels}: {error}") from error
+    else:
+        try:
+            rows = list(csv.DictReader(io.StringIO(data.decode("utf-8-sig"))))
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise InputError(f"cannot read the labels {labels}: not a CSV file in UTF-8 ({error})") from error
+    if rows and "uri" not in rows[0]:
+        raise InputError(f"the labels {labels} have no column `uri`; they have: {', '.join(map(str, rows[0]))}")
+    for values in rows:
+        uri = str(values["uri"] or "")
+        full = uri if uri.startswith("/") or "://" in uri else f"{root}/{uri.removeprefix('./')}"
+        yield full, {name: (str(values[name]) if values.get(name) else None) for name in ("label", "group")}

@@ -1,0 +1,264 @@
+"""The lake: where everything lies, on a disk or a bucket; whole writes only; a manifest of every run.
+
+A `Lake` is a root and nothing else, so that it travels to workers as it is. Names are relative to the root and use
+``/``. On a disk a file appears by rename, on an object store by a single put: a reader never sees half of one.
+"""
+
+import contextlib
+import errno
+import functools
+import json
+import os
+import secrets
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from typing import IO, Any
+
+from model.errors import InputError, TryLaterError
+
+FORMAT_VERSION = 1
+
+
+@contextlib.contextmanager
+def storage_errors(where: str) -> Iterator[None]:
+    """Turn what a file system says into one line and the right exit code.
+
+    Raises
+    ------
+    InputError
+        Missing, not a folder, read-only, or not permitted: the same call fails again.
+    TryLaterError
+        Full, or anything else that storage says.
+    """
+    try:
+        yield
+    except OSError as error:
+        said = error.strerror or str(error)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise TryLaterError(f"no space left for {where}: free some and run the same command again") from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EEXIST):
+            raise InputError(f"cannot use {where}: {said}") from error
+        raise TryLaterError(f"storage failed at {where}: {said}; run the same command again") from error
+
+
+@functools.lru_cache(maxsize=8)
+def file_system(root: str) -> tuple[Any, str]:
+    """The pyarrow file system of a path or URI, and the path inside it.
+
+    Raises
+    ------
+    InputError
+        If the scheme is unknown or its support is not installed.
+    """
+    from pyarrow import fs
+
+    if "://" not in root:
+        return fs.LocalFileSystem(), os.path.abspath(root)
+    try:
+        return fs.FileSystem.from_uri(root)
+    except (ValueError, NotImplementedError) as error:
+        raise InputError(f"cannot open {root}: {error}") from error
+
+
+@dataclass(frozen=True)
+class Lake:
+    """A directory or bucket prefix that holds features, models and tables.
+
+    Attributes
+    ----------
+    root : str
+        An absolute path, or a URI such as ``s3://bucket/lake``.
+    """
+
+    root: str
+
+    @classmethod
+    def at(cls, root: str) -> "Lake":
+        """The lake at `root`; a relative path is made absolute, ``file://`` is taken off."""
+        if root.startswith("file://"):
+            root = root.removeprefix("file://")
+        return cls(root.rstrip("/") if "://" in root else os.path.abspath(root))
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the lake is a folder that this machine mounts."""
+        return "://" not in self.root
+
+    def uri(self, name: str) -> str:
+        """The full path or URI of a name in the lake."""
+        return f"{self.root}/{name}"
+
+    # Names. A new kind of thing in the lake gets its line here, and nowhere else.
+
+    @staticmethod
+    def spec(spec_id: str) -> str:
+        """Folder of a spec's features."""
+        return f"features/{spec_id}"
+
+    @staticmethod
+    def shard(spec_id: str, bundle: str) -> str:
+        """A bundle's TFRecord file."""
+        return f"features/{spec_id}/shards/{bundle}.tfrecord"
+
+    @staticmethod
+    def outcome(spec_id: str, bundle: str) -> str:
+        """What became of a bundle's segments; its presence means that the bundle is done."""
+        return f"features/{spec_id}/outcomes/{bundle}.parquet"
+
+    def ledger_uri(self, spec_id: str) -> str:
+        """The ledger's Lance dataset."""
+        return self.uri(f"features/{spec_id}/ledger.lance")
+
+    def table_uri(self, model_id: str) -> str:
+        """The Lance table of a model's embeddings."""
+        return self.uri(f"tables/{model_id}.lance")
+
+    # Files.
+
+    def read(self, name: str) -> bytes:
+        """A whole small file; ``FileNotFoundError`` if there is none."""
+        system, base = file_system(self.root)
+        with system.open_input_stream(f"{base}/{name}") as file:
+            return bytes(file.read())
+
+    def open(self, name: str) -> IO[bytes]:
+        """A file to read from, seekable."""
+        if self.is_local:
+            return open(self.uri(name), "rb")
+        system, base = file_system(self.root)
+        return system.open_input_file(f"{base}/{name}")  # type: ignore[no-any-return]
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file whole, or not at all."""
+        with self.create(name) as file:
+            file.write(data)
+
+    @contextlib.contextmanager
+    def create(self, name: str) -> Iterator[IO[bytes]]:
+        """A file to write, seekable and not yet visible; it appears whole when the block ends without an exception."""
+        with storage_errors(self.uri(name)):
+            if self.is_local:
+                target = self.uri(name)
+                folder = os.path.dirname(target)
+                os.makedirs(folder, exist_ok=True)
+                # Not a suffix of the name: a bundle's name may already be as long as names may be.
+                handle, part = tempfile.mkstemp(prefix=".part-", dir=folder)
+                try:
+                    with os.fdopen(handle, "w+b") as file:
+                        yield file
+                        file.flush()
+                        os.fsync(file.fileno())
+                    os.chmod(part, 0o644)
+                    os.replace(part, target)
+                except BaseException:
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(part)
+                    raise
+                return
+            with tempfile.TemporaryFile() as spool:
+                yield spool
+                spool.seek(0)
+                system, base = file_system(self.root)
+                with system.open_output_stream(f"{base}/{name}") as out:
+                    while block := spool.read(8 << 20):
+                        out.write(block)
+
+    def exists(self, name: str) -> bool:
+        """Whether a file or folder of this name is there."""
+        from pyarrow import fs
+
+        system, base = file_system(self.root)
+        return bool(system.get_file_info(f"{base}/{name}").type != fs.FileType.NotFound)
+
+    def names(self, folder: str) -> list[str]:
+        """Sorted base names in a folder, without those still being written; empty if there is no such folder."""
+        from pyarrow import fs
+
+        system, base = file_system(self.root)
+        found = system.get_file_info(fs.FileSelector(f"{base}/{folder}", allow_not_found=True))
+        return sorted(info.base_name for info in found if not info.base_name.startswith("."))
+
+    # The lake itself.
+
+    def initialise(self) -> None:
+        """Make the lake if there is none.
+
+        Raises
+        ------
+        InputError
+            If the place cannot be written, holds other things, or is a lake of a newer format.
+        """
+        with storage_errors(self.uri("lake.json")):
+            if not self.exists("lake.json"):
+                strangers = [name for name in self.names("") if name not in ("features", "models", "tables", "runs")]
+                if strangers:
+                    raise InputError(
+                        f"{self.root} is not a lake and holds other things ({strangers[0]!r}): name a new or empty folder"
+                    )
+                self.write("lake.json", json.dumps({"format_version": FORMAT_VERSION}).encode() + b"\n")
+        self.check()
+
+    def check(self) -> None:
+        """Raise `InputError` unless this is a lake that this version reads."""
+        try:
+            with storage_errors(self.uri("lake.json")):
+                version = json.loads(self.read("lake.json"))["format_version"]
+        except InputError as error:
+            raise InputError(f"there is no lake at {self.root}: make one with `soundlake run AUDIO --lake …`") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{self.uri('lake.json')} is damaged: {error}") from error
+        if version != FORMAT_VERSION:
+            raise InputError(f"the lake {self.root} has format {version}, this soundlake reads {FORMAT_VERSION}: update it")
+
+
+@dataclass
+class Run:
+    """One execution of a command: an id, and the manifest that it leaves."""
+
+    lake: Lake
+    run_id: str
+    manifest: dict[str, Any]
+
+    @property
+    def folder(self) -> str:
+        """Folder of the lake for what the run leaves beside its manifest."""
+        return f"runs/{self.run_id}"
+
+
+def versions() -> dict[str, str]:
+    """Versions of soundlake and of what its results depend on."""
+    names = ("soundlake", "apache-beam", "keras", "tensorflow", "numpy", "librosa", "soundfile", "soxr", "av", "pylance")
+    found = {}
+    for name in names:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+@contextlib.contextmanager
+def run_manifest(lake: Lake, command: str, settings: dict[str, Any]) -> Iterator[Run]:
+    """Record a command: ``runs/RUN_ID.json`` is written when it ends, however it ends, traceback included."""
+    started = datetime.now(UTC)
+    clock = time.monotonic()
+    run_id = f"{started:%Y%m%dT%H%M%SZ}-{command}-{secrets.token_hex(3)}"
+    run = Run(lake, run_id, {"run_id": run_id, "command": command, "settings": settings, "versions": versions()})
+    run.manifest |= {"started": started.isoformat(timespec="seconds"), "result": "failed"}
+    try:
+        yield run
+        run.manifest["result"] = "done"
+    except KeyboardInterrupt:
+        run.manifest["result"] = "interrupted"
+        raise
+    except BaseException as error:
+        run.manifest |= {"error": str(error), "traceback": traceback.format_exc()}
+        raise
+    finally:
+        run.manifest["seconds"] = round(time.monotonic() - clock, 3)
+        # A full disk must not hide the error that it caused.
+        with contextlib.suppress(OSError, InputError, TryLaterError):
+            lake.write(f"runs/{run_id}.json", json.dumps(run.manifest, indent=1, sort_keys=True).encode() + b"\n")

@@ -1,0 +1,123 @@
+"""The plan: what is new, changed or known, and how the new is cut into segments and packed into bundles.
+
+Pure functions. A plan depends on the set of new recordings alone: not on the order of a listing, on workers or time.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from model.features import FeatureSpec
+from pipelines.audio import Probe
+from pipelines.corpus import Entry
+from pipelines.ledger import Row
+
+# Windows of a segment, where a recording can be cut: a long one spreads over workers.
+SEGMENT_WINDOWS = 512
+# Windows of a bundle: 128 MB a shard at 128 x 128, and small enough that a killed run loses little.
+MAX_BUNDLE_WINDOWS = 4096
+MIN_BUNDLE_WINDOWS = 128
+# Bundles of a bucket. Packing runs bucket by bucket: many in each keep the last, part-filled one rare.
+BUNDLES_A_BUCKET = 16
+
+# A rejection for one of these says something about the machine, not about the bytes: the next run tries again.
+TRANSIENT = frozenset({"missing", "no-permission", "unreadable"})
+
+
+@dataclass(frozen=True, order=True)
+class Segment:
+    """A stretch of whole windows of one recording.
+
+    Attributes
+    ----------
+    recording_id : str
+    first : int
+        Its first window.
+    count : int or None
+        Windows; None for all to the end, whatever the header claims.
+    windows : int
+        Windows expected by the header's length: weight for packing only.
+    """
+
+    recording_id: str
+    first: int
+    count: int | None
+    windows: int
+
+    def key(self) -> tuple[str, int, int]:
+        """What the name of a bundle is made of."""
+        return self.recording_id, self.first, -1 if self.count is None else self.count
+
+
+def is_known(entry: Entry, row: Row) -> bool:
+    """Whether a ledger row still tells about a listed file: same size and time of change, and no passing trouble."""
+    same = row["size"] == entry.size and row["mtime_ns"] == entry.mtime_ns and entry.size >= 0
+    return same and row["reason"] not in TRANSIENT
+
+
+def claimed_windows(probe: Probe, size: int, spec: FeatureSpec) -> int:
+    """Windows of a recording by its header; where that says nothing, by its size at 128 kbit/s. At least 1."""
+    seconds = probe.claimed_frames / probe.sample_rate if probe.claimed_frames else size / 16_000
+    return max(1, spec.n_windows(math.ceil(seconds * spec.sample_rate)))
+
+
+def segments(recording_id: str, probe: Probe, size: int, spec: FeatureSpec) -> Iterator[Segment]:
+    """Cut a recording into segments.
+
+    Only what seeks to the exact sample is cut: to begin in the middle of anything else means to decode all before it.
+    The last segment is open: it ends where the sound does.
+    """
+    windows = claimed_windows(probe, size, spec)
+    # A header may claim years: what cannot be in so many bytes (8 bits a sample, 1:16 packed) is not believed.
+    believable = windows <= claimed_windows_limit(probe, size, spec)
+    if not probe.seekable or not probe.claimed_frames or not believable:
+        yield Segment(recording_id, 0, None, windows if believable else 1)
+        return
+    for first in range(0, windows, SEGMENT_WINDOWS):
+        last = first + SEGMENT_WINDOWS >= windows
+        yield Segment(recording_id, first, None if last else SEGMENT_WINDOWS, min(SEGMENT_WINDOWS, windows - first))
+
+
+def claimed_windows_limit(probe: Probe, size: int, spec: FeatureSpec) -> int:
+    """Windows that `size` bytes could hold at 16 samples a byte and channel; FLAC of silence packs far more."""
+    samples = 8192 * size if probe.container == "FLAC" else 16 * size
+    return max(1, spec.n_windows(math.ceil(samples / probe.sample_rate * spec.sample_rate)))
+
+
+def bundle_windows(total: int) -> int:
+    """Windows a bundle may hold when `total` windows are new: about 32 bundles, within the limits."""
+    return min(MAX_BUNDLE_WINDOWS, max(MIN_BUNDLE_WINDOWS, math.ceil(total / 32)))
+
+
+def bucket_of(recording_id: str, total: int) -> int:
+    """The bucket of a recording when `total` windows are new: its digest's place among the buckets."""
+    buckets = max(1, math.ceil(total / (bundle_windows(total) * BUNDLES_A_BUCKET)))
+    return int(recording_id[:16], 16) * buckets >> 64
+
+
+def pack(found: Iterable[Segment], total: int) -> Iterator[tuple[Segment, ...]]:
+    """Pack the segments of a bucket into bundles, in order of recording and place.
+
+    A segment longer than a bundle has one of its own.
+    """
+    limit = bundle_windows(total)
+    held: list[Segment] = []
+    filled = 0
+    for segment in sorted(found, key=Segment.key):
+        if held and filled + segment.windows > limit:
+            yield tuple(held)
+            held, filled = [], 0
+        held.append(segment)
+        filled += segment.windows
+    if held:
+        yield tuple(held)
+
+
+def bundle_id(spec: FeatureSpec, packed: Iterable[Segment]) -> str:
+    """The name of a bundle: digest of the spec and of its segments, never of when or where."""
+    text = json.dumps([spec.spec_id, *(segment.key() for segment in packed)], separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+

@@ -1,0 +1,105 @@
+"""A segment of a recording as quantised windows, in bounded memory, the same whether or not the recording was cut."""
+
+import os
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from model.features import BLOCK_FRAMES, FeatureSpec, log_mel, quantise
+from pipelines.audio import Probe, Rejected, resampled
+
+# Frames computed at a time: whole blocks of `log_mel`, counted from the recording's first frame.
+CHUNK_FRAMES = 8 * BLOCK_FRAMES
+
+
+class SegmentWindows:
+    """Iterate over a segment's windows: ``(window, valid_frames, values)``.
+
+    `values` is uint16, shape (window_frames, n_mels); frames beyond `valid_frames` are padding, digital silence.
+    Frames are computed in blocks that lie on one grid for the whole recording, so that a window comes out bit for bit
+    the same from any segment.
+
+    Parameters
+    ----------
+    path, probe : str, bytes or os.PathLike, Probe
+        The file, and what `pipelines.audio.probe` said of it.
+    spec : FeatureSpec
+    first, count : int, int or None
+        First window, and how many; None for all to the end of the sound.
+
+    Attributes
+    ----------
+    samples : int
+        After the last window: samples at the spec's rate from the recording's start to where reading stopped.
+
+    Raises
+    ------
+    Rejected
+        While iterating: what decoding raises, and ``too-loud`` with stage ``'features'``.
+    """
+
+    def __init__(
+        self,
+        path: str | bytes | os.PathLike[str],
+        probe: Probe,
+        spec: FeatureSpec,
+        *,
+        first: int = 0,
+        count: int | None = None,
+    ) -> None:
+        self._path, self._probe, self._spec = os.fsdecode(path), probe, spec
+        self._first, self._count = first, count
+        self.samples = 0
+
+    def _frames(self) -> Iterator[npt.NDArray[np.uint16]]:
+        """Quantised frames from the block that holds the first one, chunk by chunk, to the end of segment or sound."""
+        spec = self._spec
+        hop, half = spec.hop_length, spec.n_fft // 2
+        at = self._first * spec.window_step // BLOCK_FRAMES * BLOCK_FRAMES
+        end = None
+        if self._count is not None:
+            end = (self._first + self._count - 1) * spec.window_step + spec.window_frames
+        start = max(0, at * hop - half)
+        stop = None if end is None else (end - 1) * hop - half + spec.n_fft
+        held = np.zeros(max(0, half - at * hop), np.float32)
+        self.samples = start
+        for block in resampled(self._path, self._probe, spec.sample_rate, start=start, stop=stop):
+            self.samples += len(block)
+            held = np.concatenate([held, block])
+            while len(held) >= (CHUNK_FRAMES - 1) * hop + spec.n_fft:
+                yield self._quantised(held[: (CHUNK_FRAMES - 1) * hop + spec.n_fft], at)
+                held, at = held[CHUNK_FRAMES * hop :], at + CHUNK_FRAMES
+        # Fewer samples than asked for, or none asked: this is where the sound ends.
+        total = spec.n_frames(self.samples)
+        last = total if end is None else min(end, total)
+        if last > at:
+            length = (last - at - 1) * hop + spec.n_fft
+            yield self._quantised(np.pad(held, (0, max(0, length - len(held))))[:length], at)
+
+    def _quantised(self, samples: npt.NDArray[np.float32], at: int) -> npt.NDArray[np.uint16]:
+        try:
+            return quantise(log_mel(samples, self._spec, centred=False), self._spec)
+        except ValueError as error:
+            second = at * self._spec.hop_length / self._spec.sample_rate
+            raise Rejected("features", "too-loud", detail=f"after {second:.3f} s: {error}") from error
+
+    def __iter__(self) -> Iterator[tuple[int, int, npt.NDArray[np.uint16]]]:
+        spec = self._spec
+        size, step = spec.window_frames, spec.window_step
+        window = self._first
+        base = window * step // BLOCK_FRAMES * BLOCK_FRAMES
+        held = np.empty((0, spec.n_mels), np.uint16)
+        stop = None if self._count is None else self._first + self._count
+        for frames in self._frames():
+            held = np.concatenate([held, frames])
+            while base + len(held) >= window * step + size and (stop is None or window < stop):
+                yield window, size, held[window * step - base : window * step - base + size]
+                window += 1
+            keep = min(len(held), window * step - base)
+            held, base = held[keep:], base + keep
+        total = base + len(held)
+        while (stop is None or window < stop) and total > max(0, (window - 1) * step + size if window else 0):
+            part = held[window * step - base :]
+            yield window, len(part), np.pad(part, ((0, size - len(part)), (0, 0)))
+            window += 1
