@@ -133,37 +133,25 @@ def summary(dataset: Any) -> dict[str, Any]:
     dict
         ``listed`` = ``done`` + ``rejected`` counts uris; ``recordings``, ``hours`` and ``windows`` count content once.
     """
+    import pyarrow.compute as pc
+
     columns = ["uri", "recording_id", "status", "reason", "detail", "duration_s", "windows", "silent_windows", "bundles"]
-    counts = {DONE: 0, REJECTED: 0}
-    reasons: dict[str, dict[str, Any]] = {}
-    seen: set[str] = set()
-    bundles: set[str] = set()
-    seconds, windows, silent = 0.0, 0, 0
-    for batch in dataset.to_batches(columns=columns):
-        for r in batch.to_pylist():
-            if r["status"] not in counts:
-                continue
-            counts[r["status"]] += 1
-            if r["status"] == REJECTED:
-                entry = reasons.setdefault(r["reason"], {"count": 0, "example": r["uri"], "detail": r["detail"]})
-                entry["count"] += 1
-                if r["uri"] < entry["example"]:
-                    entry |= {"example": r["uri"], "detail": r["detail"]}
-            elif r["recording_id"] not in seen:
-                seen.add(r["recording_id"])
-                seconds += r["duration_s"]
-                windows += r["windows"]
-                silent += r["silent_windows"]
-                bundles |= set(r["bundles"])
+    rows = dataset.to_table(columns=columns, filter=f"status IN ('{DONE}', '{REJECTED}')")
+    done = rows.filter(pc.equal(rows["status"], DONE))
+    rejected = rows.filter(pc.equal(rows["status"], REJECTED)).sort_by("uri")
+    once = done.group_by("recording_id").aggregate([(c, "max") for c in ("duration_s", "windows", "silent_windows")])
+    reasons = {}
+    for r in rejected.group_by("reason", use_threads=False).aggregate([("uri", "count"), ("uri", "first"), ("detail", "first")]).to_pylist():
+        reasons[r["reason"]] = {"count": r["uri_count"], "example": r["uri_first"], "detail": r["detail_first"]}
     return {
-        "listed": counts[DONE] + counts[REJECTED],
-        "done": counts[DONE],
-        "rejected": counts[REJECTED],
-        "recordings": len(seen),
-        "hours": seconds / 3600,
-        "windows": windows,
-        "silent_windows": silent,
-        "shards": len(bundles),
+        "listed": len(rows),
+        "done": len(done),
+        "rejected": len(rejected),
+        "recordings": len(once),
+        "hours": (pc.sum(once["duration_s_max"]).as_py() or 0.0) / 3600,
+        "windows": pc.sum(once["windows_max"]).as_py() or 0,
+        "silent_windows": pc.sum(once["silent_windows_max"]).as_py() or 0,
+        "shards": pc.count_distinct(pc.list_flatten(done["bundles"])).as_py(),
         "rejects": dict(sorted(reasons.items(), key=lambda item: (-item[1]["count"], item[0]))),
     }
 

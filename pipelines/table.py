@@ -1,0 +1,267 @@
+"""The table: one row a window, in Lance; its schema, its one commit a run, its index, what comes out of it."""
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from model.errors import InputError
+from pipelines.lake import Lake
+
+# Below this an exact scan takes milliseconds; an index would cost more than it gives.
+INDEX_ROWS = 65_536
+RECALL_QUERIES, RECALL_K = 100, 10
+
+_KEY = {b"lance-schema:unenforced-primary-key": b"true"}
+
+
+def schema(latent_dim: int) -> pa.Schema:
+    """Columns of a table whose embeddings have `latent_dim` numbers."""
+    return pa.schema(
+        [
+            pa.field("id", pa.string(), nullable=False, metadata=_KEY),  # recording_id:window
+            pa.field("recording_id", pa.string(), nullable=False),
+            pa.field("window", pa.int32(), nullable=False),
+            pa.field("uri", pa.string(), nullable=False),
+            pa.field("label", pa.string()),
+            pa.field("group", pa.string()),
+            pa.field("start_s", pa.float64(), nullable=False),  # seconds from the recording's start
+            pa.field("end_s", pa.float64(), nullable=False),
+            pa.field("embedding", pa.list_(pa.float32(), latent_dim), nullable=False),  # posterior mean
+            pa.field("posterior_std", pa.float32(), nullable=False),  # mean over the latent dimensions
+            pa.field("reconstruction_error", pa.float32(), nullable=False),  # mean square, of unit variance
+            pa.field("bundle", pa.string(), nullable=False),
+            pa.field("record_offset", pa.int64(), nullable=False),  # byte of its record in the shard
+        ]
+    )
+
+
+def open_table(lake: Lake, model_id: str, version: int | None = None) -> Any:
+    """The table as a Lance dataset, at a version or the newest; None if nothing was encoded yet."""
+    import lance
+
+    if not lake.exists(f"tables/{model_id}.lance/_versions"):
+        return None
+    return lance.dataset(lake.table_uri(model_id), version=version)
+
+
+def need_table(lake: Lake, model_id: str) -> Any:
+    """`open_table`, or `InputError` if there is none."""
+    found = open_table(lake, model_id)
+    if found is None:
+        raise InputError(f"model {model_id} has no table yet: soundlake encode --lake {lake.root}")
+    return found
+
+
+def write_fragments(lake: Lake, model_id: str, rows: pa.Table) -> list[str]:
+    """Write rows where no reader sees them; return the fragments as JSON for `commit`. Runs on workers."""
+    import lance
+
+    fragments = lance.fragment.write_fragments(rows, lake.table_uri(model_id), schema=rows.schema, mode="append")
+    return [json.dumps(fragment.to_json()) for fragment in fragments]
+
+
+def create(lake: Lake, model_id: str, latent_dim: int) -> Any:
+    """The table, made empty if there is none: fragments need a place to go."""
+    import lance
+
+    found = open_table(lake, model_id)
+    if found is None:
+        columns = schema(latent_dim)
+        found = lance.write_dataset(columns.empty_table(), lake.table_uri(model_id), schema=columns)
+    return found
+
+
+def _in_list(column: str, values: Sequence[str]) -> str:
+    """An SQL filter for a list of identifiers.
+
+    Raises
+    ------
+    ValueError
+        If one is no identifier: filters are text, and nothing that needs quoting may get in.
+    """
+    for value in values:
+        if not value.replace(":", "").isalnum():
+            raise ValueError(f"not an identifier: {value!r}")
+    return f"{column} IN ({', '.join(repr(value) for value in values)})"
+
+
+def rows_of(dataset: Any, column: str, values: Sequence[str], columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """Rows whose `column` (``id`` or ``recording_id``) is one of `values`."""
+    for first in range(0, len(values), 1000):
+        chunk = values[first : first + 1000]
+        yield from dataset.to_batches(columns=columns, filter=_in_list(column, chunk))
+
+
+def commit(dataset: Any, fragments: Iterable[str], stale: Sequence[str]) -> int:
+    """One commit: rows of `stale` recordings leave, fragments come in; return the new version.
+
+    Parameters
+    ----------
+    dataset : lance.LanceDataset
+        The table at the version that the run was planned from.
+    fragments : iterable of str
+        From `write_fragments`.
+    stale : sequence of str
+        recording_ids whose rows leave.
+    """
+    import lance
+    from lance.fragment import FragmentMetadata
+
+    new = [FragmentMetadata.from_json(text) for text in fragments]
+    updated, removed = [], []
+    if stale:
+        predicate = _in_list("recording_id", stale)
+        for fragment in dataset.get_fragments():
+            if fragment.count_rows(filter=predicate):
+                kept = fragment.delete(predicate)  # writes a deletion file; nothing is visible before the commit
+                removed.append(fragment.fragment_id) if kept is None else updated.append(kept)
+    operation: Any = lance.LanceOperation.Append(new)
+    if stale:
+        operation = lance.LanceOperation.Update(
+            removed_fragment_ids=removed, updated_fragments=updated, new_fragments=new
+        )
+    return int(lance.LanceDataset.commit(dataset.uri, operation, read_version=dataset.version).version)
+
+
+def index(dataset: Any) -> dict[str, Any]:
+    """Index the embeddings if there are enough, or fold new rows into the index; measure what it finds.
+
+    Returns
+    -------
+    dict
+        ``kind`` (``"exact"`` or ``"IVF_FLAT"``), ``rows``, and for an index ``recall``: the share of the ten true
+        nearest windows that a query finds, over 100 rows of the table.
+    """
+    rows = dataset.count_rows()
+    if rows < INDEX_ROWS:
+        return {"kind": "exact", "rows": rows}
+    if any(found["name"] == "embedding_idx" for found in dataset.list_indices()):
+        dataset.optimize.optimize_indices()
+    else:
+        dataset.create_index(
+            "embedding", "IVF_FLAT", name="embedding_idx", metric="l2", num_partitions=round(math.sqrt(rows))
+        )
+    return {"kind": "IVF_FLAT", "rows": rows, "recall": recall(dataset)}
+
+
+def nearest(
+    dataset: Any, vector: Any, *, k: int, where: str | None, columns: list[str], exact: bool = False
+) -> list[dict[str, Any]]:
+    """The `k` rows whose embeddings are nearest, by L2; a filter is applied before, not after.
+
+    Raises
+    ------
+    InputError
+        If the filter is not one that the table understands.
+    """
+    query = {"column": "embedding", "q": vector, "k": k, "metric": "l2", "nprobes": 16}
+    if exact:
+        query["use_index"] = False
+    try:
+        found = dataset.to_table(
+            columns=[*columns, "_distance"], nearest=query, filter=where or None, prefilter=where is not None
+        )
+    except (ValueError, OSError) as error:
+        raise filter_error(dataset, where, error) from error
+    return list(found.to_pylist())
+
+
+def filter_error(dataset: Any, where: str | None, error: Exception) -> Exception:
+    """`InputError` for a filter that the table does not understand; the error itself if there was no filter."""
+    if where is None:
+        return error
+    said = str(error).split("\n")[0].split(", /")[0].split(", rust/")[0]
+    names = ", ".join(name for name in dataset.schema.names if name not in ("embedding", "bundle", "record_offset"))
+    return InputError(f"cannot use the filter {where!r}: {said}. Columns: {names}")
+
+
+def recall(dataset: Any) -> float:
+    """Share of the true nearest windows that the index finds, for rows spread over the table."""
+    rows = dataset.count_rows()
+    picked = [int(i * rows / RECALL_QUERIES) for i in range(RECALL_QUERIES)]
+    hits = 0
+    for vector in dataset.take(picked, columns=["embedding"])["embedding"].to_pylist():
+        true, found = (
+            {r["id"] for r in nearest(dataset, vector, k=RECALL_K, where=None, columns=["id"], exact=exact)}
+            for exact in (True, False)
+        )
+        hits += len(true & found)
+    return hits / (RECALL_QUERIES * RECALL_K)
+
+
+EXPORTED = ["uri", "recording_id", "window", "start_s", "end_s", "label", "group", "posterior_std"]
+EXPORTED += ["reconstruction_error", "embedding"]
+
+
+def export(dataset: Any, target: str, *, where: str | None = None) -> int:
+    """Write the table to a Parquet, CSV or NPZ file, block by block where the format allows; return the rows.
+
+    Parameters
+    ----------
+    dataset : lance.LanceDataset
+    target : str
+        Local path; its ending says which. A CSV has one column a latent dimension; an NPZ holds ``embedding``
+        (rows, latent_dim) float32 and one array a column.
+    where : str or None
+        SQL filter.
+
+    Raises
+    ------
+    InputError
+        If the ending is unknown or the filter wrong.
+    """
+    import os
+
+    kind = os.path.splitext(target)[1].lower()
+    if kind not in (".parquet", ".csv", ".npz"):
+        raise InputError(f"cannot export to {target}: the name must end in .parquet, .csv or .npz")
+    part = f"{target}.part"
+    try:
+        count = _write_export(dataset, part, kind, where)
+    except (ValueError, OSError) as error:
+        if os.path.exists(part):
+            os.unlink(part)
+        if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
+            raise InputError(f"cannot write {target}: {error.strerror}") from error
+        raise filter_error(dataset, where, error) from error
+    os.replace(part, target)
+    return count
+
+
+def _write_export(dataset: Any, part: str, kind: str, where: str | None) -> int:
+    import numpy as np
+    from pyarrow import csv, parquet
+
+    if kind == ".npz":
+        found = dataset.to_table(columns=EXPORTED, filter=where)
+        arrays = {name: found[name].to_numpy(zero_copy_only=False) for name in EXPORTED[:-1]}
+        # Text as fixed-width Unicode: an object array would need pickle to be read back.
+        arrays = {n: a.astype(str) if a.dtype == object else a for n, a in arrays.items()}
+        vectors = found["embedding"].combine_chunks()
+        arrays["embedding"] = np.asarray(vectors.flatten()).reshape(len(found), -1)
+        with open(part, "wb") as file:
+            np.savez(file, **arrays)
+        return len(found)
+    count = 0
+    writer: Any = None
+    width = dataset.schema.field("embedding").type.list_size
+    try:
+        for batch in dataset.to_batches(columns=EXPORTED, filter=where):
+            if kind == ".csv":
+                flat = batch.column("embedding").flatten().to_numpy().reshape(-1, width)
+                columns = [batch.column(name) for name in EXPORTED[:-1]] + [pa.array(c) for c in flat.T]
+                batch = pa.RecordBatch.from_arrays(columns, [*EXPORTED[:-1], *(f"z{i}" for i in range(width))])
+            if writer is None:
+                opener = csv.CSVWriter if kind == ".csv" else parquet.ParquetWriter
+                writer = opener(part, batch.schema)
+            writer.write_batch(batch)
+            count += len(batch)
+    finally:
+        if writer is not None:
+            writer.close()
+    if writer is None:
+        raise InputError("nothing to export: no row of the table passes the filter")
+    return count
