@@ -90,7 +90,7 @@ class LoadedModel:
         spec = self.model.spec
         features = dequantise(np.stack([window.record.values for window in batch]), spec)
         mean, log_variance = self.encoder.encode(features)
-        normalised, _ = self.decoder.decode(mean)
+        normalised = self.decoder.decode(mean)
         squares = np.square(self.model.normalise(features) - normalised).mean(axis=2)
         rows = []
         for i, window in enumerate(batch):

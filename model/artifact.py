@@ -1,0 +1,267 @@
+"""The model directory: written once, read and verified by digest, with ONNX copies that need no TensorFlow.
+
+MODEL_ID/ holds weights.weights.h5, encoder.onnx (log-mel in nats → posterior mean and log-variance), decoder.onnx
+(latent → normalised log-mel), report.html, logs/ and checkpoints/; model.json comes last and names every digest.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import ValidationError
+
+from model.errors import InputError
+from model.features import FeatureSpec
+
+FORMAT_VERSION = 1
+MANIFEST, WEIGHTS, ENCODER, DECODER, REPORT = (
+    "model.json",
+    "weights.weights.h5",
+    "encoder.onnx",
+    "decoder.onnx",
+    "report.html",
+)
+# Largest difference of the ONNX copies from the Keras model, relative to the largest value.
+PARITY = 1e-4
+
+Array = npt.NDArray[np.float32]
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON whole, or not at all."""
+    handle, part = tempfile.mkstemp(prefix=".part-", dir=path.parent)
+    with os.fdopen(handle, "w") as file:
+        json.dump(value, file, indent=1, sort_keys=True)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.chmod(part, 0o644)
+    os.replace(part, path)
+
+
+def model_id(identity: Mapping[str, Any]) -> str:
+    """First 16 hexadecimal digits of the SHA-256 of what a model is made from, as canonical JSON."""
+    text = json.dumps({"format_version": FORMAT_VERSION, **identity}, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclass(frozen=True)
+class _Session:
+    """An ONNX Runtime session with one input; picklable sessions there are none, so each process opens its own."""
+
+    path: Path
+    threads: int
+
+    @cached_property
+    def _session(self) -> Any:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = self.threads
+        options.log_severity_level = 3
+        return onnxruntime.InferenceSession(str(self.path), options, providers=["CPUExecutionProvider"])
+
+    def run(self, values: Array) -> list[Array]:
+        name = self._session.get_inputs()[0].name
+        return list(self._session.run(None, {name: np.ascontiguousarray(values, np.float32)}))
+
+
+class Encoder(_Session):
+    """The encoder of a model, by ONNX Runtime."""
+
+    def encode(self, windows: Array) -> tuple[Array, Array]:
+        """Posterior of windows.
+
+        Parameters
+        ----------
+        windows : ndarray of float32, shape (n, window_frames, n_mels)
+            Log-mel, nats.
+
+        Returns
+        -------
+        (ndarray, ndarray), float32, each shape (n, latent_dim)
+            Mean and log-variance; a window's numbers do not depend on the others of the batch.
+        """
+        mean, log_variance = self.run(windows)
+        return mean, log_variance
+
+
+class Decoder(_Session):
+    """The decoder of a model, by ONNX Runtime."""
+
+    def decode(self, latent: Array) -> Array:
+        """Latent (n, latent_dim) → normalised log-mel (n, window_frames, n_mels), float32."""
+        return self.run(latent)[0]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model directory, verified.
+
+    Attributes
+    ----------
+    directory : Path
+    model_id : str
+    spec : FeatureSpec
+    settings, metrics, manifest : dict
+        Resolved settings of the training, what it measured, and all of model.json.
+    mean, std : ndarray of float32, shape (n_mels,)
+        Of the training split, nats.
+    """
+
+    directory: Path
+    model_id: str
+    spec: FeatureSpec
+    settings: dict[str, Any]
+    metrics: dict[str, Any]
+    manifest: dict[str, Any]
+    mean: Array
+    std: Array
+
+    def encoder(self, *, threads: int = 1) -> Encoder:
+        """The encoder; one thread, since workers come many to a machine."""
+        return Encoder(self.directory / ENCODER, threads)
+
+    def decoder(self, *, threads: int = 1) -> Decoder:
+        """The decoder."""
+        return Decoder(self.directory / DECODER, threads)
+
+    def normalise(self, features: Array) -> Array:
+        """Log-mel in nats, (…, n_mels) → zero mean and unit variance a band over the training split."""
+        return (features - self.mean) / self.std
+
+    def denormalise(self, features: Array) -> Array:
+        """The inverse of `normalise`."""
+        return features * self.std + self.mean
+
+
+def load(directory: str | Path) -> Model:
+    """Read a model directory; imports no TensorFlow.
+
+    Raises
+    ------
+    InputError
+        If there is no finished model, or a file is not what model.json says.
+    """
+    directory = Path(directory)
+    try:
+        manifest = json.loads((directory / MANIFEST).read_text())
+        if manifest["format_version"] != FORMAT_VERSION:
+            raise InputError(f"{directory} has model format {manifest['format_version']}: this soundlake reads another")
+        for name, digest in manifest["files"].items():
+            if Path(name).name != name:
+                raise InputError(f"{directory / MANIFEST} names a file outside its folder: {name!r}")
+            if _digest(directory / name) != digest:
+                raise InputError(f"{directory / name} is not the file that was trained: train again, or restore it")
+        return Model(
+            directory=directory,
+            model_id=manifest["model_id"],
+            spec=FeatureSpec.model_validate(manifest["spec"]),
+            settings=manifest["settings"],
+            metrics=manifest["metrics"],
+            manifest=manifest,
+            mean=np.asarray(manifest["normalisation"]["mean"], np.float32),
+            std=np.asarray(manifest["normalisation"]["std"], np.float32),
+        )
+    except FileNotFoundError as error:
+        raise InputError(f"no finished model in {directory}: {Path(error.filename or '').name} is missing") from error
+    except (KeyError, TypeError, ValidationError, json.JSONDecodeError) as error:
+        raise InputError(f"{directory / MANIFEST} is damaged: {error}") from error
+
+
+def export(vae: Any, directory: Path, *, mean: Array, std: Array, examples: Array) -> float:
+    """Write weights and ONNX copies of a trained VAE, and prove that they agree.
+
+    Parameters
+    ----------
+    vae : model.vae.VAE
+    directory : Path
+    mean, std : ndarray of float32, shape (n_mels,)
+    examples : ndarray of float32, shape (n, window_frames, n_mels)
+        Log-mel, nats, to compare on.
+
+    Returns
+    -------
+    float
+        Largest relative difference found.
+
+    Raises
+    ------
+    RuntimeError
+        If it is above `PARITY`.
+    """
+    import keras
+    from keras import ops
+
+    vae.save_weights(directory / WEIGHTS)
+    raw = keras.Input((vae.config.n_frames, vae.config.n_mels), name="log_mel")
+    encoder = keras.Model(raw, list(vae.posterior((raw - mean) / std)), name="encode")
+    latent = keras.Input((vae.config.latent_dim,), name="latent")
+    decoder = keras.Model(latent, vae.decoder(latent), name="decode")
+    for name, part in ((ENCODER, encoder), (DECODER, decoder)):
+        part.export(directory / f"part-{name}", format="onnx", verbose=False)
+        os.replace(directory / f"part-{name}", directory / name)
+    wanted = [ops.convert_to_numpy(value) for value in encoder(examples)]
+    got = list(Encoder(directory / ENCODER, 1).encode(examples))
+    wanted.append(ops.convert_to_numpy(decoder(wanted[0])))
+    got.append(Decoder(directory / DECODER, 1).decode(wanted[0]))
+    worst = max(float(np.abs(g - w).max() / (np.abs(w).max() + 1e-12)) for g, w in zip(got, wanted, strict=True))
+    if worst > PARITY:
+        raise RuntimeError(f"the ONNX copies differ from the model by {worst:.1e}, more than {PARITY:.0e}")
+    return worst
+
+
+def finish(directory: Path, manifest: Mapping[str, Any]) -> None:
+    """Write model.json, with the digest of each file: from now on the model exists."""
+    files = {name: _digest(directory / name) for name in (WEIGHTS, ENCODER, DECODER, REPORT)}
+    write_json(directory / MANIFEST, {"format_version": FORMAT_VERSION, **manifest, "files": files})
+
+
+def is_finished(directory: Path) -> bool:
+    """Whether a model directory is complete."""
+    return (directory / MANIFEST).exists()
+
+
+def models(models_dir: str | Path) -> list[str]:
+    """Ids of the finished models, sorted."""
+    return sorted(path.parent.name for path in Path(models_dir).glob(f"*/{MANIFEST}"))
+
+
+def _current(models_dir: str | Path) -> dict[str, Any]:
+    path = Path(models_dir) / "current.json"
+    try:
+        found = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {"promoted": {}, "history": []}
+    except ValueError as error:
+        raise InputError(f"{path} is damaged: {error}; delete it and promote a model again") from error
+    return dict(found)
+
+
+def promoted(models_dir: str | Path, spec_id: str) -> str | None:
+    """The promoted model of a spec, or None."""
+    return _current(models_dir)["promoted"].get(spec_id)
+
+
+def promote(models_dir: str | Path, model: Model, *, reason: str) -> None:
+    """Make a model the one that its spec's commands use; the history keeps when and why."""
+    current = _current(models_dir)
+    entry = {"model_id": model.model_id, "spec_id": model.spec.spec_id, "reason": reason}
+    entry["at"] = datetime.now(UTC).isoformat(timespec="seconds")
+    current["promoted"][model.spec.spec_id] = model.model_id
+    current["history"].append(entry)
+    write_json(Path(models_dir) / "current.json", current)

@@ -1,0 +1,186 @@
+"""Shards → tf.data batches of raw log-mel, by split; and the training split's statistics."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+
+from model import splits
+from model.errors import InputError
+from model.features import FeatureSpec, dequantise
+from model.records import RECORDING_ID, VALUES, DamagedShardError, decode, read_framed
+
+# Windows that a shuffle holds: 128 MB at 128 x 128.
+SHUFFLE_WINDOWS = 4096
+# Windows that the statistics are taken from, at most.
+STATISTICS_WINDOWS = 20_000
+MIN_STD = 1e-3
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Mean and standard deviation of the training split, a mel band each.
+
+    Attributes
+    ----------
+    mean, std : ndarray of float32, shape (n_mels,)
+        Nats.
+    """
+
+    mean: npt.NDArray[np.float32]
+    std: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What one pass over the shards tells.
+
+    Attributes
+    ----------
+    normalisation : Normalisation
+        From the training split only.
+    windows : dict of str to int
+        Windows of each split.
+    """
+
+    normalisation: Normalisation
+    windows: dict[str, int]
+
+
+def statistics(shards: Sequence[str], spec: FeatureSpec, split_of: Mapping[str, str]) -> Statistics:
+    """Count the windows of each split, and take mean and deviation of the training split's frames.
+
+    Padding is left out. Beyond `STATISTICS_WINDOWS` training windows, every n-th is read, by its place.
+
+    Parameters
+    ----------
+    shards : sequence of str
+        Local paths.
+    spec : FeatureSpec
+    split_of : mapping of str to str
+        recording_id → split; windows of other recordings do not count.
+
+    Raises
+    ------
+    InputError
+        If a shard is damaged, or no window belongs to the training split.
+    """
+    # The ledger knows the number of windows only a recording at a time; a first cheap guess is the shards' size.
+    total_bytes = sum(tf.io.gfile.stat(shard).length for shard in shards)
+    every = max(1, total_bytes // (spec.window_frames * spec.n_mels * 2) // STATISTICS_WINDOWS)
+    counts = {split: 0 for split in (splits.TRAIN, splits.VALIDATION, splits.TEST)}
+    frames = 0
+    total = np.zeros(spec.n_mels)
+    squares = np.zeros(spec.n_mels)
+    for shard in shards:
+        try:
+            with open(shard, "rb") as file:
+                for data in read_framed(file):
+                    record = decode(data, window_frames=spec.window_frames, n_mels=spec.n_mels)
+                    split = split_of.get(record.recording_id)
+                    if split is None:
+                        continue
+                    counts[split] += 1
+                    if split == splits.TRAIN and counts[split] % every == 0:
+                        values = dequantise(record.values[: record.valid_frames], spec).astype(np.float64)
+                        frames += len(values)
+                        total += values.sum(axis=0)
+                        squares += np.square(values).sum(axis=0)
+        except (DamagedShardError, OSError) as error:
+            raise InputError(
+                f"the shard {shard} cannot be read: {error}; delete it and its outcomes file, and extract again"
+            ) from error
+    if frames == 0:
+        raise InputError("no window to train on: the ledger names no recording that is done and not silent")
+    mean = total / frames
+    std = np.sqrt(np.maximum(squares / frames - mean**2, MIN_STD**2))
+    return Statistics(Normalisation(mean.astype(np.float32), std.astype(np.float32)), counts)
+
+
+def _membership(split_of: Mapping[str, str], wanted: Sequence[str]) -> Any:
+    """A table: recording_id → whether it belongs to one of the wanted splits."""
+    names = sorted(recording_id for recording_id, split in split_of.items() if split in wanted)
+    keys, values = tf.constant(names, tf.string), tf.ones(len(names), tf.bool)
+    return tf.lookup.StaticHashTable(tf.lookup.KeyValueTensorInitializer(keys, values), default_value=False)
+
+
+def _of_split(records: Any, members: Any) -> Any:
+    feature = {RECORDING_ID: tf.io.FixedLenFeature((), tf.string)}
+    return records.filter(lambda data: members.lookup(tf.io.parse_single_example(data, feature)[RECORDING_ID]))
+
+
+def _decoded(batch: Any, spec: FeatureSpec) -> Any:
+    """Serialised records (batch,) → log-mel in nats (batch, window_frames, n_mels), as `dequantise` gives it."""
+    feature = {VALUES: tf.io.FixedLenFeature((), tf.string)}
+    values = tf.io.decode_raw(tf.io.parse_example(batch, feature)[VALUES], tf.uint16)
+    values = tf.reshape(tf.cast(values, tf.float32), (-1, spec.window_frames, spec.n_mels))
+    return values * (spec.value_span / 65535) + spec.floor
+
+
+def training_batches(
+    shards: Sequence[str],
+    spec: FeatureSpec,
+    *,
+    split_of: Mapping[str, str],
+    batch_size: int,
+    seed: int,
+    skip_batches: int = 0,
+) -> Any:
+    """Batches of the training split, without end and never ragged: a batch may run across the border of two epochs.
+
+    The order follows from seed, epoch and shards alone, so a resumed run skips to the very batch it was at.
+
+    Parameters
+    ----------
+    shards : sequence of str
+        Paths, in a fixed order.
+    spec : FeatureSpec
+    split_of : mapping of str to str
+        recording_id → split; windows of other recordings are dropped.
+    batch_size, seed, skip_batches : int
+
+    Returns
+    -------
+    tf.data.Dataset
+        float32, (batch_size, window_frames, n_mels), nats.
+    """
+    members = _membership(split_of, [splits.TRAIN])
+    names = tf.constant(list(shards))
+
+    def epoch(number: Any) -> Any:
+        key = tf.stack([tf.cast(seed, tf.int64), number])
+        order = tf.random.experimental.stateless_shuffle(names, seed=key)
+        records = tf.data.Dataset.from_tensor_slices(order).interleave(
+            tf.data.TFRecordDataset, cycle_length=8, block_length=16, deterministic=True
+        )
+        return _of_split(records, members).shuffle(
+            SHUFFLE_WINDOWS, seed=number + seed * 1_000_003, reshuffle_each_iteration=False
+        )
+
+    batches = tf.data.Dataset.range(2**40).flat_map(epoch).batch(batch_size, drop_remainder=True).skip(skip_batches)
+    return batches.map(lambda batch: _decoded(batch, spec), num_parallel_calls=2).prefetch(4)
+
+
+def evaluation_batches(
+    shards: Sequence[str], spec: FeatureSpec, *, split_of: Mapping[str, str], split: str, batch_size: int
+) -> Any:
+    """Every window of a split once, in order; the last batch is filled up with windows of weight 0.
+
+    Returns
+    -------
+    tf.data.Dataset
+        (float32 (batch_size, window_frames, n_mels) in nats, float32 (batch_size,) weights of 1 or 0).
+    """
+    records = _of_split(tf.data.TFRecordDataset(list(shards)), _membership(split_of, [split]))
+
+    def fill(batch: Any) -> tuple[Any, Any]:
+        features = _decoded(batch, spec)
+        count = tf.shape(features)[0]
+        weights = tf.cast(tf.range(batch_size) < count, tf.float32)
+        features = tf.pad(features, [[0, batch_size - count], [0, 0], [0, 0]], constant_values=spec.floor)
+        return tf.ensure_shape(features, (batch_size, spec.window_frames, spec.n_mels)), weights
+
+    return records.batch(batch_size).map(fill).prefetch(2)

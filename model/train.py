@@ -1,0 +1,460 @@
+"""Train: one loop under a distribution strategy, for one device, several, and later several hosts.
+
+What the loop computes follows from shards, settings and seed; a run that was killed and started again ends with the
+same weights. Noise is drawn for the whole global batch, keyed by the step, and each replica takes its part: one device
+and several compute the same gradient.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import keras
+import numpy as np
+import tensorflow as tf
+from pydantic import BaseModel, ConfigDict, Field
+
+from model import artifact, dataset, report, splits, vae
+from model.errors import InputError
+from model.features import FeatureSpec
+
+log = logging.getLogger(__name__)
+
+# Below this share of active dimensions the posterior has collapsed: the decoder has learned to do without the latent.
+COLLAPSED_SHARE = 0.1
+PAIRS = 6
+
+
+class TrainSettings(BaseModel):
+    """Resolved settings of a training; they are part of the model's identity.
+
+    Attributes
+    ----------
+    preset, latent_dim
+        As in `vae.VaeConfig`.
+    batch_size : int
+        Windows of a step, over all replicas.
+    learning_rate : float
+        Of Adam; for the default preset it warms up over 50 steps and falls along a cosine to a twentieth.
+    max_steps, evaluate_every, patience : int
+        Steps at most; steps between validations; validations without a better ELBO before the training stops early.
+    seed : int
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    preset: Literal["default", "seed"] = "default"
+    latent_dim: int = Field(default=64, ge=1, le=4096)
+    batch_size: int = Field(default=64, ge=1, le=65_536)
+    learning_rate: float = Field(default=1e-3, gt=0.0, le=1.0)
+    max_steps: int = Field(default=1500, ge=1)
+    evaluate_every: int = Field(default=100, ge=1)
+    patience: int = Field(default=5, ge=1)
+    seed: int = Field(default=0, ge=0, lt=2**31)
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training gave: the model's id and directory, its metrics, and whether anything had to be done."""
+
+    model_id: str
+    directory: Path
+    metrics: dict[str, Any]
+    trained: bool
+
+
+def identity(
+    shards: Sequence[str], spec: FeatureSpec, groups: Mapping[str, str], settings: TrainSettings
+) -> dict[str, Any]:
+    """What a model is made from: its id is the digest of this.
+
+    Parameters
+    ----------
+    shards : sequence of str
+        Paths; their base names are digests of what is in them.
+    spec, groups, settings
+        As for `train`.
+    """
+    data = json.dumps([sorted(os.path.basename(shard) for shard in shards), sorted(groups.items())])
+    return {
+        "spec_id": spec.spec_id,
+        "settings": settings.model_dump(),
+        "data_digest": hashlib.sha256(data.encode()).hexdigest(),
+        "split_rule": splits.SPLIT_RULE,
+    }
+
+
+def strategy_for_devices() -> Any:
+    """`MirroredStrategy` over every accelerator, or over the logical CPUs where there is none."""
+    gpus = tf.config.list_logical_devices("GPU")
+    devices = gpus or tf.config.list_logical_devices("CPU")
+    return tf.distribute.MirroredStrategy([device.name for device in devices])
+
+
+class Trainer:
+    """Model, optimizer and the compiled steps under a strategy.
+
+    Parameters
+    ----------
+    spec : FeatureSpec
+    settings : TrainSettings
+    normalisation : dataset.Normalisation
+    strategy : tf.distribute.Strategy or None
+        `strategy_for_devices` by default.
+
+    Raises
+    ------
+    InputError
+        If the batch cannot be shared evenly among the replicas.
+    """
+
+    def __init__(
+        self,
+        spec: FeatureSpec,
+        settings: TrainSettings,
+        normalisation: dataset.Normalisation,
+        *,
+        strategy: Any = None,
+    ) -> None:
+        self.spec, self.settings = spec, settings
+        self.strategy = strategy or strategy_for_devices()
+        replicas = self.strategy.num_replicas_in_sync
+        if settings.batch_size % replicas:
+            raise InputError(f"--batch-size {settings.batch_size} cannot be shared evenly among {replicas} devices")
+        self._local = settings.batch_size // replicas
+        self._mean, self._std = tf.constant(normalisation.mean), tf.constant(normalisation.std)
+        keras.utils.set_random_seed(settings.seed)
+        with self.strategy.scope():
+            self.model = vae.build(
+                vae.VaeConfig(
+                    preset=settings.preset,
+                    n_frames=spec.window_frames,
+                    n_mels=spec.n_mels,
+                    latent_dim=settings.latent_dim,
+                )
+            )
+            self.optimizer = keras.optimizers.Adam(self._learning_rate(), global_clipnorm=None)
+            self.optimizer.build(self.model.trainable_variables)
+        self.train_step = tf.function(self._train_step)
+        self.evaluate_step = tf.function(self._evaluate_step)
+
+    def _learning_rate(self) -> Any:
+        peak, steps = self.settings.learning_rate, self.settings.max_steps
+        if self.settings.preset == "seed":
+            return peak
+        warm = min(50, max(1, steps // 10))
+        return keras.optimizers.schedules.CosineDecay(
+            peak / 10, decay_steps=max(1, steps - warm), alpha=0.5, warmup_target=peak, warmup_steps=warm
+        )
+
+    def distributed(self, batches: Any) -> Iterator[Any]:
+        """Iterate over a dataset of global batches, each cut among the replicas."""
+        options = tf.data.Options()
+        options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+        return iter(self.strategy.experimental_distribute_dataset(batches.with_options(options)))
+
+    def _my_part(self, noise: Any) -> Any:
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        return noise[replica * self._local : (replica + 1) * self._local]
+
+    def _train_step(self, batch: Any) -> Any:
+        def step(x: Any) -> Any:
+            key = tf.stack([tf.constant(self.settings.seed, tf.int64), tf.cast(self.optimizer.iterations, tf.int64)])
+            noise = tf.random.stateless_normal((self.settings.batch_size, self.settings.latent_dim), key)
+            variables = self.model.trainable_variables
+            with tf.GradientTape() as tape:
+                terms = self.model.elbo_terms((x - self._mean) / self._std, self._my_part(noise))
+                # Over the global batch: `apply` adds the replicas' gradients up.
+                loss = tf.reduce_sum(terms.nll + terms.kl) / self.settings.batch_size
+            self.optimizer.apply(tape.gradient(loss, variables), variables)
+            return tf.stack([tf.reduce_sum(t) / self.settings.batch_size for t in (terms.nll, terms.kl, terms.mse)])
+
+        return self.strategy.reduce("SUM", self.strategy.run(step, args=(batch,)), axis=None)
+
+    def _evaluate_step(self, batch: Any, weights: Any, number: Any) -> Any:
+        def step(x: Any, weight: Any) -> Any:
+            key = tf.stack([tf.constant(self.settings.seed, tf.int64), -1 - number])
+            noise = tf.random.stateless_normal((self.settings.batch_size, self.settings.latent_dim), key)
+            terms = self.model.elbo_terms((x - self._mean) / self._std, self._my_part(noise))
+            sums = [tf.reduce_sum(term * weight) for term in (terms.nll, terms.kl, terms.mse)]
+            per_dim = tf.reduce_sum(terms.kl_per_dim * weight[:, None], axis=0)
+            return tf.concat([tf.stack([tf.reduce_sum(weight), *sums]), per_dim], axis=0)
+
+        return self.strategy.reduce("SUM", self.strategy.run(step, args=(batch, weights)), axis=None)
+
+    def evaluate(self, batches: Any) -> dict[str, Any]:
+        """Means over a dataset of `dataset.evaluation_batches`: nll, kl, elbo (nats a window), mse, kl_per_dim."""
+        total = np.zeros(4 + self.settings.latent_dim)
+        for number, (batch, weights) in enumerate(self.distributed(batches)):
+            total += self.evaluate_step(batch, weights, tf.constant(number, tf.int64)).numpy()
+        mean = total[1:] / max(total[0], 1.0)
+        found = {"windows": int(total[0]), "nll": mean[0], "kl": mean[1], "negative_elbo": mean[0] + mean[1]}
+        return {k: float(v) for k, v in found.items()} | {"mse": float(mean[2]), "kl_per_dim": mean[3:].tolist()}
+
+
+class _Stop:
+    """Remembers that someone asked to stop (Ctrl-C, or a scheduler's SIGTERM)."""
+
+    asked = False
+
+    def ask(self, *_: Any) -> None:
+        self.asked = True
+
+
+@contextmanager
+def _stopping() -> Iterator[_Stop]:
+    stop = _Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.signal(number, stop.ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def train(
+    shards: Sequence[str],
+    spec: FeatureSpec,
+    *,
+    groups: Mapping[str, str],
+    models_dir: Path,
+    settings: TrainSettings,
+    origin: Mapping[str, Any],
+    progress: bool = False,
+) -> TrainResult:
+    """Train a VAE on a lake's windows, or find that this very model is there already.
+
+    Parameters
+    ----------
+    shards : sequence of str
+        Local paths.
+    spec : FeatureSpec
+    groups : mapping of str to str
+        recording_id → group, of the recordings to use.
+    models_dir : Path
+        The model goes into a folder of it; an unfinished one there is taken up again.
+    settings : TrainSettings
+    origin : mapping
+        Where the data came from, such as the ledger's version; recorded as it is.
+    progress : bool
+        Show a bar on stderr.
+
+    Raises
+    ------
+    InputError
+        If there is nothing to train on, or a shard is damaged.
+    KeyboardInterrupt
+        After SIGINT or SIGTERM; the last checkpoint is saved, and the same call goes on from it.
+    """
+    shards = sorted(shards)
+    made_from = identity(shards, spec, groups, settings)
+    model_id = artifact.model_id(made_from)
+    directory = models_dir / model_id
+    if artifact.is_finished(directory):
+        return TrainResult(model_id, directory, artifact.load(directory).metrics, False)
+    if not shards or not groups:
+        raise InputError("no window to train on: the ledger names no recording that is done and not silent")
+    directory.mkdir(parents=True, exist_ok=True)
+    split_of = splits.assign(groups)
+    statistics = dataset.statistics(shards, spec, split_of)
+    trainer = Trainer(spec, settings, statistics.normalisation)
+    held_out = splits.VALIDATION if statistics.windows[splits.VALIDATION] else splits.TRAIN
+    if held_out == splits.TRAIN:
+        log.warning("too few recordings to hold any out: the validation figures are those of the training data")
+
+    def batches(split: str) -> Any:
+        return dataset.evaluation_batches(
+            shards, spec, split_of=split_of, split=split, batch_size=settings.batch_size
+        )
+
+    loop = _Loop(trainer, directory, progress=progress)
+    started = time.monotonic()
+    training = dataset.training_batches(
+        shards,
+        spec,
+        split_of=split_of,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        skip_batches=loop.step,
+    )
+    loop.run(training, batches(held_out))
+    seconds = time.monotonic() - started
+    validation = trainer.evaluate(batches(held_out))
+    metrics = _metrics(loop, validation, statistics, held_out) | {"seconds": round(loop.seconds_before + seconds, 1)}
+    if statistics.windows[splits.TEST]:
+        metrics["test"] = {k: v for k, v in trainer.evaluate(batches(splits.TEST)).items() if k != "kl_per_dim"}
+    examples = np.concatenate([x.numpy()[w.numpy() > 0] for x, w in batches(held_out).take(2)])
+    # Spread over the split, so that the report shows several recordings.
+    examples = examples[:: max(1, len(examples) // PAIRS)][:PAIRS]
+    mean, std = statistics.normalisation.mean, statistics.normalisation.std
+    metrics["onnx_difference"] = artifact.export(trainer.model, directory, mean=mean, std=std, examples=examples)
+    manifest = {
+        "model_id": model_id,
+        "spec": spec.model_dump(),
+        **made_from,
+        "origin": dict(origin),
+        "normalisation": {"mean": mean.tolist(), "std": std.tolist()},
+        "metrics": metrics,
+        "versions": {"tensorflow": tf.__version__, "keras": keras.__version__, "numpy": np.__version__},
+    }
+    reconstructed = keras.ops.convert_to_numpy(trainer.model((examples - mean) / std)) * std + mean
+    report.write(directory / artifact.REPORT, manifest, history=loop.history, pairs=(examples, reconstructed))
+    artifact.finish(directory, manifest)
+    return TrainResult(model_id, directory, metrics, True)
+
+
+def _metrics(
+    loop: "_Loop", validation: Mapping[str, Any], statistics: dataset.Statistics, held_out: str
+) -> dict[str, Any]:
+    """Figures of a finished training; says loudly if the posterior has collapsed."""
+    settings, spec = loop.trainer.settings, loop.trainer.spec
+    active = vae.active_dimensions(validation["kl_per_dim"])
+    collapsed = active < COLLAPSED_SHARE * settings.latent_dim
+    if collapsed:
+        each = " ".join(f"{kl:.3f}" for kl in sorted(validation["kl_per_dim"], reverse=True))
+        log.warning(
+            "POSTERIOR COLLAPSE: %d of %d latent dimensions carry anything; embeddings of this model are of little use. "
+            "Train longer (--steps), or on more varied sound. KL of each, nats: %s",
+            active,
+            settings.latent_dim,
+            each,
+        )
+    return {
+        "validation": {k: v for k, v in validation.items() if k != "kl_per_dim"},
+        "validation_is_training": held_out == splits.TRAIN,
+        "kl_per_dim": validation["kl_per_dim"],
+        "active_dimensions": active,
+        "collapsed": collapsed,
+        "steps": loop.step,
+        "stopped": loop.reason,
+        "windows": dict(statistics.windows),
+        "audio_hours_seen": loop.step * settings.batch_size * window_seconds(spec) / 3600,
+        "replicas": loop.trainer.strategy.num_replicas_in_sync,
+    }
+
+
+def window_seconds(spec: FeatureSpec) -> float:
+    """Seconds of sound in a window."""
+    return spec.window_frames * spec.hop_length / spec.sample_rate
+
+
+class _Loop:
+    """Steps, validations, checkpoints and the state that a resumed run needs of them."""
+
+    def __init__(self, trainer: Trainer, directory: Path, *, progress: bool) -> None:
+        self.trainer, self.directory, self.progress = trainer, directory, progress
+        self.history: list[dict[str, float]] = []
+        self.best, self.best_step, self.waited, self.reason = float("inf"), 0, 0, ""
+        self.seconds_before = 0.0
+        self._state = tf.Variable("", dtype=tf.string)
+        with trainer.strategy.scope():
+            kept = tf.train.Checkpoint(model=trainer.model, optimizer=trainer.optimizer, state=self._state)
+        folder = str(directory / "checkpoints")
+        self._newest = tf.train.CheckpointManager(kept, folder, max_to_keep=2, checkpoint_name="step")
+        # Model and optimizer both: weights alone would leave a resumed run with a restore that warns.
+        self._best = tf.train.CheckpointManager(kept, folder + "/best", max_to_keep=1, checkpoint_name="best")
+        if self._newest.latest_checkpoint:
+            kept.restore(self._newest.latest_checkpoint).assert_existing_objects_matched()
+            state = json.loads(self._state.numpy())
+            self.history, self.best, self.best_step = state["history"], state["best"], state["best_step"]
+            self.waited, self.reason, self.seconds_before = state["waited"], state["reason"], state["seconds"]
+            log.info("taken up at step %d", self.step)
+        self._kept = kept
+        self._started = time.monotonic()
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return int(self.trainer.optimizer.iterations.numpy())
+
+    def _save(self, manager: Any) -> None:
+        state = {"history": self.history, "best": self.best, "best_step": self.best_step, "waited": self.waited}
+        state |= {"reason": self.reason, "seconds": self.seconds_before + time.monotonic() - self._started}
+        self._state.assign(json.dumps(state))
+        manager.save(checkpoint_number=self.step)
+
+    def run(self, training: Any, validation: Any) -> None:
+        """Train until the budget is spent or nothing improves, then go back to the best weights."""
+        settings = self.trainer.settings
+        writer = tf.summary.create_file_writer(str(self.directory / "logs"))
+        batches = self.trainer.distributed(training)
+        sums = np.zeros(3)
+        with _stopping() as stop, self._bar() as advance:
+            while not self.reason and self.step < settings.max_steps:
+                sums += self.trainer.train_step(next(batches)).numpy()
+                step = self.step
+                since = (step - 1) % settings.evaluate_every + 1
+                advance(sums / since)
+                if step % settings.evaluate_every == 0 or step == settings.max_steps:
+                    self._validate(sums / since, validation, writer)
+                    sums = np.zeros(3)
+                    self._save(self._newest)
+                if stop.asked:
+                    raise KeyboardInterrupt
+        writer.close()
+        self._kept.restore(self._best.latest_checkpoint).assert_existing_objects_matched()
+        self._newest = self._best  # `step` now tells which step the weights are of
+
+    def _validate(self, training: Any, validation: Any, writer: Any) -> None:
+        """Measure, keep the weights if they are the best, decide whether to stop."""
+        step, settings = self.step, self.trainer.settings
+        found = self.trainer.evaluate(validation)
+        row = {"step": step, "nll": float(training[0]), "kl": float(training[1]), "mse": float(training[2])}
+        row |= {f"validation_{name}": found[name] for name in ("nll", "kl", "mse", "negative_elbo")}
+        row["active_dimensions"] = vae.active_dimensions(found["kl_per_dim"])
+        self.history.append(row)
+        with writer.as_default(step=step):
+            for name, value in row.items():
+                tf.summary.scalar(name, value)
+            for number, kl in enumerate(found["kl_per_dim"]):
+                tf.summary.scalar(f"kl_per_dim/{number:03d}", kl)
+        if not np.isfinite(found["negative_elbo"]):
+            raise InputError(f"the training diverged at step {step}: lower --learning-rate")
+        if found["negative_elbo"] < self.best:
+            self.best, self.best_step, self.waited = found["negative_elbo"], step, 0
+            self._save(self._best)
+        else:
+            self.waited += 1
+        if self.waited >= settings.patience:
+            self.reason = "no better validation ELBO"
+        elif step >= settings.max_steps:
+            self.reason = "step budget"
+
+    @contextmanager
+    def _bar(self) -> Iterator[Any]:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        bar = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("steps, loss {task.fields[loss]:.0f} nats, {task.fields[rate]:.2f} audio-hours/s"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            disable=not self.progress,
+        )
+        settings, first = self.trainer.settings, self.step
+        hours = settings.batch_size * window_seconds(self.trainer.spec) / 3600
+        started = time.monotonic()
+        with bar:
+            task = bar.add_task("", total=settings.max_steps, completed=first, loss=float("nan"), rate=0.0)
+
+            def advance(terms: Any) -> None:
+                step = self.step
+                rate = (step - first) * hours / (time.monotonic() - started)
+                bar.update(task, completed=step, loss=terms[0] + terms[1], rate=rate)
+
+            yield advance
