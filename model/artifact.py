@@ -212,12 +212,13 @@ def export(vae: Any, directory: Path, *, mean: Array, std: Array, examples: Arra
     encoder = keras.Model(raw, list(vae.posterior((raw - mean) / std)), name="encode")
     latent = keras.Input((vae.config.latent_dim,), name="latent")
     decoder = keras.Model(latent, vae.decoder(latent), name="decode")
+    # Called before it is exported: Keras refuses a model that never was.
+    wanted = [ops.convert_to_numpy(value) for value in encoder(examples)]
+    wanted.append(ops.convert_to_numpy(decoder(wanted[0])))
     for name, part in ((ENCODER, encoder), (DECODER, decoder)):
         part.export(directory / f"part-{name}", format="onnx", verbose=False)
         os.replace(directory / f"part-{name}", directory / name)
-    wanted = [ops.convert_to_numpy(value) for value in encoder(examples)]
     got = list(Encoder(directory / ENCODER, 1).encode(examples))
-    wanted.append(ops.convert_to_numpy(decoder(wanted[0])))
     got.append(Decoder(directory / DECODER, 1).decode(wanted[0]))
     worst = max(float(np.abs(g - w).max() / (np.abs(w).max() + 1e-12)) for g, w in zip(got, wanted, strict=True))
     if worst > PARITY:

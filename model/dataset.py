@@ -154,7 +154,7 @@ def training_batches(
         key = tf.stack([tf.cast(seed, tf.int64), number])
         order = tf.random.experimental.stateless_shuffle(names, seed=key)
         records = tf.data.Dataset.from_tensor_slices(order).interleave(
-            tf.data.TFRecordDataset, cycle_length=8, block_length=16, deterministic=True
+            tf.data.TFRecordDataset, cycle_length=8, block_length=16
         )
         return _of_split(records, members).shuffle(
             SHUFFLE_WINDOWS, seed=number + seed * 1_000_003, reshuffle_each_iteration=False

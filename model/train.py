@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import os
+import random
 import signal
 import threading
 import time
@@ -132,7 +133,9 @@ class Trainer:
             raise InputError(f"--batch-size {settings.batch_size} cannot be shared evenly among {replicas} devices")
         self._local = settings.batch_size // replicas
         self._mean, self._std = tf.constant(normalisation.mean), tf.constant(normalisation.std)
-        keras.utils.set_random_seed(settings.seed)
+        # Keras takes the seeds of its initialisers from here. Its own `set_random_seed` would also set TensorFlow's
+        # global seed, with which a dataset's shuffle no longer takes a tensor as its seed.
+        random.seed(settings.seed)
         with self.strategy.scope():
             self.model = vae.build(
                 vae.VaeConfig(
@@ -337,10 +340,11 @@ def _metrics(
         "kl_per_dim": validation["kl_per_dim"],
         "active_dimensions": active,
         "collapsed": collapsed,
-        "steps": loop.step,
+        "steps": loop.history[-1]["step"],
+        "best_step": loop.best_step,
         "stopped": loop.reason,
         "windows": dict(statistics.windows),
-        "audio_hours_seen": loop.step * settings.batch_size * window_seconds(spec) / 3600,
+        "audio_hours_seen": loop.history[-1]["step"] * settings.batch_size * window_seconds(spec) / 3600,
         "replicas": loop.trainer.strategy.num_replicas_in_sync,
     }
 
@@ -357,7 +361,7 @@ class _Loop:
         self.trainer, self.directory, self.progress = trainer, directory, progress
         self.history: list[dict[str, float]] = []
         self.best, self.best_step, self.waited, self.reason = float("inf"), 0, 0, ""
-        self.seconds_before = 0.0
+        self.seconds_before, self.sums = 0.0, np.zeros(3)
         self._state = tf.Variable("", dtype=tf.string)
         with trainer.strategy.scope():
             kept = tf.train.Checkpoint(model=trainer.model, optimizer=trainer.optimizer, state=self._state)
@@ -370,6 +374,7 @@ class _Loop:
             state = json.loads(self._state.numpy())
             self.history, self.best, self.best_step = state["history"], state["best"], state["best_step"]
             self.waited, self.reason, self.seconds_before = state["waited"], state["reason"], state["seconds"]
+            self.sums = np.asarray(state["sums"])
             log.info("taken up at step %d", self.step)
         self._kept = kept
         self._started = time.monotonic()
@@ -381,7 +386,8 @@ class _Loop:
 
     def _save(self, manager: Any) -> None:
         state = {"history": self.history, "best": self.best, "best_step": self.best_step, "waited": self.waited}
-        state |= {"reason": self.reason, "seconds": self.seconds_before + time.monotonic() - self._started}
+        state |= {"sums": self.sums.tolist(), "reason": self.reason}
+        state["seconds"] = self.seconds_before + time.monotonic() - self._started
         self._state.assign(json.dumps(state))
         manager.save(checkpoint_number=self.step)
 
@@ -390,18 +396,18 @@ class _Loop:
         settings = self.trainer.settings
         writer = tf.summary.create_file_writer(str(self.directory / "logs"))
         batches = self.trainer.distributed(training)
-        sums = np.zeros(3)
         with _stopping() as stop, self._bar() as advance:
             while not self.reason and self.step < settings.max_steps:
-                sums += self.trainer.train_step(next(batches)).numpy()
+                self.sums += self.trainer.train_step(next(batches)).numpy()
                 step = self.step
                 since = (step - 1) % settings.evaluate_every + 1
-                advance(sums / since)
+                advance(self.sums / since)
                 if step % settings.evaluate_every == 0 or step == settings.max_steps:
-                    self._validate(sums / since, validation, writer)
-                    sums = np.zeros(3)
+                    self._validate(self.sums / since, validation, writer)
+                    self.sums = np.zeros(3)
                     self._save(self._newest)
                 if stop.asked:
+                    self._save(self._newest)
                     raise KeyboardInterrupt
         writer.close()
         self._kept.restore(self._best.latest_checkpoint).assert_existing_objects_matched()

@@ -106,8 +106,8 @@ def _encoder(config: VaeConfig) -> keras.Model:
             x = layers.Conv2D(filters, 3, strides=2, padding="same", activation="relu")(x)
     else:
         # Patches first: the full-size feature maps of 3 x 3 convolutions are where the seed spends its time.
-        x = layers.Conv2D(64, 4, strides=4, padding="same", activation="gelu")(x)
-        x = layers.Conv2D(128, 3, strides=2, padding="same", activation="gelu")(x)
+        x = layers.Conv2D(64, 4, strides=4, padding="same", activation="relu")(x)
+        x = layers.Conv2D(128, 3, strides=2, padding="same", activation="relu")(x)
     x = layers.Flatten()(x)
     mean = layers.Dense(config.latent_dim, name="mean")(x)
     log_variance = layers.Dense(config.latent_dim, name="log_variance")(x)
@@ -124,9 +124,9 @@ def _decoder(config: VaeConfig) -> keras.Model:
             x = layers.Conv2DTranspose(filters, 3, strides=2, padding="same", activation="relu")(x)
         x = layers.Conv2D(1, 1)(x)
     else:
-        x = layers.Dense(h * w * 64, activation="gelu")(x)
+        x = layers.Dense(h * w * 64, activation="relu")(x)
         x = layers.Reshape((h, w, 64))(x)
-        x = layers.Conv2D(64, 3, padding="same", activation="gelu")(x)
+        x = layers.Conv2D(64, 3, padding="same", activation="relu")(x)
         x = layers.Conv2D(64, 3, padding="same")(x)
         x = DepthToSpace(8)(x)
     x = layers.Reshape((config.n_frames, config.n_mels))(x)
@@ -183,7 +183,7 @@ class VAE(keras.Model):
 
 
 def build(config: VaeConfig) -> VAE:
-    """A VAE with fresh weights; `keras.utils.set_random_seed` before it decides which."""
+    """A VAE with fresh weights; Keras takes its seeds from Python's `random`."""
     return VAE(config)
 
 

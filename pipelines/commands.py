@@ -1,0 +1,359 @@
+"""What the commands do: the steps of the main job, each with its manifest, for the command line and for tests."""
+
+import logging
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from model.errors import InputError
+from model.features import PRESETS, FeatureSpec
+from pipelines import ledger, table
+from pipelines.lake import Lake, run_manifest
+
+log = logging.getLogger(__name__)
+
+
+def parse_spec(name: str) -> FeatureSpec:
+    """A spec by the name of a preset, or from a JSON file.
+
+    Raises
+    ------
+    InputError
+        If there is no such preset or file, or the file holds no valid spec.
+    """
+    if name in PRESETS:
+        return PRESETS[name]
+    path = Path(name)
+    if not path.is_file():
+        raise InputError(f"no spec {name!r}: name a preset ({', '.join(sorted(PRESETS))}) or a JSON file")
+    return _read_spec(path.read_text(), str(path))
+
+
+def _read_spec(text: str, where: str) -> FeatureSpec:
+    from pydantic import ValidationError
+
+    try:
+        return FeatureSpec.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"the spec in {where} is not valid: {place}: {first['msg']}") from error
+
+
+def spec_of_lake(lake: Lake, name: str | None) -> FeatureSpec:
+    """The spec of a lake's features: the one named (preset, file or spec_id), else the only one there is.
+
+    Raises
+    ------
+    InputError
+        If the lake has no features of it, or holds several and none is named.
+    """
+    lake.check()
+    if name is None:
+        spec_id = ledger.only_spec(lake)
+    elif name in ledger.specs(lake):
+        spec_id = name
+    else:
+        spec_id = parse_spec(name).spec_id
+    if spec_id not in ledger.specs(lake):
+        raise InputError(f"the lake {lake.root} has no features of the spec {name}: run extract with it first")
+    where = f"{Lake.spec(spec_id)}/spec.json"
+    spec = _read_spec(lake.read(where).decode(), lake.uri(where))
+    if spec.spec_id != spec_id:
+        raise InputError(f"{lake.uri(where)} is not the spec that its folder is named for: restore it")
+    return spec
+
+
+def models_dir(lake: Lake) -> Path:
+    """The local folder of models.
+
+    Raises
+    ------
+    InputError
+        If the lake is in a bucket: training and models need a local lake as yet.
+    """
+    if not lake.is_local:
+        raise InputError(f"models need a lake on a disk as yet, not {lake.root}: mount it, or copy its features")
+    return Path(lake.uri("models"))
+
+
+def find_model(lake: Lake, model_id: str | None, spec: str | None = None) -> Any:
+    """A model of the lake: the one named, else the promoted one of the spec.
+
+    Raises
+    ------
+    InputError
+        If there is none.
+    """
+    from model import artifact
+
+    lake.check()
+    folder = models_dir(lake)
+    if model_id is None:
+        spec_id = spec_of_lake(lake, spec).spec_id
+        model_id = artifact.promoted(folder, spec_id)
+        if model_id is None:
+            raise InputError(f"the lake has no model of the spec {spec_id} yet: soundlake train --lake {lake.root}")
+    elif model_id not in artifact.models(folder):
+        known = ", ".join(artifact.models(folder)) or "none"
+        raise InputError(f"the lake has no model {model_id!r}; it has: {known}")
+    return artifact.load(folder / model_id)
+
+
+def extract(
+    lake: Lake,
+    audio: str,
+    *,
+    spec: FeatureSpec,
+    labels: str | None = None,
+    beam: Sequence[str] = (),
+    workers: int = 0,
+) -> dict[str, Any]:
+    """Bring the features of a corpus up to date; see `pipelines.extract.extract` for what comes back."""
+    from pipelines import corpus
+    from pipelines.runners import beam_options
+
+    root = corpus.corpus_root(audio)
+    if lake.is_local and (root == lake.root or root.startswith(lake.root + "/")):
+        raise InputError(f"the corpus {audio} lies inside the lake {lake.root}: keep them apart")
+    found = corpus.find_labels(root, labels)
+    options = beam_options(beam, workers=workers)
+    lake.initialise()
+    from pipelines.extract import extract as extract_features
+
+    settings = {"audio": root, "labels": found, "spec_id": spec.spec_id, "beam": list(beam)}
+    with run_manifest(lake, "extract", settings) as run:
+        totals = extract_features(lake, spec, root, labels=found, run=run, options=options)
+        totals |= {"spec_id": spec.spec_id, "run_id": run.run_id}
+        run.manifest["counts"] = totals
+    if not totals["listed"]:
+        log.warning("the corpus %s holds no files to list (%d left out by name)", audio, totals["left_out"])
+    return totals
+
+
+def train(
+    lake: Lake, *, spec: str | None = None, settings: dict[str, Any], progress: bool = False, promote: bool = True
+) -> dict[str, Any]:
+    """Train a model on the lake's features; the first of a spec is promoted.
+
+    Returns
+    -------
+    dict
+        ``model_id``, ``trained`` (False if it was there already), ``promoted``, ``metrics``, ``report``.
+    """
+    from pydantic import ValidationError
+
+    folder = models_dir(lake)
+    found = spec_of_lake(lake, spec)
+    dataset = ledger.open_ledger(lake, found.spec_id)
+    bundles, groups = ledger.training_input(dataset)
+    from model import artifact
+    from model.train import TrainSettings
+    from model.train import train as train_model
+
+    try:
+        resolved = TrainSettings(**{k: v for k, v in settings.items() if v is not None})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InputError(f"{'.'.join(str(p) for p in first['loc'])}: {first['msg']}") from error
+    with run_manifest(lake, "train", {"spec_id": found.spec_id, **resolved.model_dump()}) as run:
+        result = train_model(
+            [lake.uri(Lake.shard(found.spec_id, bundle)) for bundle in bundles],
+            found,
+            groups=groups,
+            models_dir=folder,
+            settings=resolved,
+            origin={"lake": lake.root, "ledger_version": int(dataset.version)},
+            progress=progress,
+        )
+        first_one = artifact.promoted(folder, found.spec_id) is None
+        if promote and first_one:
+            artifact.promote(folder, artifact.load(result.directory), reason="the first model of its spec")
+        run.manifest["counts"] = {"model_id": result.model_id, "metrics": result.metrics}
+    return {
+        "model_id": result.model_id,
+        "trained": result.trained,
+        "promoted": artifact.promoted(folder, found.spec_id) == result.model_id,
+        "metrics": result.metrics,
+        "report": str(result.directory / artifact.REPORT),
+        "run_id": run.run_id,
+    }
+
+
+def encode(
+    lake: Lake,
+    *,
+    spec: str | None = None,
+    model_id: str | None = None,
+    beam: Sequence[str] = (),
+    workers: int = 0,
+) -> dict[str, Any]:
+    """Bring a model's table and its index up to the ledger; see `pipelines.encode.encode` for what comes back."""
+    model = find_model(lake, model_id, spec)
+    known = ledger.open_ledger(lake, model.spec.spec_id)
+    state = f"tables/{model.model_id}.json"
+    dataset = table.open_table(lake, model.model_id)
+    if dataset is not None and known is not None:
+        now = {"ledger_version": int(known.version), "table_version": int(dataset.version)}
+        done = _read_json(lake, state)
+        if {name: done.get(name) for name in now} == now:
+            return done | {"encoded": 0, "stale_recordings": 0}
+    from pipelines.encode import encode as encode_windows
+    from pipelines.runners import beam_options
+
+    options = beam_options(beam, workers=workers)
+    with run_manifest(lake, "encode", {"model_id": model.model_id, "beam": list(beam)}) as run:
+        totals = encode_windows(lake, model, run=run, options=options)
+        dataset = table.need_table(lake, model.model_id)
+        totals |= {"model_id": model.model_id, "index": table.index(dataset), "run_id": run.run_id}
+        totals["table_version"] = int(table.need_table(lake, model.model_id).version)
+        run.manifest["counts"] = totals
+    # What the next call compares with: nothing changed, nothing to do, no pipeline started.
+    import json
+
+    lake.write(state, json.dumps(totals, sort_keys=True).encode() + b"\n")
+    return totals
+
+
+def _read_json(lake: Lake, name: str) -> dict[str, Any]:
+    import json
+
+    try:
+        return dict(json.loads(lake.read(name)))
+    except (FileNotFoundError, ValueError):
+        return {}
+
+
+def run(
+    lake: Lake,
+    audio: str,
+    *,
+    spec: FeatureSpec,
+    labels: str | None = None,
+    settings: dict[str, Any],
+    retrain: bool = False,
+    beam: Sequence[str] = (),
+    workers: int = 0,
+    step: Any = lambda name: None,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """The main job: extract, train if the spec has no model (or `retrain`), encode, index.
+
+    Parameters
+    ----------
+    step : callable
+        Told the name of each step before it begins.
+
+    Returns
+    -------
+    dict
+        ``extract``, ``train`` (None if a model was there), ``encode``, ``ledger`` (its summary), ``report``.
+    """
+    from model import artifact
+
+    folder = models_dir(lake)
+    step("extract")
+    extracted = extract(lake, audio, spec=spec, labels=labels, beam=beam, workers=workers)
+    known = ledger.open_ledger(lake, spec.spec_id)
+    if known is None or not known.count_rows(f"status = '{ledger.DONE}'"):
+        raise InputError(f"no recording in {audio} could be used; `soundlake status --lake {lake.root}` says why")
+    trained = None
+    if retrain or artifact.promoted(folder, spec.spec_id) is None:
+        step("train")
+        trained = train(lake, spec=spec.spec_id, settings=settings, progress=progress)
+        if retrain and not trained["promoted"]:
+            artifact.promote(folder, artifact.load(folder / trained["model_id"]), reason="run --train")
+    step("encode")
+    encoded = encode(lake, spec=spec.spec_id, beam=beam, workers=workers)
+    model = artifact.load(folder / encoded["model_id"])
+    return {
+        "extract": extracted,
+        "train": trained,
+        "encode": encoded,
+        "ledger": ledger.summary(known),
+        "model": {"model_id": model.model_id, "metrics": model.metrics},
+        "report": str(model.directory / artifact.REPORT),
+    }
+
+
+def status(lake: Lake) -> dict[str, Any]:
+    """The lake at a glance: features, models and tables."""
+    from model import artifact
+
+    lake.check()
+    specs = {}
+    for spec_id in ledger.specs(lake):
+        dataset = ledger.open_ledger(lake, spec_id)
+        preset = next((name for name, spec in PRESETS.items() if spec.spec_id == spec_id), None)
+        specs[spec_id] = {"preset": preset, "ledger_version": int(dataset.version), **ledger.summary(dataset)}
+    models, tables = {}, {}
+    if lake.is_local:
+        folder = models_dir(lake)
+        for model_id in artifact.models(folder):
+            model = artifact.load(folder / model_id)
+            models[model_id] = {
+                "spec_id": model.spec.spec_id,
+                "promoted": artifact.promoted(folder, model.spec.spec_id) == model_id,
+                "validation": model.metrics["validation"],
+                "active_dimensions": model.metrics["active_dimensions"],
+                "report": str(model.directory / artifact.REPORT),
+            }
+    for name in lake.names("tables"):
+        if name.endswith(".lance"):
+            model_id = name.removesuffix(".lance")
+            dataset = table.open_table(lake, model_id)
+            if dataset is None:
+                continue
+            said = _read_json(lake, f"tables/{model_id}.json")
+            tables[model_id] = {"rows": dataset.count_rows(), "table_version": int(dataset.version)}
+            tables[model_id]["index"] = said.get("index")
+            spec_id = models.get(model_id, {}).get("spec_id")
+            now = specs.get(spec_id, {}).get("ledger_version")
+            tables[model_id]["up_to_date"] = now is not None and said.get("ledger_version") == now
+    return {"lake": lake.root, "specs": specs, "models": models, "tables": tables}
+
+
+def search(
+    lake: Lake,
+    queries: Sequence[str],
+    *,
+    k: int,
+    where: str | None,
+    by: str,
+    spec: str | None = None,
+    model_id: str | None = None,
+) -> dict[str, Any]:
+    """Search a table by sounds, recordings or a filter alone.
+
+    Returns
+    -------
+    dict
+        ``results``: for each query its text and ``hits`` (`pipelines.search.Hit`); ``notes``: what to know about them.
+    """
+    from pipelines.search import Searcher, load_query
+
+    if not queries and where is None:
+        raise InputError("nothing to search for: give a file, a recording_id, or a filter with --where")
+    model = find_model(lake, model_id, spec)
+    dataset = table.need_table(lake, model.model_id)
+    searcher = Searcher(lake, model, dataset)
+    results = []
+    if not queries:
+        results.append({"query": None, "hits": searcher.by_filter(str(where), k=k)})
+    for query in queries:
+        if re.fullmatch(r"[0-9a-f]{64}", query) and dataset.count_rows(f"recording_id = '{query}'"):
+            hits = searcher.by_recording(query, k=k, where=where, by=by)
+        else:
+            hits = searcher.by_sound(load_query(query, model.spec), k=k, where=where, by=by)
+        results.append({"query": query, "hits": hits})
+    return {"model_id": model.model_id, "results": results, "notes": searcher.notes}
+
+
+def export(
+    lake: Lake, target: str, *, where: str | None = None, spec: str | None = None, model_id: str | None = None
+) -> dict[str, Any]:
+    """Write a model's table to a file; see `pipelines.table.export`."""
+    model = find_model(lake, model_id, spec)
+    rows = table.export(table.need_table(lake, model.model_id), target, where=where)
+    return {"model_id": model.model_id, "rows": rows, "file": target}
