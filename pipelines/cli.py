@@ -392,19 +392,11 @@ def main(arguments: list[str] | None = None) -> int:
     0 done, 1 a fault of ours, 2 the call or its input is wrong, 4 more rejects than allowed, 75 may go through later,
     130 interrupted.
     """
-    import click
-
     _prepare()
     try:
         code = app(args=arguments, standalone_mode=False)
         return code if isinstance(code, int) else 0
-    except click.exceptions.NoArgsIsHelpError as error:
-        print(error.ctx.get_help() if error.ctx else "")
-        return 2
-    except click.ClickException as error:
-        command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "soundlake"
-        return _fail(2, f"{error.format_message()} See {command} --help", error)
-    except (KeyboardInterrupt, click.Abort) as error:
+    except (KeyboardInterrupt, typer.Abort) as error:
         return _fail(130, "interrupted; what is done is kept, the same command goes on from there", error)
     except InputError as error:
         return _fail(2, str(error), error)
@@ -415,6 +407,13 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
+        # Typer brings a parser of its own, or uses click's: its usage errors are known by what they can do.
+        if hasattr(error, "format_message") and hasattr(error, "exit_code"):
+            context = getattr(error, "ctx", None)
+            if type(error).__name__ == "NoArgsIsHelpError":
+                print(context.get_help())
+                return 2
+            return _fail(2, f"{error.format_message()} See {context.command_path if context else 'soundlake'} --help", error)
         where = "" if _verbose else "; -v shows where, and so does the newest manifest in the lake's runs/"
         return _fail(1, f"a fault of soundlake's own: {type(error).__name__}: {_one_line(error)}{where}", error)
 
