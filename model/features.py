@@ -61,11 +61,15 @@ class FeatureSpec(BaseModel):
         if self.win_length > self.n_fft:
             raise ValueError(f"win_length {self.win_length} is longer than n_fft {self.n_fft}")
         if self.hop_length > self.win_length:
-            raise ValueError(f"hop_length {self.hop_length} skips samples: it is longer than win_length {self.win_length}")
+            raise ValueError(
+                f"hop_length {self.hop_length} skips samples: it is longer than win_length {self.win_length}"
+            )
         if not self.f_min < self.f_max <= self.sample_rate / 2:
             raise ValueError(f"need f_min < f_max <= half the rate: {self.f_min}, {self.f_max}, {self.sample_rate / 2}")
         if self.window_step > self.window_frames:
-            raise ValueError(f"window_step {self.window_step} leaves gaps between windows of {self.window_frames} frames")
+            raise ValueError(
+                f"window_step {self.window_step} leaves gaps between windows of {self.window_frames} frames"
+            )
         return self
 
     @property
@@ -100,7 +104,9 @@ PRESETS: dict[str, FeatureSpec] = {
     # Long windows for pitch, full band for cymbals and air.
     "music": FeatureSpec(sample_rate=44_100, n_fft=2048, win_length=2048, hop_length=512, f_min=20.0, f_max=20_000.0),
     # Fast chirps up to what field recorders at 48 kHz hold.
-    "wildlife": FeatureSpec(sample_rate=48_000, n_fft=1024, win_length=1024, hop_length=512, f_min=50.0, f_max=22_000.0),
+    "wildlife": FeatureSpec(
+        sample_rate=48_000, n_fft=1024, win_length=1024, hop_length=512, f_min=50.0, f_max=22_000.0
+    ),
     "general": FeatureSpec(sample_rate=16_000, n_fft=1024, win_length=1024, hop_length=256, f_max=8_000.0),
 }
 

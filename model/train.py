@@ -278,9 +278,7 @@ def train(
         log.warning("too few recordings to hold any out: the validation figures are those of the training data")
 
     def batches(split: str) -> Any:
-        return dataset.evaluation_batches(
-            shards, spec, split_of=split_of, split=split, batch_size=settings.batch_size
-        )
+        return dataset.evaluation_batches(shards, spec, split_of=split_of, split=split, batch_size=settings.batch_size)
 
     loop = _Loop(trainer, directory, progress=progress)
     started = time.monotonic()

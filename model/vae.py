@@ -39,7 +39,9 @@ class VaeConfig(BaseModel):
     @model_validator(mode="after")
     def _divisible(self) -> Self:
         if self.n_frames % 8 or self.n_mels % 8:
-            raise ValueError(f"a window of {self.n_frames} x {self.n_mels} cannot be halved three times: use multiples of 8")
+            raise ValueError(
+                f"a window of {self.n_frames} x {self.n_mels} cannot be halved three times: use multiples of 8"
+            )
         return self
 
 

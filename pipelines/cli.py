@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import warnings
 from typing import Annotated, Any, Literal
 
 import typer
@@ -33,7 +34,8 @@ Audio = Annotated[str, typer.Argument(help="Folder or bucket prefix of audio fil
 LakeAt = Annotated[str, typer.Option("--lake", envvar="SOUNDLAKE_LAKE", help="Where the lake lies.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")]
 Verbose = Annotated[
-    bool, typer.Option("-v", "--verbose", callback=_set_verbose, expose_value=False, help="Show the traceback of an error.")
+    bool,
+    typer.Option("-v", "--verbose", callback=_set_verbose, expose_value=False, help="Show the traceback of an error."),
 ]
 SpecToWrite = Annotated[str, typer.Option("--spec", help="speech, music, wildlife, general, or a JSON file.")]
 SpecToRead = Annotated[
@@ -144,7 +146,9 @@ def run_command(
     print(f"report      {result['report']}")
 
 
-@app.command("extract", context_settings=BEAM, epilog="Example: soundlake extract ~/recordings --lake ~/lake --spec music")
+@app.command(
+    "extract", context_settings=BEAM, epilog="Example: soundlake extract ~/recordings --lake ~/lake --spec music"
+)
 def extract_command(
     context: typer.Context,
     audio: Audio,
@@ -190,7 +194,9 @@ def train_command(
     batch_size: Annotated[int | None, typer.Option("--batch-size", help="Windows of a step.")] = None,
     learning_rate: Annotated[float | None, typer.Option("--learning-rate", help="Of Adam.")] = None,
     latent_dim: Annotated[int | None, typer.Option("--latent-dim", help="Numbers of an embedding.")] = None,
-    patience: Annotated[int | None, typer.Option("--patience", help="Validations without gain before it stops.")] = None,
+    patience: Annotated[
+        int | None, typer.Option("--patience", help="Validations without gain before it stops.")
+    ] = None,
     seed: Seed = None,
     as_json: Json = False,
     verbose: Verbose = False,
@@ -205,7 +211,11 @@ def train_command(
         _out(result)
         return
     metrics = result["metrics"]
-    how = f"trained in {metrics['steps']} steps, {metrics['seconds']} s" if result["trained"] else "nothing to do: it is there"
+    how = (
+        f"trained in {metrics['steps']} steps, {metrics['seconds']} s"
+        if result["trained"]
+        else "nothing to do: it is there"
+    )
     print(f"model   {result['model_id']}{' (promoted)' if result['promoted'] else ''}: {how}")
     print(f"        {_elbo(metrics)}; {metrics['active_dimensions']} of {len(metrics['kl_per_dim'])} dimensions active")
     print(f"report  {result['report']}")
@@ -295,8 +305,12 @@ def search_command(
     ] = None,
     lake: LakeAt = "./lake",
     k: Annotated[int, typer.Option("-k", min=1, max=10_000, help="Results.")] = 10,
-    where: Annotated[str | None, typer.Option("--where", help="SQL filter on the table's columns; alone it lists.")] = None,
-    by: Annotated[Literal["recordings", "windows"], typer.Option("--by", help="One result a recording, or a window.")] = "recordings",
+    where: Annotated[
+        str | None, typer.Option("--where", help="SQL filter on the table's columns; alone it lists.")
+    ] = None,
+    by: Annotated[
+        Literal["recordings", "windows"], typer.Option("--by", help="One result a recording, or a window.")
+    ] = "recordings",
     play_list: Annotated[str | None, typer.Option("--play-list", help="Write the results as an M3U play list.")] = None,
     spec: SpecToRead = None,
     model: ModelId = None,
@@ -381,9 +395,15 @@ def _prepare() -> None:
         os.environ.setdefault(name, "1")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("LANCE_LOG", "error")
-    logging.basicConfig(format="soundlake: %(message)s", level=logging.WARNING)
-    # Beam says at import that the gcp extra is not there.
-    logging.getLogger().addFilter(lambda record: "apitools" not in record.getMessage())
+    # Ours, and what is serious; the libraries' own warnings are about things that a user cannot change.
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("soundlake: %(message)s"))
+    handler.addFilter(
+        lambda record: record.name.startswith(("model.", "pipelines.")) or record.levelno >= logging.ERROR
+    )
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
+    if not _verbose:
+        warnings.simplefilter("ignore")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -413,7 +433,9 @@ def main(arguments: list[str] | None = None) -> int:
             if type(error).__name__ == "NoArgsIsHelpError":
                 print(context.get_help())
                 return 2
-            return _fail(2, f"{error.format_message()} See {context.command_path if context else 'soundlake'} --help", error)
+            return _fail(
+                2, f"{error.format_message()} See {context.command_path if context else 'soundlake'} --help", error
+            )
         where = "" if _verbose else "; -v shows where, and so does the newest manifest in the lake's runs/"
         return _fail(1, f"a fault of soundlake's own: {type(error).__name__}: {_one_line(error)}{where}", error)
 

@@ -1,8 +1,11 @@
 """What the commands do: the steps of the main job, each with its manifest, for the command line and for tests."""
 
+import contextlib
 import logging
+import os
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +104,22 @@ def find_model(lake: Lake, model_id: str | None, spec: str | None = None) -> Any
     return artifact.load(folder / model_id)
 
 
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep TensorFlow's C++ greetings, printed while it is imported and beyond any setting, off stderr."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
 def extract(
     lake: Lake,
     audio: str,
@@ -149,8 +168,10 @@ def train(
     dataset = ledger.open_ledger(lake, found.spec_id)
     bundles, groups = ledger.training_input(dataset)
     from model import artifact
-    from model.train import TrainSettings
-    from model.train import train as train_model
+
+    with _quiet():
+        from model.train import TrainSettings
+        from model.train import train as train_model
 
     try:
         resolved = TrainSettings(**{k: v for k, v in settings.items() if v is not None})

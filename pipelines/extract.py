@@ -306,9 +306,7 @@ def _kind(row: Row) -> tuple[str, int]:
     return ("rows " + row["status"], 1)
 
 
-def build(
-    pipeline: beam.Pipeline, lake: Lake, spec: FeatureSpec, corpus: str, *, labels: str | None, run: Run
-) -> None:
+def build(pipeline: beam.Pipeline, lake: Lake, spec: FeatureSpec, corpus: str, *, labels: str | None, run: Run) -> None:
     """Apply the whole of extract to a pipeline; its result is ``summary.json`` in the run's folder."""
     before = ledger.open_ledger(lake, spec.spec_id)
     fragments = [] if before is None else [fragment.fragment_id for fragment in before.get_fragments()]

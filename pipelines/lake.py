@@ -209,11 +209,15 @@ class Lake:
             with storage_errors(self.uri("lake.json")):
                 version = json.loads(self.read("lake.json"))["format_version"]
         except InputError as error:
-            raise InputError(f"there is no lake at {self.root}: make one with `soundlake run AUDIO --lake …`") from error
+            raise InputError(
+                f"there is no lake at {self.root}: make one with `soundlake run AUDIO --lake …`"
+            ) from error
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{self.uri('lake.json')} is damaged: {error}") from error
         if version != FORMAT_VERSION:
-            raise InputError(f"the lake {self.root} has format {version}, this soundlake reads {FORMAT_VERSION}: update it")
+            raise InputError(
+                f"the lake {self.root} has format {version}, this soundlake reads {FORMAT_VERSION}: update it"
+            )
 
 
 @dataclass
@@ -232,7 +236,18 @@ class Run:
 
 def versions() -> dict[str, str]:
     """Versions of soundlake and of what its results depend on."""
-    names = ("soundlake", "apache-beam", "keras", "tensorflow", "numpy", "librosa", "soundfile", "soxr", "av", "pylance")
+    names = (
+        "soundlake",
+        "apache-beam",
+        "keras",
+        "tensorflow",
+        "numpy",
+        "librosa",
+        "soundfile",
+        "soxr",
+        "av",
+        "pylance",
+    )
     found = {}
     for name in names:
         with contextlib.suppress(metadata.PackageNotFoundError):

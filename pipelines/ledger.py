@@ -135,13 +135,27 @@ def summary(dataset: Any) -> dict[str, Any]:
     """
     import pyarrow.compute as pc
 
-    columns = ["uri", "recording_id", "status", "reason", "detail", "duration_s", "windows", "silent_windows", "bundles"]
+    columns = [
+        "uri",
+        "recording_id",
+        "status",
+        "reason",
+        "detail",
+        "duration_s",
+        "windows",
+        "silent_windows",
+        "bundles",
+    ]
     rows = dataset.to_table(columns=columns, filter=f"status IN ('{DONE}', '{REJECTED}')")
     done = rows.filter(pc.equal(rows["status"], DONE))
     rejected = rows.filter(pc.equal(rows["status"], REJECTED)).sort_by("uri")
     once = done.group_by("recording_id").aggregate([(c, "max") for c in ("duration_s", "windows", "silent_windows")])
     reasons = {}
-    for r in rejected.group_by("reason", use_threads=False).aggregate([("uri", "count"), ("uri", "first"), ("detail", "first")]).to_pylist():
+    for r in (
+        rejected.group_by("reason", use_threads=False)
+        .aggregate([("uri", "count"), ("uri", "first"), ("detail", "first")])
+        .to_pylist()
+    ):
         reasons[r["reason"]] = {"count": r["uri_count"], "example": r["uri_first"], "detail": r["detail_first"]}
     return {
         "listed": len(rows),

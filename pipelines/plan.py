@@ -119,5 +119,3 @@ def bundle_id(spec: FeatureSpec, packed: Iterable[Segment]) -> str:
     """The name of a bundle: digest of the spec and of its segments, never of when or where."""
     text = json.dumps([spec.spec_id, *(segment.key() for segment in packed)], separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-

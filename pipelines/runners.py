@@ -33,7 +33,9 @@ def beam_options(arguments: Sequence[str], *, workers: int = 0) -> Any:
     given = list(arguments)
     for argument in given:
         if not argument.startswith("--"):
-            raise InputError(f"what follows `--` are Beam's options, such as --runner=SparkRunner; {argument!r} is none")
+            raise InputError(
+                f"what follows `--` are Beam's options, such as --runner=SparkRunner; {argument!r} is none"
+            )
     # Plain DirectRunner would first try to download another engine.
     if not any(argument.split("=")[0] == "--runner" for argument in given):
         given += ["--runner=FnApiRunner"]

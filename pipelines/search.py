@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from model.errors import InputError
-from model.features import FeatureSpec, dequantise, log_mel, quantise, windows
+from model.features import FeatureSpec, dequantise, log_mel, windows
 from model.records import DamagedShardError, decode, read_framed
 from pipelines import table
 from pipelines.audio import Rejected, probe, resampled
@@ -25,11 +25,15 @@ from pipelines.lake import Lake
 # Mean square difference, of unit variance a mel band, below which two stretches of log-mel are the same sound. A cut of
 # a file differs from it by less than 0.005 (half a hop of misalignment), other files of one class by more than 0.03.
 SAME_SOUND = 0.02
-# Shifts of the query to a step of the table's windows: an eighth of a step off costs little.
-SHIFTS_A_STEP = 8
-MAX_SHIFTS = 48
-MIN_CANDIDATES = 64
-MIN_ALIGNED_FRAMES = 16
+# Shifts of the query to a step of the table's windows.
+SHIFTS_A_STEP = 16
+MAX_SHIFTS = 64
+# Share of the query's sound that a shift must see, of what the best one sees.
+MIN_SOUND_SEEN = 0.75
+# Nats above the spec's floor below which a frame holds no sound that the features could tell.
+SILENT_NATS = 0.5
+MIN_CANDIDATES = 128
+MIN_SOUNDING_FRAMES = 4
 MAX_QUERY_SECONDS = 600.0
 
 COLUMNS = ["id", "recording_id", "window", "uri", "label", "group", "start_s", "end_s", "bundle", "record_offset"]
@@ -147,16 +151,30 @@ def _shifts(frames: Frames, spec: FeatureSpec) -> list[_Shift]:
     for place in places:
         held = slice(max(0, place), min(len(frames), place + size))
         found.append(_Shift(padded[place + size : place + 2 * size], held))
-    return [shift for shift in found if quantise(frames[shift.frames], spec).any()]
+    # Where sound fills only a part of the query, shifts that miss it would find whatever else is silent.
+    sound = _loudness(frames, spec)
+    if sound.max() == 0:
+        return []
+    seen = [sound[shift.frames].sum() for shift in found]
+    return [shift for shift, held in zip(found, seen, strict=True) if held > MIN_SOUND_SEEN * max(seen)]
 
 
-def align(query: Frames, stored: Frames) -> tuple[float, int]:
+def _loudness(frames: Frames, spec: FeatureSpec) -> npt.NDArray[np.float32]:
+    """Nats of each frame's loudest band above the floor, shape (n_frames,); 0 where that is silence."""
+    above = frames.max(axis=1) - np.float32(spec.floor)
+    return np.where(above < SILENT_NATS, np.float32(0), above)
+
+
+def align(query: Frames, stored: Frames, *, sounding: int) -> tuple[float, int]:
     """Where a query fits best into stored log-mel.
 
     Parameters
     ----------
     query, stored : ndarray of float32, shapes (n, n_mels) and (m, n_mels), m ≥ n
         Normalised to unit variance a band.
+    sounding : int
+        Frames of the query that hold sound: silence that agrees with silence proves nothing, so the differences of all
+        frames are shared among these alone.
 
     Returns
     -------
@@ -169,9 +187,9 @@ def align(query: Frames, stored: Frames) -> tuple[float, int]:
     rows, columns = product.strides
     cross = np.lib.stride_tricks.as_strided(product, (places, n), (rows, rows + columns), writeable=False).sum(axis=1)
     energy = np.concatenate([[0.0], np.cumsum(np.square(stored, dtype=np.float64).sum(axis=1))])
-    error = (np.square(query, dtype=np.float64).sum() + energy[n:] - energy[:places] - 2 * cross) / query.size
-    best = int(error.argmin())
-    return max(0.0, float(error[best])), best
+    squares = np.square(query, dtype=np.float64).sum() + energy[n:] - energy[:places] - 2 * cross
+    best = int(squares.argmin())
+    return max(0.0, float(squares[best])) / (max(1, sounding) * query.shape[1]), best
 
 
 class Searcher:
@@ -231,7 +249,7 @@ class Searcher:
         frames = query_frames(samples, self.spec)
         shifts = _shifts(frames, self.spec)
         if not shifts:
-            raise InputError("the query holds no sound, only digital silence: choose another stretch")
+            raise InputError("the query holds no sound, only silence: choose another stretch")
         mean, _ = self.model.encoder().encode(np.stack([shift.seen for shift in shifts]))
         wanted = max(MIN_CANDIDATES, 2 * k)
         found: dict[str, dict[str, Any]] = {}
@@ -251,16 +269,16 @@ class Searcher:
         spec, hop = self.spec, self.spec.hop_length
         # The query's frames may lie half a hop beside the stored ones.
         later = query_frames(samples[hop // 2 :], spec)
-        phases = [self.model.normalise(part) for part in (frames, later)]
+        phases = [(self.model.normalise(part), _loudness(part, spec) > 0) for part in (frames, later)]
         edge = (len(log_mel(samples, spec)) - len(frames)) // 2
         found = {}
         for row, stored, base in self._stitched(rows):
             held = row["shift"].frames
-            for phase, normalised in enumerate(phases):
+            for phase, (normalised, sounds) in enumerate(phases):
                 part = normalised[held]
-                if not MIN_ALIGNED_FRAMES <= len(part) <= len(stored):
+                if len(part) > len(stored) or sounds[held].sum() < MIN_SOUNDING_FRAMES:
                     continue
-                error, place = align(part, stored)
+                error, place = align(part, stored, sounding=int(sounds[held].sum()))
                 if error < SAME_SOUND and error < found.get(row["id"], (np.inf,))[0]:
                     begin = ((base + place - held.start - edge) * hop - phase * hop // 2) / spec.sample_rate
                     begin = max(0.0, begin)
