@@ -1,10 +1,21 @@
-# make test · make check · make lock.  PYTHON=python3.12 picks another interpreter (3.11 or 3.12).
+# make run · make run AUDIO=folder · make test · make check · make bench · make lock
+# PYTHON=python3.12 picks another interpreter (3.11 or 3.12), LAKE= another place for the lake.
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
+LAKE ?= $(if $(AUDIO),lake,demo/lake)
 
-.PHONY: test check lock clean
+.PHONY: run test check bench lock clean
 .DELETE_ON_ERROR:
+
+# The main job. Without AUDIO on a small corpus made from nothing: fewer steps, since it holds ten minutes of sound.
+run: $(VENV)/ready
+ifdef AUDIO
+	$(BIN)/soundlake run "$(AUDIO)" --lake "$(LAKE)"
+else
+	$(BIN)/soundlake synth demo/audio
+	$(BIN)/soundlake run demo/audio --lake "$(LAKE)" --steps 600
+endif
 
 $(VENV)/ready: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || { \
@@ -14,6 +25,8 @@ $(VENV)/ready: requirements.lock pyproject.toml
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	@# Compiled once here, so that no first call of a command waits for it.
+	-$(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1
 	touch $@
 
 test: $(VENV)/ready
@@ -24,10 +37,14 @@ check: $(VENV)/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Slow: 100 random cuts of a corpus, searched for.
+bench: $(VENV)/ready
+	$(BIN)/python benches/find_cuts.py --audio "$(or $(AUDIO),demo/audio)" --lake "$(LAKE)"
+
 # Needs uv, which is not in the lock: pip install uv
 lock:
 	uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --fork-strategy fewest \
 	  --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate -o requirements.lock
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist demo .pytest_cache .mypy_cache .ruff_cache

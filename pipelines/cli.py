@@ -65,39 +65,6 @@ def _out(result: Any) -> None:
     print(json.dumps(result, sort_keys=True, default=str))
 
 
-def _files(totals: dict[str, Any]) -> str:
-    """One line on what extract did."""
-    new = totals["done"] + totals["rejected"] + totals["gone"]
-    left = f", {totals['left_out']} left out by name" if totals["left_out"] else ""
-    gone = f", {totals['gone']} gone" if totals["gone"] else ""
-    if not new:
-        return f"nothing to do: all {totals['listed']} files are as they were{left}"
-    return (
-        f"{totals['listed']} files: {totals['unchanged']} unchanged, {totals['done']} done, "
-        f"{totals['rejected']} rejected{gone}{left}"
-    )
-
-
-def _rejects(summary: dict[str, Any], say: Any) -> None:
-    from pipelines.audio import REASONS
-
-    for reason, found in summary["rejects"].items():
-        say(f"    {found['count']:>6}  {reason}: {REASONS.get(reason, '')} Such as {_shown(found['example'])}")
-
-
-def _shown(name: str) -> str:
-    """A name on one line, whatever is in it."""
-    return name if name.isprintable() else repr(name)
-
-
-def _elbo(metrics: dict[str, Any]) -> str:
-    found = metrics["validation"]
-    return (
-        f"validation loss {found['negative_elbo']:.0f} nats a window (−log p(x|z) {found['nll']:.0f} + KL {found['kl']:.1f}), "
-        f"mean square error {found['mse']:.3f}"
-    )
-
-
 @app.command("run", context_settings=BEAM, epilog="Example: soundlake run ~/recordings --lake ~/lake")
 def run_command(
     context: typer.Context,
@@ -114,7 +81,7 @@ def run_command(
     verbose: Verbose = False,
 ) -> None:
     """The main job: extract, train if there is no model for this spec, encode, index."""
-    from pipelines import commands
+    from pipelines import commands, messages
 
     result = commands.run(
         _lake(lake),
@@ -132,15 +99,15 @@ def run_command(
         _out(result)
         return
     found, extracted, encoded = result["ledger"], result["extract"], result["encode"]
-    print(f"files       {_files(extracted)}")
+    print(f"files       {messages.files(extracted)}")
     print(
         f"recordings  {found['recordings']} done, {found['rejected']} files rejected, {found['hours']:.2f} hours, "
         f"{found['windows']} windows in {found['shards']} shards, {found['silent_windows']} silent windows left out"
     )
-    _rejects(found, print)
+    messages.rejects(found, print)
     model = result["model"]
     how = "trained" if result["train"] and result["train"]["trained"] else "there already"
-    print(f"model       {model['model_id']} {how}: {_elbo(model['metrics'])}")
+    print(f"model       {model['model_id']} {how}: {messages.elbo(model['metrics'])}")
     did = f"{encoded['encoded']} windows encoded" if encoded["encoded"] else "nothing to encode"
     print(f"table       {encoded['rows']} windows, {did}, search is {encoded['index']['kind']}")
     print(f"report      {result['report']}")
@@ -163,7 +130,7 @@ def extract_command(
     verbose: Verbose = False,
 ) -> None:
     """Turn new and changed files into shards of log-mel windows, and account for every file."""
-    from pipelines import commands, ledger
+    from pipelines import commands, ledger, messages
 
     found = commands.parse_spec(spec)
     where = _lake(lake)
@@ -172,14 +139,14 @@ def extract_command(
     if as_json:
         _out(result | {"ledger": summary})
     else:
-        print(_files(result))
+        print(messages.files(result))
         if summary is not None:
             print(
                 f"ledger: {summary['listed']} files = {summary['done']} done + {summary['rejected']} rejected; "
                 f"{summary['hours']:.2f} hours, {summary['windows']} windows in {summary['shards']} shards, "
                 f"{summary['silent_windows']} silent windows left out"
             )
-            _rejects(summary, print)
+            messages.rejects(summary, print)
     if max_rejects is not None and summary is not None and summary["rejected"] > max_rejects:
         _say(f"soundlake: {summary['rejected']} rejects are more than --max-rejects {max_rejects}")
         raise typer.Exit(4)
@@ -202,7 +169,7 @@ def train_command(
     verbose: Verbose = False,
 ) -> None:
     """Train a VAE on the lake's windows; goes on where a killed training stopped."""
-    from pipelines import commands
+    from pipelines import commands, messages
 
     settings = {"preset": preset, "max_steps": steps, "batch_size": batch_size, "learning_rate": learning_rate}
     settings |= {"latent_dim": latent_dim, "patience": patience, "seed": seed}
@@ -217,7 +184,9 @@ def train_command(
         else "nothing to do: it is there"
     )
     print(f"model   {result['model_id']}{' (promoted)' if result['promoted'] else ''}: {how}")
-    print(f"        {_elbo(metrics)}; {metrics['active_dimensions']} of {len(metrics['kl_per_dim'])} dimensions active")
+    print(
+        f"        {messages.elbo(metrics)}; {metrics['active_dimensions']} of {len(metrics['kl_per_dim'])} dimensions active"
+    )
     print(f"report  {result['report']}")
     if not result["promoted"]:
         print(f"to use it: soundlake promote {result['model_id']} --lake {lake}")
@@ -267,7 +236,7 @@ def encode_command(
 @app.command("status", epilog="Example: soundlake status --lake ~/lake")
 def status_command(lake: LakeAt = "./lake", as_json: Json = False, verbose: Verbose = False) -> None:
     """The lake at a glance: recordings, rejects by reason, models, tables."""
-    from pipelines import commands
+    from pipelines import commands, messages
 
     result = commands.status(_lake(lake))
     if as_json:
@@ -283,7 +252,7 @@ def status_command(lake: LakeAt = "./lake", as_json: Json = False, verbose: Verb
             f"{found['recordings']} recordings, {found['hours']:.2f} hours, {found['windows']} windows, "
             f"{found['shards']} shards"
         )
-        _rejects(found, print)
+        messages.rejects(found, print)
     for model_id, found in result["models"].items():
         mark = ", promoted" if found["promoted"] else ""
         loss = found["validation"]["negative_elbo"]
@@ -318,7 +287,7 @@ def search_command(
     verbose: Verbose = False,
 ) -> None:
     """What sounds like this? The very same sound comes first (marked =), then the nearest."""
-    from pipelines import commands
+    from pipelines import commands, messages
     from pipelines.search import as_json as hits_as_json
     from pipelines.search import playlist
 
@@ -338,14 +307,14 @@ def search_command(
         return
     for one in result["results"]:
         if len(result["results"]) > 1:
-            print(f"{_shown(one['query'])}:")
+            print(f"{messages.shown(one['query'])}:")
         if not one["hits"]:
             print("no window of the table passes the filter" if where else "the table holds nothing else")
         for rank, hit in enumerate(one["hits"], start=1):
             mark = "=" if hit.same_sound else " "
             distance = "" if hit.distance is None else f"{hit.distance:10.3f}"
-            label = f"  [{_shown(hit.label)}]" if hit.label else ""
-            print(f"{rank:>4} {mark}{distance}  {hit.start_s:8.2f}–{hit.end_s:.2f} s  {_shown(hit.uri)}{label}")
+            label = f"  [{messages.shown(hit.label)}]" if hit.label else ""
+            print(f"{rank:>4} {mark}{distance}  {hit.start_s:8.2f}–{hit.end_s:.2f} s  {messages.shown(hit.uri)}{label}")
 
 
 @app.command("export", epilog="Example: soundlake export embeddings.parquet --lake ~/lake")
@@ -431,7 +400,7 @@ def main(arguments: list[str] | None = None) -> int:
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):
             context = getattr(error, "ctx", None)
             if type(error).__name__ == "NoArgsIsHelpError":
-                print(context.get_help())
+                print(context.get_help() if context else "")
                 return 2
             return _fail(
                 2, f"{error.format_message()} See {context.command_path if context else 'soundlake'} --help", error

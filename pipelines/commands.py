@@ -329,8 +329,7 @@ def status(lake: Lake) -> dict[str, Any]:
             said = _read_json(lake, f"tables/{model_id}.json")
             tables[model_id] = {"rows": dataset.count_rows(), "table_version": int(dataset.version)}
             tables[model_id]["index"] = said.get("index")
-            spec_id = models.get(model_id, {}).get("spec_id")
-            now = specs.get(spec_id, {}).get("ledger_version")
+            now = specs.get(models.get(model_id, {}).get("spec_id", ""), {}).get("ledger_version")
             tables[model_id]["up_to_date"] = now is not None and said.get("ledger_version") == now
     return {"lake": lake.root, "specs": specs, "models": models, "tables": tables}
 
@@ -359,7 +358,7 @@ def search(
     model = find_model(lake, model_id, spec)
     dataset = table.need_table(lake, model.model_id)
     searcher = Searcher(lake, model, dataset)
-    results = []
+    results: list[dict[str, Any]] = []
     if not queries:
         results.append({"query": None, "hits": searcher.by_filter(str(where), k=k)})
     for query in queries:

@@ -1,6 +1,6 @@
 """Encode: shards + model → table, as one Beam pipeline.
 
-ledger and table, bundle by bundle ▶ what is missing, gone or renamed ▶ read shards ▶ RunInference ▶ fragments ▶ one commit
+ledger and table, bundle by bundle ▶ missing, gone or renamed ▶ read shards ▶ RunInference ▶ fragments ▶ one commit
 """
 
 import json
@@ -47,7 +47,7 @@ class Window:
     offset: int
 
 
-class EncoderHandler(ModelHandler[Window, dict[str, Any], Any]):  # type: ignore[misc]
+class EncoderHandler(ModelHandler[Window, dict[str, Any], Any]):
     """Beam's RunInference on a model directory: ONNX Runtime, so that an encoding worker needs no TensorFlow.
 
     Parameters
@@ -138,16 +138,14 @@ def read_shard(lake: Lake, spec: FeatureSpec, bundle: str) -> Iterator[tuple[Rec
         ) from error
 
 
-class _LedgerNames(beam.DoFn):  # type: ignore[misc]
+class _LedgerNames(beam.DoFn):
     """(bundle, (recording_id, name)) of what is done, from one fragment of the ledger."""
 
     def __init__(self, uri: str, version: int) -> None:
         self.uri, self.version = uri, version
 
     def process(self, fragment: int) -> Iterator[tuple[str, tuple[str, Name]]]:
-        import lance
-
-        part = lance.dataset(self.uri, version=self.version).get_fragment(fragment)
+        part = ledger.fragment_of(self.uri, self.version, fragment)
         columns = ["recording_id", "uri", "label", "group", "bundles"]
         for batch in part.to_batches(columns=columns, filter=f"status = '{ledger.DONE}'"):
             for row in batch.to_pylist():
@@ -155,16 +153,14 @@ class _LedgerNames(beam.DoFn):  # type: ignore[misc]
                     yield bundle, (row["recording_id"], Name(row["uri"], row["label"], row["group"]))
 
 
-class _TableNames(beam.DoFn):  # type: ignore[misc]
+class _TableNames(beam.DoFn):
     """(bundle, (recording_id, name)) of what is encoded, from one fragment of the table."""
 
     def __init__(self, uri: str, version: int) -> None:
         self.uri, self.version = uri, version
 
     def process(self, fragment: int) -> Iterator[tuple[str, tuple[str, Name]]]:
-        import lance
-
-        part = lance.dataset(self.uri, version=self.version).get_fragment(fragment)
+        part = ledger.fragment_of(self.uri, self.version, fragment)
         seen = set()
         for batch in part.to_batches(columns=["recording_id", "uri", "label", "group", "bundle"]):
             for row in batch.to_pylist():
@@ -174,7 +170,7 @@ class _TableNames(beam.DoFn):  # type: ignore[misc]
                     yield found
 
 
-class _Compare(beam.DoFn):  # type: ignore[misc]
+class _Compare(beam.DoFn):
     """What of a bundle is to be encoded, and whose rows leave the table."""
 
     def process(self, element: tuple[str, Mapping[str, Iterable[tuple[str, Name]]]]) -> Iterator[Any]:
@@ -192,7 +188,7 @@ class _Compare(beam.DoFn):  # type: ignore[misc]
             yield bundle, new
 
 
-class _ReadWindows(beam.DoFn):  # type: ignore[misc]
+class _ReadWindows(beam.DoFn):
     def __init__(self, lake: Lake, spec: FeatureSpec) -> None:
         self.lake, self.spec = lake, spec
 
@@ -204,7 +200,7 @@ class _ReadWindows(beam.DoFn):  # type: ignore[misc]
                 yield Window(record, name, bundle, offset)
 
 
-class _WriteFragments(beam.DoFn):  # type: ignore[misc]
+class _WriteFragments(beam.DoFn):
     """Rows → fragments of the table, as JSON; many rows to a fragment."""
 
     def __init__(self, lake: Lake, model_id: str, columns: pa.Schema) -> None:
@@ -226,7 +222,7 @@ class _WriteFragments(beam.DoFn):  # type: ignore[misc]
 
     def finish_bundle(self) -> Iterator[WindowedValue]:
         for text in self._flush():
-            yield WindowedValue(text, GlobalWindow().max_timestamp(), [GlobalWindow()])
+            yield WindowedValue(text, GlobalWindow().max_timestamp(), (GlobalWindow(),))
 
 
 def _summarise(_: Any, fragments: Iterable[str], stale: Iterable[str], lake: Lake, name: str) -> None:

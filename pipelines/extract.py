@@ -22,7 +22,7 @@ from pipelines import ledger, plan
 from pipelines.audio import Probe, Rejected, probe
 from pipelines.corpus import Entry, at_hand, listing, read_labels
 from pipelines.lake import Lake, Run
-from pipelines.ledger import DONE, GONE, REJECTED, Row
+from pipelines.ledger import DONE, GONE, REJECTED, Row, fragment_of
 from pipelines.plan import Segment
 from pipelines.runners import run_pipeline
 from pipelines.windows import SegmentWindows
@@ -44,10 +44,22 @@ OUTCOMES = pa.schema(
 )
 
 # Columns of a ledger row that tell about the bytes, whatever the file is called.
-CONTENT = (
-    "recording_id status stage reason detail container codec sample_rate channels claimed_s duration_s windows "
-    "silent_windows bundles"
-).split()
+CONTENT = [
+    "recording_id",
+    "status",
+    "stage",
+    "reason",
+    "detail",
+    "container",
+    "codec",
+    "sample_rate",
+    "channels",
+    "claimed_s",
+    "duration_s",
+    "windows",
+    "silent_windows",
+    "bundles",
+]
 
 
 @dataclass(frozen=True)
@@ -181,7 +193,7 @@ def _row(candidate: Candidate, corpus: str) -> Row:
     return row
 
 
-class _Compare(beam.DoFn):  # type: ignore[misc]
+class _Compare(beam.DoFn):
     """What a listed file is to the ledger: known, to be probed, or, where no file is left, gone."""
 
     def __init__(self, corpus: str) -> None:
@@ -208,7 +220,7 @@ class _Compare(beam.DoFn):  # type: ignore[misc]
             yield Candidate(uri, entry, labels["label"], labels["group"])
 
 
-class _Probe(beam.DoFn):  # type: ignore[misc]
+class _Probe(beam.DoFn):
     """Read a file's header and digest: (recording_id, candidate), or a ledger row that rejects it."""
 
     def __init__(self, corpus: str) -> None:
@@ -231,7 +243,7 @@ class _Probe(beam.DoFn):  # type: ignore[misc]
             yield digest, Candidate(candidate.uri, candidate.entry, candidate.label, candidate.group, found)
 
 
-class _Recognise(beam.DoFn):  # type: ignore[misc]
+class _Recognise(beam.DoFn):
     """Content that the ledger knows under another name gets its row without decoding; the rest is new."""
 
     def __init__(self, corpus: str) -> None:
@@ -251,20 +263,18 @@ class _Recognise(beam.DoFn):  # type: ignore[misc]
             yield recording_id, found
 
 
-class _ReadLedger(beam.DoFn):  # type: ignore[misc]
+class _ReadLedger(beam.DoFn):
     """Rows of one fragment of the ledger, at a pinned version."""
 
     def __init__(self, uri: str, version: int) -> None:
         self.uri, self.version = uri, version
 
     def process(self, fragment: int) -> Iterator[Row]:
-        import lance
-
-        for batch in lance.dataset(self.uri, version=self.version).get_fragment(fragment).to_batches():
+        for batch in fragment_of(self.uri, self.version, fragment).to_batches():
             yield from batch.to_pylist()
 
 
-class _WriteBundle(beam.DoFn):  # type: ignore[misc]
+class _WriteBundle(beam.DoFn):
     def __init__(self, lake: Lake, spec: FeatureSpec) -> None:
         self.lake, self.spec = lake, spec
 
@@ -274,7 +284,7 @@ class _WriteBundle(beam.DoFn):  # type: ignore[misc]
             yield outcome["recording_id"], outcome | {"bundle": bundle}
 
 
-class _Settle(beam.DoFn):  # type: ignore[misc]
+class _Settle(beam.DoFn):
     def __init__(self, spec: FeatureSpec, corpus: str) -> None:
         self.spec, self.corpus = spec, corpus
 
@@ -383,7 +393,7 @@ def build(pipeline: beam.Pipeline, lake: Lake, spec: FeatureSpec, corpus: str, *
     )
 
 
-class _Split(beam.DoFn):  # type: ignore[misc]
+class _Split(beam.DoFn):
     def process(self, found: tuple[str, Entry] | None) -> Iterator[Any]:
         if found is None:
             yield TaggedOutput("counts", ("left out", 1))

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 from model.errors import InputError, TryLaterError
 
@@ -126,12 +126,12 @@ class Lake:
         with system.open_input_stream(f"{base}/{name}") as file:
             return bytes(file.read())
 
-    def open(self, name: str) -> IO[bytes]:
+    def open(self, name: str) -> BinaryIO:
         """A file to read from, seekable."""
         if self.is_local:
             return open(self.uri(name), "rb")
         system, base = file_system(self.root)
-        return system.open_input_file(f"{base}/{name}")  # type: ignore[no-any-return]
+        return system.open_input_file(f"{base}/{name}")
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file whole, or not at all."""
@@ -198,7 +198,7 @@ class Lake:
                 strangers = [name for name in self.names("") if name not in ("features", "models", "tables", "runs")]
                 if strangers:
                     raise InputError(
-                        f"{self.root} is not a lake and holds other things ({strangers[0]!r}): name a new or empty folder"
+                        f"{self.root} is not a lake and holds other things ({strangers[0]!r}): name an empty folder"
                     )
                 self.write("lake.json", json.dumps({"format_version": FORMAT_VERSION}).encode() + b"\n")
         self.check()

@@ -84,6 +84,13 @@ def open_ledger(lake: Lake, spec_id: str, version: int | None = None) -> Any:
     return lance.dataset(lake.ledger_uri(spec_id), version=version)
 
 
+def fragment_of(uri: str, version: int, fragment: int) -> Any:
+    """One fragment of a Lance dataset at a pinned version: what a worker reads of it."""
+    import lance
+
+    return lance.dataset(uri, version=version).get_fragment(fragment)
+
+
 def commit(lake: Lake, spec_id: str, parts: Sequence[str]) -> int:
     """Merge parts into the ledger in one commit, drop the rows that are gone; return the new version."""
     import lance

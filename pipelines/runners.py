@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from model.errors import InputError
 
@@ -62,7 +62,7 @@ def _known_flags(options: Any) -> set[str]:
 
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, conflict_handler="resolve")
     for options_class in PipelineOptions.__subclasses__():
-        options_class._add_argparse_args(parser)  # type: ignore[attr-defined]
+        options_class._add_argparse_args(cast(Any, parser))
     return set(parser._option_string_actions)
 
 

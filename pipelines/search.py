@@ -271,7 +271,7 @@ class Searcher:
         later = query_frames(samples[hop // 2 :], spec)
         phases = [(self.model.normalise(part), _loudness(part, spec) > 0) for part in (frames, later)]
         edge = (len(log_mel(samples, spec)) - len(frames)) // 2
-        found = {}
+        found: dict[str, tuple[float, Hit]] = {}
         for row, stored, base in self._stitched(rows):
             held = row["shift"].frames
             for phase, (normalised, sounds) in enumerate(phases):

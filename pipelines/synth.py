@@ -81,7 +81,7 @@ def _engine(rng: Rng, seconds: float, rate: int) -> Signal:
     t = _time(seconds, rate)
     turns = rng.uniform(40, 90) * (1 + 0.1 * np.sin(2 * np.pi * rng.uniform(0.1, 0.4) * t))
     phase = 2 * np.pi * np.cumsum(turns) / rate
-    return sum(np.sin(n * phase) / n for n in range(1, 12)) + 0.2 * _noise(rng, len(t), 0.5)  # type: ignore[no-any-return]
+    return sum(np.sin(n * phase) / n for n in range(1, 12)) + 0.2 * _noise(rng, len(t), 0.5)
 
 
 def _rain(rng: Rng, seconds: float, rate: int) -> Signal:
@@ -185,8 +185,10 @@ def synthesise(folder: str, *, recordings: int = 96, seed: int = 0) -> int:
         writer.writerow([plan[-1][0], kind, source])
     marker = os.path.join(folder, "labels.csv")
     if os.path.exists(folder) and os.listdir(folder):
-        if os.path.exists(marker) and open(marker).read() == labels.getvalue():
-            return recordings + 2
+        if os.path.exists(marker):
+            with open(marker) as file:
+                if file.read() == labels.getvalue():
+                    return recordings + 2
         raise InputError(f"{folder} holds something else: name a new or empty folder")
     for name, kind, source, (container, subtype, _, rate) in plan:
         rng = np.random.default_rng(int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8], "big"))
