@@ -13,22 +13,10 @@ from airflow.sdk import DAG
 # The commands as the shell gets them; a test feeds each to the real command line's parser.
 COMMANDS = {
     "extract": '"${SOUNDLAKE_COMMAND:-soundlake}" extract "$SOUNDLAKE_AUDIO" --json',
-    "train": '"${SOUNDLAKE_COMMAND:-soundlake}" train --json',
+    "train": '"${SOUNDLAKE_COMMAND:-soundlake}" train --if-missing --json',
     "encode": '"${SOUNDLAKE_COMMAND:-soundlake}" encode --json',
     "status": '"${SOUNDLAKE_COMMAND:-soundlake}" status --json',
 }
-
-# Exit codes 2 (the call is wrong) and 4 (too many rejects) stay as they are however often they are tried.
-GUARD = """
-set -u
-{command}
-code=$?
-case $code in
-  0) exit 0 ;;
-  2|4) echo "soundlake: exit code $code: to try again would not help" >&2; exit 99 ;;
-  *) exit $code ;;
-esac
-"""
 
 with DAG(
     dag_id="soundlake_lake",
@@ -46,7 +34,7 @@ with DAG(
     for task_id, command in COMMANDS.items():
         task = BashOperator(
             task_id=task_id,
-            bash_command=GUARD.replace("{command}", command),
+            bash_command=command,
             append_env=True,
             execution_timeout=timedelta(hours=12),
         )

@@ -165,6 +165,9 @@ def train_command(
         int | None, typer.Option("--patience", help="Validations without gain before it stops.")
     ] = None,
     seed: Seed = None,
+    if_missing: Annotated[
+        bool, typer.Option("--if-missing", help="Do nothing if the spec has a promoted model.")
+    ] = False,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
@@ -173,7 +176,9 @@ def train_command(
 
     settings = {"preset": preset, "max_steps": steps, "batch_size": batch_size, "learning_rate": learning_rate}
     settings |= {"latent_dim": latent_dim, "patience": patience, "seed": seed}
-    result = commands.train(_lake(lake), spec=spec, settings=settings, progress=sys.stderr.isatty())
+    result = commands.train(
+        _lake(lake), spec=spec, settings=settings, if_missing=if_missing, progress=sys.stderr.isatty()
+    )
     if as_json:
         _out(result)
         return
@@ -184,9 +189,8 @@ def train_command(
         else "nothing to do: it is there"
     )
     print(f"model   {result['model_id']}{' (promoted)' if result['promoted'] else ''}: {how}")
-    print(
-        f"        {messages.elbo(metrics)}; {metrics['active_dimensions']} of {len(metrics['kl_per_dim'])} dimensions active"
-    )
+    active = f"{metrics['active_dimensions']} of {len(metrics['kl_per_dim'])} dimensions active"
+    print(f"        {messages.elbo(metrics)}; {active}")
     print(f"report  {result['report']}")
     if not result["promoted"]:
         print(f"to use it: soundlake promote {result['model_id']} --lake {lake}")

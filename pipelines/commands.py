@@ -152,9 +152,14 @@ def extract(
 
 
 def train(
-    lake: Lake, *, spec: str | None = None, settings: dict[str, Any], progress: bool = False, promote: bool = True
+    lake: Lake, *, spec: str | None = None, settings: dict[str, Any], if_missing: bool = False, progress: bool = False
 ) -> dict[str, Any]:
     """Train a model on the lake's features; the first of a spec is promoted.
+
+    Parameters
+    ----------
+    if_missing : bool
+        Do nothing if the spec has a promoted model, whatever it was trained on.
 
     Returns
     -------
@@ -165,10 +170,15 @@ def train(
 
     folder = models_dir(lake)
     found = spec_of_lake(lake, spec)
-    dataset = ledger.open_ledger(lake, found.spec_id)
-    bundles, groups = ledger.training_input(dataset)
     from model import artifact
 
+    there = artifact.promoted(folder, found.spec_id)
+    if if_missing and there is not None:
+        kept = artifact.load(folder / there)
+        told = {"model_id": there, "trained": False, "promoted": True, "metrics": kept.metrics, "run_id": None}
+        return told | {"report": str(kept.directory / artifact.REPORT)}
+    dataset = ledger.open_ledger(lake, found.spec_id)
+    bundles, groups = ledger.training_input(dataset)
     with _quiet():
         from model.train import TrainSettings
         from model.train import train as train_model
@@ -189,7 +199,7 @@ def train(
             progress=progress,
         )
         first_one = artifact.promoted(folder, found.spec_id) is None
-        if promote and first_one:
+        if first_one:
             artifact.promote(folder, artifact.load(result.directory), reason="the first model of its spec")
         run.manifest["counts"] = {"model_id": result.model_id, "metrics": result.metrics}
     return {

@@ -2,10 +2,11 @@
 
 import logging
 import os
+import re
 from collections.abc import Sequence
 from typing import Any, cast
 
-from model.errors import InputError
+from model.errors import InputError, TryLaterError
 
 
 def beam_options(arguments: Sequence[str], *, workers: int = 0) -> Any:
@@ -77,13 +78,29 @@ def run_pipeline(build: Any, options: Any) -> None:
 
     Raises
     ------
+    InputError, TryLaterError
+        If a worker raised one.
     RuntimeError
-        If the runner ends in another state than DONE.
+        If a worker raised anything else, or the runner ends in another state than DONE.
     """
     import apache_beam as beam
 
     pipeline = beam.Pipeline(options=options)
     build(pipeline)
-    state = pipeline.run().wait_until_finish()
+    try:
+        state = pipeline.run().wait_until_finish()
+    except Exception as error:
+        raise _worker_error(error) from error
     if str(state) != "DONE":
         raise RuntimeError(f"the pipeline ended as {state}: see the runner's own log")
+
+
+def _worker_error(error: Exception) -> Exception:
+    """What a worker raised: runners hand it on as text, with the traceback of the worker before it."""
+    found = re.findall(
+        r"model\.errors\.(InputError|TryLaterError): (.*?)(?: \[while running .*)?$", str(error), re.MULTILINE
+    )
+    if not found:
+        return error
+    kind, message = found[-1]
+    return (InputError if kind == "InputError" else TryLaterError)(message)

@@ -1,0 +1,214 @@
+"""The command line: exit codes, one clear line, JSON alone on stdout, nothing heavy on the way to help."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipelines.cli import app, main
+from tests.conftest import Made
+
+
+def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    code = main(list(arguments))
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["bogus"], "No such command"),
+        (["extract"], "Missing argument"),
+        (["extract", "/nonexistent"], "no such folder"),
+        (["search", "x.wav", "-k", "0"], "-k"),
+        (["search", "x.wav", "--by", "files"], "--by"),
+        (["train", "--steps", "many"], "--steps"),
+        (["status", "--lake", "/nonexistent"], "no lake"),
+        (["run", ".", "--spec", "opera"], "opera"),
+        (["synth", "/dev/null/x"], "/dev/null"),
+    ],
+)
+def test_a_wrong_call_is_one_line_and_2(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = call(capsys, *arguments)
+    assert code == 2
+    assert out == ""
+    assert len(err.splitlines()) == 1
+    assert said in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_wrong_settings(capsys: pytest.CaptureFixture[str], made: Made) -> None:
+    for option, value in (("--batch-size", "0"), ("--learning-rate", "-1"), ("--preset", "opera")):
+        code, _, err = call(capsys, "train", "--lake", made.lake.root, option, value)
+        assert (code, len(err.splitlines())) == (2, 1)
+
+
+def test_unknown_beam_option(capsys: pytest.CaptureFixture[str], made: Made, tmp_path: Path) -> None:
+    code, _, err = call(capsys, "extract", str(made.audio), "--lake", str(tmp_path / "lake"), "--", "--runnr=X")
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert "--runnr" in err
+    assert not (tmp_path / "lake").exists()
+
+
+def test_a_folder_that_is_no_lake(capsys: pytest.CaptureFixture[str], made: Made, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    code, _, err = call(capsys, "extract", str(made.audio), "--lake", str(tmp_path))
+    assert code == 2
+    assert "thesis.txt" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_lake_that_cannot_be_written(capsys: pytest.CaptureFixture[str], made: Made, tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    code, _, err = call(capsys, "extract", str(made.audio), "--lake", str(tmp_path / "lake"))
+    assert (code, len(err.splitlines())) == (2, 1)
+
+
+def test_a_corpus_without_sound(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    audio = tmp_path / "audio"
+    audio.mkdir()
+    (audio / "a.wav").write_text("no sound")
+    code, _, err = call(capsys, "run", str(audio), "--lake", str(tmp_path / "lake"))
+    assert code == 2
+    assert "no recording" in err
+    code, out, _ = call(capsys, "status", "--lake", str(tmp_path / "lake"))
+    assert code == 0
+    assert "not-audio" in out
+
+
+def test_max_rejects_is_4(capsys: pytest.CaptureFixture[str], made: Made) -> None:
+    arguments = ["extract", str(made.audio), "--lake", made.lake.root, "--max-rejects"]
+    assert call(capsys, *arguments, "2")[0] == 0
+    code, _, err = call(capsys, *arguments, "1")
+    assert code == 4
+    assert "2 rejects" in err
+
+
+def test_json_is_one_object(capsys: pytest.CaptureFixture[str], made: Made, tmp_path: Path) -> None:
+    clip = str(sorted(made.audio.glob("bird/*"))[0])
+    lake = ["--lake", made.lake.root]
+    calls = (
+        ["run", str(made.audio), *lake],
+        ["extract", str(made.audio), *lake],
+        ["train", "--if-missing", *lake],
+        ["encode", *lake],
+        ["status", *lake],
+        ["search", clip, *lake],
+        ["search", "--where", "label = 'bird'", *lake],
+        ["export", str(tmp_path / "t.parquet"), *lake],
+    )
+    for arguments in calls:
+        code, out, _ = call(capsys, *arguments, "--json")
+        assert code == 0, arguments
+        assert isinstance(json.loads(out), dict)
+    found = json.loads(call(capsys, "search", clip, *lake, "-k", "1", "--json")[1])
+    assert found["results"][0]["hits"][0]["uri"] == clip
+    assert found["results"][0]["hits"][0]["rank"] == 1
+
+
+def test_the_same_run_again_does_nothing_and_says_so(capsys: pytest.CaptureFixture[str], made: Made) -> None:
+    before = sorted((p, p.stat().st_mtime_ns) for p in Path(made.lake.root).rglob("*") if "runs" not in p.parts)
+    code, out, _ = call(capsys, "run", str(made.audio), "--lake", made.lake.root)
+    assert code == 0
+    assert "nothing to do: all 26 files are as they were" in out
+    assert "nothing to encode" in out
+    after = sorted((p, p.stat().st_mtime_ns) for p in Path(made.lake.root).rglob("*") if "runs" not in p.parts)
+    assert [entry for entry in after if entry not in before and not entry[0].is_dir()] == []
+
+
+def test_status_tells_the_lake(capsys: pytest.CaptureFixture[str], made: Made) -> None:
+    code, out, _ = call(capsys, "status", "--lake", made.lake.root)
+    assert code == 0
+    assert "26 files = 24 done + 2 rejected" in out
+    assert "silent" in out
+    assert "not-audio" in out
+    assert "up to date" in out
+
+
+def test_a_play_list_is_written(capsys: pytest.CaptureFixture[str], made: Made, tmp_path: Path) -> None:
+    clip = str(sorted(made.audio.glob("bird/*"))[0])
+    target = tmp_path / "found.m3u"
+    assert call(capsys, "search", clip, "--lake", made.lake.root, "--play-list", str(target), "-k", "3")[0] == 0
+    lines = target.read_text().splitlines()
+    assert lines[0] == "#EXTM3U"
+    assert [line for line in lines if line.startswith("/")][0] == clip
+    assert call(capsys, "search", clip, "--lake", made.lake.root, "--play-list", str(tmp_path / "no" / "x.m3u"))[0] == 2
+
+
+@pytest.mark.parametrize("ending", ["parquet", "csv", "npz"])
+def test_exports_agree(capsys: pytest.CaptureFixture[str], made: Made, tmp_path: Path, ending: str) -> None:
+    import numpy as np
+    from pyarrow import csv, parquet
+
+    target = tmp_path / f"t.{ending}"
+    code, out, _ = call(capsys, "export", str(target), "--lake", made.lake.root, "--where", "label = 'bird'")
+    assert code == 0
+    if ending == "npz":
+        found = np.load(target, allow_pickle=False)
+        rows, vector = len(found["uri"]), found["embedding"][0]
+    elif ending == "csv":
+        found = csv.read_csv(target)
+        rows, vector = len(found), [found[f"z{i}"][0].as_py() for i in range(64)]
+    else:
+        found = parquet.read_table(target)
+        rows, vector = len(found), found["embedding"][0].as_py()
+    assert f"{rows} windows" in out
+    hits = main(["search", "--where", "label = 'bird'", "--lake", made.lake.root])
+    assert hits == 0
+    assert len(vector) == 64
+    assert rows > 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == [target.name]
+
+
+@pytest.mark.parametrize("target", ["t.xlsx", "no/such/folder/t.csv"])
+def test_exports_that_cannot_be(capsys: pytest.CaptureFixture[str], made: Made, tmp_path: Path, target: str) -> None:
+    code, _, err = call(capsys, "export", str(tmp_path / target), "--lake", made.lake.root)
+    assert (code, len(err.splitlines())) == (2, 1)
+
+
+def test_promote_by_hand(capsys: pytest.CaptureFixture[str], made: Made, tmp_path: Path) -> None:
+    lake = made.copy(tmp_path)
+    model_id = made.result["model"]["model_id"]
+    assert call(capsys, "promote", model_id, "--lake", lake.root)[0] == 0
+    history = json.loads((Path(lake.root) / "models" / "current.json").read_text())["history"]
+    assert [entry["reason"] for entry in history] == ["the first model of its spec", "by hand"]
+    assert call(capsys, "promote", "../../etc", "--lake", lake.root)[0] == 2
+
+
+def test_a_manifest_a_run(made: Made) -> None:
+    manifests = [json.loads(path.read_text()) for path in Path(made.lake.root).glob("runs/*.json")]
+    assert {"extract", "train", "encode"} <= {manifest["command"] for manifest in manifests}
+    assert all(manifest["versions"]["soundlake"] for manifest in manifests)
+
+
+def test_every_help_ends_with_an_example() -> None:
+    for command in app.registered_commands:
+        assert (command.epilog or "").startswith("Example: soundlake "), command.name
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["search", "--help"]])
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    code = (
+        f"import sys; from pipelines.cli import main; main({arguments!r}); print(sorted(sys.modules), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    heavy = {"tensorflow", "keras", "apache_beam", "librosa", "lance", "pyarrow", "numpy", "scipy", "onnxruntime"}
+    assert not heavy & set(eval(done.stderr.splitlines()[-1]))
+    assert "Usage" in done.stdout
+
+
+def test_status_imports_no_engine(made: Made) -> None:
+    code = (
+        f"import sys; from pipelines.cli import main; main(['status', '--lake', {made.lake.root!r}]); "
+        "print(sorted({'tensorflow', 'keras', 'apache_beam', 'librosa', 'scipy'} & set(sys.modules)))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.splitlines()[-1] == "[]"

@@ -1,0 +1,196 @@
+"""Search: a cut finds its file and its place; filters, play lists, and queries that are no good."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from model import artifact
+from model.errors import InputError
+from pipelines import commands, search, table
+from pipelines.search import Hit, align, parse_query, playlist
+from tests.conftest import Made
+
+
+def cut_of(path: Path, target: Path, start: float, seconds: float = 2.0) -> Path:
+    sound, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    soundfile.write(target, sound[round(start * rate) : round((start + seconds) * rate)], rate, subtype="FLOAT")
+    return target
+
+
+@pytest.mark.parametrize("kind", ["bell", "bird", "drum", "engine", "rain", "voice", "wind"])
+def test_a_cut_finds_its_file_and_place(made: Made, tmp_path: Path, kind: str) -> None:
+    path = sorted(made.audio.glob(f"{kind}/*"))[1]
+    found = commands.search(
+        made.lake, [str(cut_of(path, tmp_path / "cut.wav", 1.37))], k=5, where=None, by="recordings"
+    )
+    best = found["results"][0]["hits"][0]
+    assert best.uri == str(path)
+    assert best.same_sound
+    # Half a hop is 8 ms.
+    assert best.start_s == pytest.approx(1.37, abs=0.02)
+    assert best.end_s == pytest.approx(3.37, abs=0.03)
+    assert best.label == kind
+
+
+def test_span_of_a_file_is_that_cut(made: Made, tmp_path: Path) -> None:
+    path = sorted(made.audio.glob("voice/*"))[0]
+    cut = commands.search(made.lake, [str(cut_of(path, tmp_path / "c.wav", 1.0))], k=5, where=None, by="windows")
+    span = commands.search(made.lake, [f"{path}@1-3"], k=5, where=None, by="windows")
+    assert [h.uri for h in cut["results"][0]["hits"]][:2] == [h.uri for h in span["results"][0]["hits"]][:2]
+
+
+def test_filter_comes_before_the_search(made: Made) -> None:
+    path = sorted(made.audio.glob("bird/*"))[0]
+    found = commands.search(made.lake, [str(path)], k=3, where="label = 'wind'", by="recordings")
+    hits = found["results"][0]["hits"]
+    assert len(hits) == 3
+    assert {hit.label for hit in hits} == {"wind"}
+    assert not any(hit.same_sound for hit in hits)
+
+
+def test_filter_alone_lists(made: Made) -> None:
+    hits = commands.search(made.lake, [], k=100, where="label = 'bell'", by="recordings")["results"][0]["hits"]
+    assert [hit.uri for hit in hits] == [str(path) for path in sorted(made.audio.glob("bell/*"))]
+
+
+def test_a_recording_finds_others(made: Made) -> None:
+    row = table.need_table(made.lake, made.result["model"]["model_id"]).to_table(limit=1).to_pylist()[0]
+    hits = commands.search(made.lake, [row["recording_id"]], k=5, where=None, by="recordings")["results"][0]["hits"]
+    assert len(hits) == 5
+    assert row["recording_id"] not in {hit.recording_id for hit in hits}
+    assert [hit.distance for hit in hits] == sorted(hit.distance for hit in hits)
+
+
+def test_nearest_is_numpys(made: Made) -> None:
+    dataset = table.need_table(made.lake, made.result["model"]["model_id"])
+    everything = dataset.to_table(columns=["id", "embedding"]).to_pylist()
+    vectors = np.array([row["embedding"] for row in everything])
+    order = np.argsort(((vectors - vectors[3]) ** 2).sum(axis=1), kind="stable")[:5]
+    found = table.nearest(dataset, vectors[3].astype(np.float32), k=5, where=None, columns=["id"])
+    assert [row["id"] for row in found] == [everything[i]["id"] for i in order]
+
+
+@pytest.mark.parametrize("where", ["nonsense = 3", "label =", "1; DROP TABLE x", "label = 'a' OR"])
+def test_a_wrong_filter_is_one_line(made: Made, where: str) -> None:
+    with pytest.raises(InputError, match="cannot use the filter") as caught:
+        commands.search(made.lake, [], k=5, where=where, by="recordings")
+    assert "\n" not in str(caught.value)
+
+
+def test_silence_is_said(made: Made, tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "silent.wav", np.zeros(32_000), 16_000)
+    with pytest.raises(InputError, match="no sound"):
+        commands.search(made.lake, [str(tmp_path / "silent.wav")], k=5, where=None, by="recordings")
+
+
+def test_mostly_silent_query(made: Made, tmp_path: Path) -> None:
+    """0.4 s of a file, the rest silence: what is silent elsewhere is no answer."""
+    path = sorted(made.audio.glob("drum/*"))[0]
+    sound, rate = soundfile.read(path, dtype="float32")
+    part = np.zeros(2 * rate, np.float32)
+    part[-round(0.4 * rate) :] = sound[rate : rate + round(0.4 * rate)]
+    soundfile.write(tmp_path / "late.wav", part, rate, subtype="FLOAT")
+    hits = commands.search(made.lake, [str(tmp_path / "late.wav")], k=5, where=None, by="recordings")["results"][0][
+        "hits"
+    ]
+    assert not any(hit.same_sound and hit.label != "drum" for hit in hits)
+
+
+@pytest.mark.parametrize(("samples", "said"), [(1, None), (400, None), (16_000 * 601, "longer than 600 s")])
+def test_very_short_and_too_long(made: Made, tmp_path: Path, samples: int, said: str | None) -> None:
+    rng = np.random.default_rng(0)
+    soundfile.write(tmp_path / "q.wav", 0.5 + 0.1 * rng.random(samples), 16_000)
+    if said is None:
+        assert commands.search(made.lake, [str(tmp_path / "q.wav")], k=3, where=None, by="recordings")["results"][0][
+            "hits"
+        ]
+    else:
+        with pytest.raises(InputError, match=said):
+            commands.search(made.lake, [str(tmp_path / "q.wav")], k=3, where=None, by="recordings")
+
+
+def test_a_missing_shard_costs_only_the_exact_match(made: Made, tmp_path: Path) -> None:
+    lake = made.copy(tmp_path)
+    for shard in Path(lake.root).glob("features/*/shards/*"):
+        shard.unlink()
+    path = sorted(made.audio.glob("bell/*"))[0]
+    found = commands.search(lake, [str(path)], k=3, where=None, by="recordings")
+    assert found["notes"]
+    assert found["results"][0]["hits"]
+
+
+@pytest.mark.parametrize("query", ["x.wav", "x.wav@1-2", "0" * 64])
+def test_no_such_file(query: str) -> None:
+    with pytest.raises(InputError, match="no such file"):
+        parse_query(query)
+
+
+@pytest.mark.parametrize("span", ["@", "@3", "@3-1", "@-1-2", "@a-b", "@1-2-3"])
+def test_wrong_spans(tmp_path: Path, span: str) -> None:
+    (tmp_path / "a.wav").write_bytes(b"x")
+    with pytest.raises(InputError, match="span"):
+        parse_query(f"{tmp_path / 'a.wav'}{span}")
+
+
+def test_an_at_sign_in_the_name(tmp_path: Path) -> None:
+    path = tmp_path / "me@home-1.wav"
+    path.write_bytes(b"x")
+    assert parse_query(str(path)) == (str(path), None, None)
+    assert parse_query(f"{path}@0.5-2") == (str(path), 0.5, 2.0)
+
+
+def test_align_against_brute_force() -> None:
+    rng = np.random.default_rng(1)
+    stored, query = rng.standard_normal((40, 6)).astype(np.float32), rng.standard_normal((9, 6)).astype(np.float32)
+    wanted = [np.square(query - stored[i : i + 9]).sum() / (5 * 6) for i in range(32)]
+    error, place = align(query, stored, sounding=5)
+    assert place == int(np.argmin(wanted))
+    assert error == pytest.approx(min(wanted), rel=1e-5)
+    assert align(stored[17:26], stored, sounding=9) == (pytest.approx(0.0, abs=1e-6), 17)
+
+
+def test_play_list_names_file_and_place(tmp_path: Path) -> None:
+    odd = os.fspath(tmp_path / "two\nlines.wav")
+    hits = [
+        Hit("/a/b c.wav", "0" * 64, 3, 1.5, 3.25, 0.1, True, None, None),
+        Hit(odd, "1" * 64, 0, 0.0, 2.0, 0.2, False, None, None),
+    ]
+    lines = playlist(hits).splitlines()
+    assert lines[0] == "#EXTM3U"
+    assert lines[1:5] == [
+        "#EXTINF:2,b c.wav 1.50-3.25 s",
+        "#EXTVLCOPT:start-time=1.500",
+        "#EXTVLCOPT:stop-time=3.250",
+        "/a/b c.wav",
+    ]
+    assert lines[-1] == "file://" + odd.replace("\n", "%0A")
+
+
+def test_search_needs_no_tensorflow(made: Made) -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import sys; from pipelines.cli import main; "
+        f"main(['search', {str(sorted(made.audio.glob('bell/*'))[0])!r}, '--lake', {made.lake.root!r}]); "
+        "print(sorted({'tensorflow', 'keras', 'apache_beam'} & set(sys.modules)))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.splitlines()[-1] == "[]"
+    assert "=" in out.splitlines()[0]
+
+
+def test_model_of_the_lake_verifies(made: Made) -> None:
+    assert artifact.load(made.result["report"].rsplit("/", 1)[0]).model_id == made.result["model"]["model_id"]
+
+
+def test_searcher_keeps_k(made: Made) -> None:
+    path = sorted(made.audio.glob("wind/*"))[0]
+    for by in ("recordings", "windows"):
+        hits = commands.search(made.lake, [str(path)], k=4, where=None, by=by)["results"][0]["hits"]
+        assert len(hits) == 4
+        assert hits[0].uri == str(path)
+    assert search.MIN_CANDIDATES >= 4
