@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from model.errors import InputError
+from pipelines.lake import storage_errors
 
 Signal = npt.NDArray[np.float64]
 Rng = np.random.Generator
@@ -190,19 +191,24 @@ def synthesise(folder: str, *, recordings: int = 96, seed: int = 0) -> int:
                 if file.read() == labels.getvalue():
                     return recordings + 2
         raise InputError(f"{folder} holds something else: name a new or empty folder")
-    for name, kind, source, (container, subtype, _, rate) in plan:
-        rng = np.random.default_rng(int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8], "big"))
-        voice = np.random.default_rng(int.from_bytes(hashlib.sha256(f"{seed}:{source}".encode()).digest()[:8], "big"))
-        seconds = rng.uniform(4, 9)
-        sound = KINDS[kind](voice, seconds, rate)
-        sound = sound / (np.abs(sound).max() + 1e-9) * rng.uniform(0.3, 0.8) + 0.002 * rng.standard_normal(len(sound))
-        path = os.path.join(folder, name)
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        soundfile.write(path, sound.clip(-1, 1), rate, format=container, subtype=subtype)
-    soundfile.write(os.path.join(folder, "recorder-off.wav"), np.zeros(16_000 * 3), 16_000, subtype="PCM_16")
-    with open(os.path.join(folder, "not-a-sound.wav"), "w") as file:
-        file.write("Someone saved a note under a sound's name.\n")
-    # Last: its presence means that the corpus is whole.
-    with open(marker, "w") as file:
-        file.write(labels.getvalue())
+    with storage_errors(folder):
+        for name, kind, source, (container, subtype, _, rate) in plan:
+            rng = np.random.default_rng(int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8], "big"))
+            voice = np.random.default_rng(
+                int.from_bytes(hashlib.sha256(f"{seed}:{source}".encode()).digest()[:8], "big")
+            )
+            seconds = rng.uniform(4, 9)
+            sound = KINDS[kind](voice, seconds, rate)
+            sound = sound / (np.abs(sound).max() + 1e-9) * rng.uniform(0.3, 0.8) + 0.002 * rng.standard_normal(
+                len(sound)
+            )
+            path = os.path.join(folder, name)
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            soundfile.write(path, sound.clip(-1, 1), rate, format=container, subtype=subtype)
+        soundfile.write(os.path.join(folder, "recorder-off.wav"), np.zeros(16_000 * 3), 16_000, subtype="PCM_16")
+        with open(os.path.join(folder, "not-a-sound.wav"), "w") as file:
+            file.write("Someone saved a note under a sound's name.\n")
+        # Last: its presence means that the corpus is whole.
+        with open(marker, "w") as file:
+            file.write(labels.getvalue())
     return recordings + 2
