@@ -1,0 +1,107 @@
+"""Batches: the right windows, each once an epoch, in an order that can be taken up again."""
+
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from model import dataset, splits
+from model.errors import InputError
+from tests.model.conftest import SPEC, Tiny, make
+
+
+def training(tiny: Tiny, **changes: object) -> list[np.ndarray]:
+    count = changes.pop("count", 12)
+    wanted = {"split_of": splits.assign(tiny.groups), "batch_size": 8, "seed": 0} | changes
+    return [batch.numpy() for batch in islice(dataset.training_batches(tiny.shards, SPEC, **wanted), count)]
+
+
+def of_split(tiny: Tiny, split: str) -> np.ndarray:
+    return tiny.features({r for r, s in splits.assign(tiny.groups).items() if s == split})
+
+
+def as_set(windows: np.ndarray) -> list[bytes]:
+    return sorted(np.round(windows, 3).astype(np.float32).tobytes() for windows in windows)
+
+
+def test_an_epoch_holds_each_training_window_once(tiny: Tiny) -> None:
+    wanted = of_split(tiny, splits.TRAIN)
+    windows = np.concatenate(training(tiny, count=2 * len(wanted) // 8 + 1))
+    assert windows.shape[1:] == (16, 16)
+    for epoch in (windows[: len(wanted)], windows[len(wanted) : 2 * len(wanted)]):
+        np.testing.assert_allclose(np.sort(epoch.ravel()), np.sort(wanted.ravel()), atol=1e-4)
+    # Another order in the second epoch.
+    assert not np.array_equal(windows[: len(wanted)], windows[len(wanted) : 2 * len(wanted)])
+
+
+def test_the_order_is_the_seeds(tiny: Tiny) -> None:
+    for a, b in zip(training(tiny), training(tiny), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert not np.array_equal(training(tiny)[0], training(tiny, seed=1)[0])
+
+
+@pytest.mark.parametrize("skip", [1, 5, 9])
+def test_taken_up_at_the_very_batch(tiny: Tiny, skip: int) -> None:
+    for a, b in zip(training(tiny)[skip:], training(tiny, skip_batches=skip, count=12 - skip), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_never_ragged_even_when_the_corpus_is_smaller_than_a_batch(tmp_path: Path) -> None:
+    small = make(tmp_path, recordings=1)
+    batches = training(small, batch_size=50, count=3)
+    assert [len(batch) for batch in batches] == [50, 50, 50]
+
+
+def test_recordings_without_a_split_are_dropped(tiny: Tiny) -> None:
+    some = dict(list(splits.assign(tiny.groups).items())[:3])
+    some = dict.fromkeys(some, splits.TRAIN)
+    windows = np.concatenate(training(tiny, split_of=some, batch_size=9, count=1))
+    np.testing.assert_allclose(np.sort(windows.ravel()), np.sort(tiny.features(set(some)).ravel()), atol=1e-4)
+
+
+def test_evaluation_sees_every_window_once_in_order(tiny: Tiny) -> None:
+    wanted = of_split(tiny, splits.TRAIN)
+    found = list(
+        dataset.evaluation_batches(
+            tiny.shards, SPEC, split_of=splits.assign(tiny.groups), split=splits.TRAIN, batch_size=7
+        )
+    )
+    weights = np.concatenate([w.numpy() for _, w in found])
+    windows = np.concatenate([x.numpy() for x, _ in found])
+    assert {len(x) for x, _ in found} == {7}
+    assert weights.sum() == len(wanted)
+    np.testing.assert_allclose(windows[weights == 1], wanted, atol=1e-4)
+    assert (windows[weights == 0] == np.float32(SPEC.floor)).all()
+
+
+def test_statistics_are_numpys_on_the_training_split(tiny: Tiny) -> None:
+    split_of = splits.assign(tiny.groups)
+    found = dataset.statistics(tiny.shards, SPEC, split_of)
+    step = SPEC.value_span / 65_535
+    frames = np.concatenate(
+        [
+            r.values[: r.valid_frames].astype(np.float64) * step + SPEC.floor
+            for r in tiny.records
+            if split_of[r.recording_id] == splits.TRAIN
+        ]
+    )
+    np.testing.assert_allclose(found.normalisation.mean, frames.mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(found.normalisation.std, frames.std(axis=0), rtol=1e-4)
+    for split, count in found.windows.items():
+        assert count == sum(split_of[r.recording_id] == split for r in tiny.records)
+
+
+def test_a_flipped_byte_is_named(tmp_path: Path) -> None:
+    damaged = make(tmp_path)
+    path = Path(damaged.shards[2])
+    data = bytearray(path.read_bytes())
+    data[700] ^= 4
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=path.name):
+        dataset.statistics(damaged.shards, SPEC, splits.assign(damaged.groups))
+
+
+def test_nothing_to_train_on(tiny: Tiny) -> None:
+    with pytest.raises(InputError, match="no window to train on"):
+        dataset.statistics(tiny.shards, SPEC, {})

@@ -1,0 +1,116 @@
+"""The VAE: the seed's shapes and numbers by hand, the terms of the ELBO by independent routes."""
+
+import math
+
+import keras
+import numpy as np
+import pytest
+from pydantic import ValidationError
+from scipy import stats
+
+from model.vae import DepthToSpace, VaeConfig, active_dimensions, build, gaussian_nll, kl_to_standard_normal
+
+
+def numpy(value: object) -> np.ndarray:
+    return keras.ops.convert_to_numpy(value)
+
+
+def test_seed_is_the_articles() -> None:
+    vae = build(VaeConfig(preset="seed", latent_dim=64))
+
+    def conv(size: int, before: int, after: int) -> int:
+        return size * size * before * after + after
+
+    flat = 16 * 16 * 128
+    encoder = conv(3, 1, 32) + conv(3, 32, 64) + conv(3, 64, 128) + 2 * (flat * 64 + 64)
+    decoder = 64 * 16 * 16 * 256 + 16 * 16 * 256 + conv(3, 256, 128) + conv(3, 128, 64) + conv(3, 64, 32) + conv(1, 32, 1)
+    assert vae.encoder.count_params() == encoder
+    assert vae.decoder.count_params() == decoder
+    assert vae.log_variance is None
+    strided = [layer for layer in vae.encoder.layers if isinstance(layer, keras.layers.Conv2D)]
+    assert [(layer.filters, layer.kernel_size, layer.strides) for layer in strided] == [
+        (filters, (3, 3), (2, 2)) for filters in (32, 64, 128)
+    ]
+    raised = [layer for layer in vae.decoder.layers if isinstance(layer, keras.layers.Conv2DTranspose)]
+    assert [(layer.filters, layer.kernel_size, layer.strides) for layer in raised] == [
+        (filters, (3, 3), (2, 2)) for filters in (128, 64, 32)
+    ]
+    assert all(layer.activation is keras.activations.relu for layer in strided + raised)
+
+
+@pytest.mark.parametrize("preset", ["seed", "default"])
+@pytest.mark.parametrize("shape", [(128, 128), (32, 48)])
+def test_shapes(preset: str, shape: tuple[int, int]) -> None:
+    vae = build(VaeConfig(preset=preset, n_frames=shape[0], n_mels=shape[1], latent_dim=5))
+    x = np.zeros((3, *shape), np.float32)
+    mean, log_variance = vae.posterior(x)
+    assert mean.shape == log_variance.shape == (3, 5)
+    assert vae(x).shape == (3, *shape)
+
+
+@pytest.mark.parametrize("bad", [{"n_mels": 100}, {"n_frames": 4}, {"latent_dim": 0}, {"preset": "opera"}, {"x": 1}])
+def test_config_refuses(bad: dict) -> None:
+    with pytest.raises(ValidationError):
+        VaeConfig(**bad)
+
+
+def test_nll_is_scipys() -> None:
+    rng = np.random.default_rng(0)
+    x, mean = rng.standard_normal((2, 4, 6, 5)).astype(np.float32)
+    wanted = -stats.norm.logpdf(x, mean, math.exp(0.5 * -1.3)).sum(axis=(1, 2))
+    np.testing.assert_allclose(numpy(gaussian_nll(x, mean, np.float32(-1.3))), wanted, rtol=1e-5)
+
+
+def test_kl_is_monte_carlos() -> None:
+    rng = np.random.default_rng(1)
+    mean, log_variance = 0.7, -0.9
+    z = rng.normal(mean, math.exp(log_variance / 2), 400_000)
+    sampled = stats.norm.logpdf(z, mean, math.exp(log_variance / 2)) - stats.norm.logpdf(z)
+    closed = float(numpy(kl_to_standard_normal(np.float32(mean), np.float32(log_variance))))
+    assert closed == pytest.approx(sampled.mean(), abs=5 * sampled.std() / math.sqrt(len(z)))
+    assert float(numpy(kl_to_standard_normal(np.float32(0), np.float32(0)))) == 0.0
+
+
+def test_elbo_terms() -> None:
+    """From encoder and decoder called by hand."""
+    vae = build(VaeConfig(n_frames=16, n_mels=16, latent_dim=3))
+    vae.log_variance.assign(-0.8)
+    rng = np.random.default_rng(2)
+    x = rng.standard_normal((4, 16, 16)).astype(np.float32)
+    noise = rng.standard_normal((4, 3)).astype(np.float32)
+    terms = vae.elbo_terms(x, noise)
+    mean, log_variance = (numpy(value) for value in vae.encoder(x))
+    rebuilt = numpy(vae.decoder(mean + noise * np.exp(log_variance / 2)))
+    nll = -stats.norm.logpdf(x, rebuilt, math.exp(-0.4)).sum(axis=(1, 2))
+    kl = 0.5 * (np.exp(log_variance) + mean**2 - 1 - log_variance)
+    np.testing.assert_allclose(numpy(terms.nll), nll, rtol=1e-4)
+    np.testing.assert_allclose(numpy(terms.kl_per_dim), kl, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(numpy(terms.kl), kl.sum(axis=1), rtol=1e-4)
+    np.testing.assert_allclose(numpy(terms.mse), ((x - rebuilt) ** 2).mean(axis=(1, 2)), rtol=1e-4)
+
+
+def test_no_noise_of_its_own() -> None:
+    vae = build(VaeConfig(n_frames=16, n_mels=16, latent_dim=3))
+    x, noise = np.ones((2, 16, 16), np.float32), np.ones((2, 3), np.float32)
+    np.testing.assert_array_equal(numpy(vae.elbo_terms(x, noise).nll), numpy(vae.elbo_terms(x, noise).nll))
+
+
+def test_depth_to_space_is_a_loop() -> None:
+    x = np.random.default_rng(3).standard_normal((2, 3, 4, 4)).astype(np.float32)
+    wanted = np.zeros((2, 6, 8, 1), np.float32)
+    for i in range(3):
+        for j in range(4):
+            for c in range(4):
+                wanted[:, 2 * i + c // 2, 2 * j + c % 2, 0] = x[:, i, j, c]
+    np.testing.assert_array_equal(numpy(DepthToSpace(2)(x)), wanted)
+
+
+def test_extreme_log_variances_stay_finite() -> None:
+    vae = build(VaeConfig(n_frames=16, n_mels=16, latent_dim=3))
+    x = np.full((1, 16, 16), 1e6, np.float32)
+    assert np.isfinite(numpy(vae.posterior(x)[1])).all()
+    assert np.abs(numpy(vae.posterior(x)[1])).max() <= 10
+
+
+def test_active_dimensions() -> None:
+    assert active_dimensions([0.0, 0.009, 0.011, 3.0]) == 2
