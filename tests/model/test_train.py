@@ -157,11 +157,15 @@ def test_it_learns_and_another_seed_is_another_model(tiny: Tiny, tmp_path: Path)
     assert result.model_id != other
 
 
-def test_it_stops_early_and_shouts_on_collapse(
-    tiny: Tiny, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_it_stops_early_and_shouts_on_collapse(tiny: Tiny, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A learning rate near nothing: the ELBO does not move enough to matter, and no dimension becomes active."""
-    settings = SETTINGS | {"learning_rate": 1e-12, "max_steps": 50, "evaluate_every": 2, "patience": 2, "preset": "seed"}
+    settings = SETTINGS | {
+        "learning_rate": 1e-12,
+        "max_steps": 50,
+        "evaluate_every": 2,
+        "patience": 2,
+        "preset": "seed",
+    }
     with caplog.at_level(logging.WARNING):
         result = train(
             tiny.shards, SPEC, groups=tiny.groups, models_dir=tmp_path, settings=TrainSettings(**settings), origin={}
@@ -177,7 +181,9 @@ def test_collapse_is_recorded_loudly(tmp_path: Path, tiny: Tiny, caplog: pytest.
     from model import train as module
 
     class Loop:
-        trainer = type("T", (), {"settings": TrainSettings(latent_dim=4), "spec": SPEC, "strategy": type("S", (), {})()})()
+        trainer = type(
+            "T", (), {"settings": TrainSettings(latent_dim=4), "spec": SPEC, "strategy": type("S", (), {})()}
+        )()
         history, best_step, reason = [{"step": 3}], 3, "step budget"
 
     Loop.trainer.strategy.num_replicas_in_sync = 1

@@ -23,7 +23,9 @@ def test_seed_is_the_articles() -> None:
 
     flat = 16 * 16 * 128
     encoder = conv(3, 1, 32) + conv(3, 32, 64) + conv(3, 64, 128) + 2 * (flat * 64 + 64)
-    decoder = 64 * 16 * 16 * 256 + 16 * 16 * 256 + conv(3, 256, 128) + conv(3, 128, 64) + conv(3, 64, 32) + conv(1, 32, 1)
+    decoder = (
+        64 * 16 * 16 * 256 + 16 * 16 * 256 + conv(3, 256, 128) + conv(3, 128, 64) + conv(3, 64, 32) + conv(1, 32, 1)
+    )
     assert vae.encoder.count_params() == encoder
     assert vae.decoder.count_params() == decoder
     assert vae.log_variance is None
