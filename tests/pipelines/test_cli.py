@@ -139,7 +139,7 @@ def test_a_play_list_is_written(capsys: pytest.CaptureFixture[str], made: Made, 
     assert call(capsys, "search", clip, "--lake", made.lake.root, "--play-list", str(target), "-k", "3")[0] == 0
     lines = target.read_text().splitlines()
     assert lines[0] == "#EXTM3U"
-    assert [line for line in lines if line.startswith("/")][0] == clip
+    assert next(line for line in lines if line.startswith("/")) == clip
     assert call(capsys, "search", clip, "--lake", made.lake.root, "--play-list", str(tmp_path / "no" / "x.m3u"))[0] == 2
 
 

@@ -1,0 +1,111 @@
+"""The plan: every window once, whatever the order, in bundles that are named by what they hold."""
+
+import hashlib
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model.features import PRESETS
+from pipelines import plan
+from pipelines.audio import Probe
+from pipelines.corpus import Entry
+from pipelines.ledger import row
+from pipelines.plan import Segment
+
+SPEC = PRESETS["general"]
+
+
+def digest(i: int) -> str:
+    return hashlib.sha256(str(i).encode()).hexdigest()
+
+
+def wav(seconds: float | None, *, seekable: bool = True, container: str = "WAV") -> Probe:
+    frames = None if seconds is None else round(seconds * 16_000)
+    return Probe(container, "PCM_16", 16_000, 1, frames, seekable, "soundfile")
+
+
+sizes = st.lists(st.integers(1, 6000), min_size=1, max_size=60)
+
+
+@given(sizes, st.randoms(use_true_random=False))
+def test_packing_is_a_function_of_the_set(weights: list[int], shuffler: random.Random) -> None:
+    found = [Segment(digest(i), 0, None, weight) for i, weight in enumerate(weights)]
+    packed = list(plan.pack(found, sum(weights)))
+    again = list(found)
+    shuffler.shuffle(again)
+    assert list(plan.pack(again, sum(weights))) == packed
+    assert sorted(s for bundle in packed for s in bundle) == sorted(found)
+    limit = plan.bundle_windows(sum(weights))
+    assert all(sum(s.windows for s in bundle) <= limit or len(bundle) == 1 for bundle in packed)
+
+
+@given(st.integers(1, 10**9))
+def test_bundles_stay_within_the_limits(total: int) -> None:
+    assert plan.MIN_BUNDLE_WINDOWS <= plan.bundle_windows(total) <= plan.MAX_BUNDLE_WINDOWS
+
+
+@pytest.mark.parametrize("total", [1, 10_000, 10**7, 10**9])
+def test_buckets_are_filled_evenly_and_in_order_of_digest(total: int) -> None:
+    names = sorted(digest(i) for i in range(2000))
+    buckets = [plan.bucket_of(name, total) for name in names]
+    assert buckets == sorted(buckets)
+    most = total // (plan.bundle_windows(total) * plan.BUNDLES_A_BUCKET) + 1
+    assert 0 <= min(buckets) <= max(buckets) <= most
+
+
+@given(st.floats(0.001, 200_000))
+def test_segments_tile_the_recording(seconds: float) -> None:
+    found = list(plan.segments(digest(0), wav(seconds), 10**12, SPEC))
+    windows = SPEC.n_windows(max(1, round(seconds * 16_000)))
+    at = 0
+    for segment in found[:-1]:
+        assert (segment.first, segment.count, segment.windows) == (at, 512, 512)
+        at += 512
+    assert (found[-1].first, found[-1].count) == (at, None)
+    assert at + found[-1].windows == pytest.approx(windows, abs=1)
+
+
+@pytest.mark.parametrize(
+    "probe", [wav(36_000, seekable=False), wav(None), wav(36_000, seekable=False, container="MP3")]
+)
+def test_what_cannot_be_sought_is_one_open_segment(probe: Probe) -> None:
+    assert [(s.first, s.count) for s in plan.segments(digest(0), probe, 10**9, SPEC)] == [(0, None)]
+
+
+def test_a_claim_beyond_the_bytes_is_not_believed() -> None:
+    """2^31 frames in 32 kB: one open segment of little weight, not 65,000 of them."""
+    liar = Probe("WAV", "PCM_U8", 16_000, 1, 2**31, True, "soundfile")
+    assert list(plan.segments(digest(0), liar, 32_000, SPEC)) == [Segment(digest(0), 0, None, 1)]
+
+
+def test_a_bundles_name() -> None:
+    segments = [Segment(digest(i), 0, None, 3) for i in range(3)]
+    name = plan.bundle_id(SPEC, segments)
+    assert len(name) == 32
+    # The expected weight is a guess of the header's: it is not part of the name.
+    assert plan.bundle_id(SPEC, [Segment(digest(i), 0, None, 4) for i in range(3)]) == name
+    others = [
+        plan.bundle_id(PRESETS["speech"], segments),
+        plan.bundle_id(SPEC, segments[:2]),
+        plan.bundle_id(SPEC, [*segments[:2], Segment(digest(2), 0, 5, 3)]),
+        plan.bundle_id(SPEC, [*segments[:2], Segment(digest(2), 512, None, 3)]),
+    ]
+    assert len({name, *others}) == 5
+
+
+@pytest.mark.parametrize(
+    ("entry", "reason", "known"),
+    [
+        (Entry(10, 20), None, True),
+        (Entry(11, 20), None, False),
+        (Entry(10, 21), None, False),
+        (Entry(10, 20), "damaged", True),
+        (Entry(10, 20), "no-permission", False),
+        (Entry(-1, -1), "missing", False),
+    ],
+)
+def test_what_is_known(entry: Entry, reason: str | None, known: bool) -> None:
+    before = row(uri="/a", size=10, mtime_ns=20, status="done", reason=reason)
+    assert plan.is_known(entry, before) is known
