@@ -57,6 +57,7 @@ def identity(
     """
     data = json.dumps([sorted(os.path.basename(shard) for shard in shards), sorted(groups.items())])
     return {
+        "vae_version": vae.VERSION,
         "spec_id": spec.spec_id,
         "settings": settings.model_dump(),
         "data_digest": hashlib.sha256(data.encode()).hexdigest(),

@@ -10,8 +10,11 @@ import keras
 from keras import layers, ops
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+# Part of a model's identity: raised when the same settings come to train another network or another loss.
+VERSION = 1
 # exp(±10) bounds the posterior's variance; beyond that float32 sums of exp() lose the rest.
 LOG_VARIANCE_LIMIT = 10.0
+OBSERVATION_SCALE = 10.0
 # A latent dimension counts as active above this mean KL, in nats (Burda et al. 2016 use a like threshold).
 ACTIVE_KL = 0.01
 
@@ -144,18 +147,26 @@ class VAE(keras.Model):
         (batch, n_frames, n_mels) normalised → mean and log-variance, each (batch, latent_dim).
     decoder : keras.Model
         (batch, latent_dim) → (batch, n_frames, n_mels) normalised.
-    log_variance : Variable or None
-        Of the Gaussian p(x|z), one number, learned (σ-VAE: Rybkin et al. 2021); None for the seed: unit variance.
+    log_variance_scaled : Variable or None
+        A tenth of the log-variance of the Gaussian p(x|z): one number, learned (σ-VAE: Rybkin et al. 2021). None for the
+        seed: unit variance.
     """
 
     def __init__(self, config: VaeConfig) -> None:
         super().__init__(name="vae")
         self.config = config
         self.encoder, self.decoder = _encoder(config), _decoder(config)
-        self.log_variance = None
+        self.log_variance_scaled = None
         if config.preset != "seed":
-            self.log_variance = self.add_weight(shape=(), initializer="zeros", name="observation_log_variance")
+            self.log_variance_scaled = self.add_weight(shape=(), initializer="zeros", name="log_variance_scaled")
         self.built = True
+
+    def observation_log_variance(self) -> Any:
+        """Log-variance of p(x|z), a scalar."""
+        if self.log_variance_scaled is None:
+            return ops.zeros(())
+        # Adam moves a weight by about the learning rate a step: unscaled it would take thousands of steps to arrive.
+        return OBSERVATION_SCALE * self.log_variance_scaled
 
     def posterior(self, x: Any) -> tuple[Any, Any]:
         """Mean and log-variance of q(z|x), each (batch, latent_dim)."""
@@ -174,10 +185,9 @@ class VAE(keras.Model):
         """
         mean, log_variance = self.posterior(x)
         reconstruction = self.decoder(mean + noise * ops.exp(0.5 * log_variance))
-        observation = ops.zeros(()) if self.log_variance is None else ops.convert_to_tensor(self.log_variance)
         kl = kl_to_standard_normal(mean, log_variance)
         mse = ops.mean(ops.square(x - reconstruction), axis=(1, 2))
-        return ElboTerms(gaussian_nll(x, reconstruction, observation), ops.sum(kl, axis=1), kl, mse)
+        return ElboTerms(gaussian_nll(x, reconstruction, self.observation_log_variance()), ops.sum(kl, axis=1), kl, mse)
 
     def call(self, x: Any) -> Any:
         """Reconstruction from the posterior mean, (batch, n_frames, n_mels) normalised."""

@@ -28,7 +28,7 @@ def test_seed_is_the_articles() -> None:
     )
     assert vae.encoder.count_params() == encoder
     assert vae.decoder.count_params() == decoder
-    assert vae.log_variance is None
+    assert vae.log_variance_scaled is None
     strided = [layer for layer in vae.encoder.layers if isinstance(layer, keras.layers.Conv2D)]
     assert [(layer.filters, layer.kernel_size, layer.strides) for layer in strided] == [
         (filters, (3, 3), (2, 2)) for filters in (32, 64, 128)
@@ -76,7 +76,7 @@ def test_kl_is_monte_carlos() -> None:
 def test_elbo_terms() -> None:
     """From encoder and decoder called by hand."""
     vae = build(VaeConfig(n_frames=16, n_mels=16, latent_dim=3))
-    vae.log_variance.assign(-0.8)
+    vae.log_variance_scaled.assign(-0.08)
     rng = np.random.default_rng(2)
     x = rng.standard_normal((4, 16, 16)).astype(np.float32)
     noise = rng.standard_normal((4, 3)).astype(np.float32)
