@@ -148,8 +148,8 @@ class VAE(keras.Model):
     decoder : keras.Model
         (batch, latent_dim) → (batch, n_frames, n_mels) normalised.
     log_variance_scaled : Variable or None
-        A tenth of the log-variance of the Gaussian p(x|z): one number, learned (σ-VAE: Rybkin et al. 2021). None for the
-        seed: unit variance.
+        A tenth of the log-variance of the Gaussian p(x|z): one number, learned (σ-VAE: Rybkin et al. 2021). None for
+        the seed: unit variance.
     """
 
     def __init__(self, config: VaeConfig) -> None:
