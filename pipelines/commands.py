@@ -13,6 +13,7 @@ from model.errors import InputError
 from model.features import PRESETS, FeatureSpec
 from pipelines import ledger, table
 from pipelines.lake import Lake, run_manifest
+from pipelines.progress import watching
 
 log = logging.getLogger(__name__)
 
@@ -143,7 +144,8 @@ def extract(
 
     settings = {"audio": root, "labels": found, "spec_id": spec.spec_id, "beam": list(beam)}
     with run_manifest(lake, "extract", settings) as run:
-        totals = extract_features(lake, spec, root, labels=found, run=run, options=options)
+        with watching(lake, f"{Lake.spec(spec.spec_id)}/outcomes", verb="extracting", what="bundles"):
+            totals = extract_features(lake, spec, root, labels=found, run=run, options=options)
         totals |= {"spec_id": spec.spec_id, "run_id": run.run_id}
         run.manifest["counts"] = totals
     if not totals["listed"]:
@@ -235,7 +237,8 @@ def encode(
 
     options = beam_options(beam, workers=workers)
     with run_manifest(lake, "encode", {"model_id": model.model_id, "beam": list(beam)}) as run:
-        totals = encode_windows(lake, model, run=run, options=options)
+        with watching(lake, f"tables/{model.model_id}.lance/data", verb="encoding", what="fragments"):
+            totals = encode_windows(lake, model, run=run, options=options)
         dataset = table.need_table(lake, model.model_id)
         totals |= {"model_id": model.model_id, "index": table.index(dataset), "run_id": run.run_id}
         totals["table_version"] = int(table.need_table(lake, model.model_id).version)
