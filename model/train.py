@@ -158,23 +158,35 @@ def train(
     if statistics.windows[splits.TEST]:
         metrics["test"] = {k: v for k, v in trainer.evaluate(batches(splits.TEST)).items() if k != "kl_per_dim"}
     examples = np.concatenate([x.numpy()[w.numpy() > 0] for x, w in batches(held_out).take(2)])
-    # Spread over the split, so that the report shows several recordings.
-    examples = examples[:: max(1, len(examples) // PAIRS)][:PAIRS]
-    mean, std = statistics.normalisation.mean, statistics.normalisation.std
-    metrics["onnx_difference"] = artifact.export(trainer.model, directory, mean=mean, std=std, examples=examples)
     manifest = {
         "model_id": model_id,
         "spec": spec.model_dump(),
         **made_from,
         "origin": dict(origin),
-        "normalisation": {"mean": mean.tolist(), "std": std.tolist()},
         "metrics": metrics,
-        "versions": {"tensorflow": tf.__version__, "keras": keras.__version__, "numpy": np.__version__},
     }
-    reconstructed = keras.ops.convert_to_numpy(trainer.model((examples - mean) / std)) * std + mean
+    _write_model(directory, manifest, loop, statistics.normalisation, examples)
+    return TrainResult(model_id, directory, metrics, True)
+
+
+def _write_model(
+    directory: Path,
+    manifest: dict[str, Any],
+    loop: "_Loop",
+    normalisation: dataset.Normalisation,
+    examples: np.ndarray,
+) -> None:
+    """Weights, ONNX copies, report and, last, the manifest."""
+    # Spread over the split, so that the report shows several recordings.
+    examples = examples[:: max(1, len(examples) // PAIRS)][:PAIRS]
+    mean, std = normalisation.mean, normalisation.std
+    network = loop.trainer.model
+    manifest["metrics"]["onnx_difference"] = artifact.export(network, directory, mean=mean, std=std, examples=examples)
+    manifest["normalisation"] = {"mean": mean.tolist(), "std": std.tolist()}
+    manifest["versions"] = {"tensorflow": tf.__version__, "keras": keras.__version__, "numpy": np.__version__}
+    reconstructed = keras.ops.convert_to_numpy(network((examples - mean) / std)) * std + mean
     report.write(directory / artifact.REPORT, manifest, history=loop.history, pairs=(examples, reconstructed))
     artifact.finish(directory, manifest)
-    return TrainResult(model_id, directory, metrics, True)
 
 
 def _metrics(

@@ -5,6 +5,7 @@ list ▶ compare with the ledger ▶ probe ▶ recognise known content ▶ plan 
 Only names and numbers cross a shuffle, never sound. Workers write whole files; the driver makes one commit.
 """
 
+import contextlib
 import hashlib
 import io
 import json
@@ -109,14 +110,11 @@ def write_bundle(lake: Lake, spec: FeatureSpec, works: Sequence[Work]) -> list[R
         if not any(outcome["reason"] in plan.TRANSIENT for outcome in before):
             return before
     outcomes: list[Row] = []
-    try:
-        with lake.create(Lake.shard(spec.spec_id, bundle)) as shard:
-            for work in works:
-                outcomes.append(_write_segment(shard, work, spec))
-            if shard.tell() == 0:
-                raise _NothingKept
-    except _NothingKept:
-        pass
+    with contextlib.suppress(_NothingKept), lake.create(Lake.shard(spec.spec_id, bundle)) as shard:
+        for work in works:
+            outcomes.append(_write_segment(shard, work, spec))
+        if shard.tell() == 0:
+            raise _NothingKept
     sink = io.BytesIO()
     parquet.write_table(pa.Table.from_pylist(outcomes, schema=OUTCOMES), sink)
     lake.write(name, sink.getvalue())
