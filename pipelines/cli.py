@@ -388,6 +388,8 @@ def main(arguments: list[str] | None = None) -> int:
     _prepare()
     try:
         code = app(args=arguments, standalone_mode=False)
+        if code == 130:  # Typer's own answer to Ctrl-C
+            raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
     except (KeyboardInterrupt, typer.Abort) as error:
         return _fail(130, "interrupted; what is done is kept, the same command goes on from there", error)

@@ -1,14 +1,16 @@
 """The command line: exit codes, one clear line, JSON alone on stdout, nothing heavy on the way to help."""
 
 import json
-import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from pipelines.cli import app, main
+from pipelines.lake import Lake
 from tests.conftest import Made
 
 
@@ -65,11 +67,31 @@ def test_a_folder_that_is_no_lake(capsys: pytest.CaptureFixture[str], made: Made
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_lake_that_cannot_be_written(capsys: pytest.CaptureFixture[str], made: Made, tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
-    code, _, err = call(capsys, "extract", str(made.audio), "--lake", str(tmp_path / "lake"))
+def test_a_lake_that_cannot_be_written(capsys: pytest.CaptureFixture[str], made: Made) -> None:
+    # Not even root makes a folder there.
+    code, _, err = call(capsys, "extract", str(made.audio), "--lake", "/proc/lake")
     assert (code, len(err.splitlines())) == (2, 1)
+    assert "/proc/lake" in err
+
+
+@pytest.mark.parametrize("command", ["extract", "train"])
+def test_interrupted_is_130_and_says_what_is_kept(made: Made, tmp_path: Path, command: str) -> None:
+    lake = made.copy(tmp_path) if command == "train" else Lake.at(str(tmp_path / "lake"))
+    arguments = ["extract", str(made.audio)] if command == "extract" else ["train", "--steps", "100000", "--seed", "5"]
+    code = f"import sys; from pipelines.cli import main; sys.exit(main({[*arguments, '--lake', lake.root]!r}))"
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    # Once it is at work: extract has made the lake, train has its first checkpoint's folder or its logs.
+    sign = "features/*" if command == "extract" else "models/*/logs/*"
+    before = len(list(Path(lake.root).glob(sign)))
+    deadline = time.monotonic() + 120
+    while len(list(Path(lake.root).glob(sign))) == before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.splitlines()[-1].startswith("soundlake: interrupted; what is done is kept")
+    manifests = [json.loads(path.read_text()) for path in Path(lake.root).glob("runs/*.json")]
+    assert "interrupted" in {manifest["result"] for manifest in manifests}
 
 
 def test_a_corpus_without_sound(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
