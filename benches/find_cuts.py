@@ -37,6 +37,8 @@ def main() -> None:
     rows = ledger.open_ledger(lake, model.spec.spec_id).to_table(filter="status = 'done'").to_pylist()
     # Copies of one recording are one answer.
     rows = sorted((r for r in rows if r["corpus"] == root and r["duration_s"] > call.seconds), key=lambda r: r["uri"])
+    if not rows:
+        raise SystemExit(f"the lake {lake.root} holds no recording of {root} that is longer than {call.seconds} s")
     rng = np.random.default_rng(call.seed)
     first = digital_silence = quiet = placed = done = 0
     times = []
