@@ -126,6 +126,9 @@ def extract_command(
     max_rejects: Annotated[
         int | None, typer.Option("--max-rejects", min=0, help="Exit with 4 if the ledger holds more rejects.")
     ] = None,
+    allow_empty: Annotated[
+        bool, typer.Option("--allow-empty", help="Let all files leave the ledger if the corpus is empty now.")
+    ] = False,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
@@ -134,7 +137,9 @@ def extract_command(
 
     found = commands.parse_spec(spec)
     where = _lake(lake)
-    result = commands.extract(where, audio, spec=found, labels=labels, beam=context.args, workers=workers)
+    result = commands.extract(
+        where, audio, spec=found, labels=labels, beam=context.args, workers=workers, allow_empty=allow_empty
+    )
     summary = ledger.summary(ledger.open_ledger(where, found.spec_id)) if result["ledger_version"] else None
     if as_json:
         _out(result | {"ledger": summary})

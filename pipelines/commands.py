@@ -129,6 +129,7 @@ def extract(
     labels: str | None = None,
     beam: Sequence[str] = (),
     workers: int = 0,
+    allow_empty: bool = False,
 ) -> dict[str, Any]:
     """Bring the features of a corpus up to date; see `pipelines.extract.extract` for what comes back."""
     from pipelines import corpus
@@ -145,7 +146,7 @@ def extract(
     settings = {"audio": root, "labels": found, "spec_id": spec.spec_id, "beam": list(beam)}
     with run_manifest(lake, "extract", settings) as run:
         with watching(lake, f"{Lake.spec(spec.spec_id)}/outcomes", verb="extracting", what="bundles"):
-            totals = extract_features(lake, spec, root, labels=found, run=run, options=options)
+            totals = extract_features(lake, spec, root, labels=found, run=run, options=options, allow_empty=allow_empty)
         totals |= {"spec_id": spec.spec_id, "run_id": run.run_id}
         run.manifest["counts"] = totals
     if not totals["listed"]:

@@ -17,6 +17,7 @@ import apache_beam as beam
 import pyarrow as pa
 from apache_beam.pvalue import AsDict, AsList, AsSingleton, TaggedOutput
 
+from model.errors import InputError
 from model.features import FeatureSpec
 from model.records import Record, encode, write_framed
 from pipelines import ledger, plan
@@ -400,7 +401,14 @@ class _Split(beam.DoFn):
 
 
 def extract(
-    lake: Lake, spec: FeatureSpec, corpus: str, *, labels: str | None, run: Run, options: Any
+    lake: Lake,
+    spec: FeatureSpec,
+    corpus: str,
+    *,
+    labels: str | None,
+    run: Run,
+    options: Any,
+    allow_empty: bool = False,
 ) -> dict[str, Any]:
     """Bring the lake's features of a corpus up to date.
 
@@ -415,6 +423,8 @@ def extract(
         Its folder takes the rows until they are committed.
     options : PipelineOptions
         From `pipelines.runners.beam_options`.
+    allow_empty : bool
+        Whether a corpus that held files may hold none now, and all of them leave the ledger.
 
     Returns
     -------
@@ -424,6 +434,8 @@ def extract(
 
     Raises
     ------
+    InputError
+        If the corpus is empty now and was not before; nothing is committed then.
     RuntimeError
         If files listed and files accounted for differ; nothing is committed then.
     """
@@ -438,6 +450,12 @@ def extract(
     totals |= {"left_out": counts.get("left out", 0), "labels_without_file": counts.get("labels without a file", 0)}
     if totals["listed"] != totals["unchanged"] + totals[DONE] + totals[REJECTED]:
         raise RuntimeError(f"files listed and accounted for differ, nothing was committed: {totals}")
+    # A disk that is not mounted looks like this, and must not empty the ledger, and the table after it.
+    if totals[GONE] and not totals["listed"] and not allow_empty:
+        raise InputError(
+            f"the corpus {corpus} is empty now, and the ledger knows {totals[GONE]} files of it: is it mounted? "
+            "If they are to leave the ledger, add --allow-empty"
+        )
     if summary["parts"]:
         version = ledger.commit(lake, spec.spec_id, summary["parts"])
     else:

@@ -18,6 +18,7 @@ import soundfile
 from apache_beam.testing.test_pipeline import TestPipeline
 from apache_beam.testing.util import assert_that, equal_to
 
+from model.errors import InputError
 from model.features import PRESETS
 from model.records import decode, read_framed
 from pipelines import commands, extract, ledger, plan
@@ -183,6 +184,20 @@ def test_an_empty_corpus(tmp_path: Path) -> None:
     totals = run(lake, tmp_path / "audio")
     assert (totals["listed"], totals["ledger_version"]) == (0, 0)
     assert ledger.open_ledger(lake, SPEC.spec_id) is None
+
+
+def test_a_corpus_that_is_suddenly_empty_empties_nothing(tmp_path: Path) -> None:
+    """As when a disk is not mounted."""
+    audio, lake = corpus(tmp_path / "audio"), Lake.at(str(tmp_path / "lake"))
+    run(lake, audio)
+    before = rows(lake)
+    shutil.move(audio, tmp_path / "aside")
+    audio.mkdir()
+    with pytest.raises(InputError, match="is it mounted"):
+        run(lake, audio)
+    assert rows(lake) == before
+    assert run(lake, audio, allow_empty=True)["gone"] == 7
+    assert rows(lake) == {}
 
 
 def test_labels_come_and_change_without_work(tmp_path: Path) -> None:
