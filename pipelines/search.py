@@ -29,7 +29,7 @@ SAME_SOUND = 0.02
 SHIFTS_A_STEP = 16
 MAX_SHIFTS = 64
 # Share of the query's sound that a shift must see, of what the best one sees.
-MIN_SOUND_SEEN = 0.75
+MIN_SOUND_SEEN = 0.6
 # Nats above the spec's floor below which a frame holds no sound that the features could tell.
 SILENT_NATS = 0.5
 MIN_CANDIDATES = 128
@@ -257,7 +257,9 @@ class Searcher:
             rows = table.nearest(self.dataset, vector, k=wanted, where=where, columns=COLUMNS)
             _keep_nearest(found, rows, shift)
         rows = sorted(found.values(), key=lambda row: (row["_distance"], row["id"]))
-        same = self._same_sound(samples, frames, rows[:wanted])
+        # By place among a shift's own answers: shifts that see less of the query have nearer neighbours all over.
+        candidates = sorted(rows, key=lambda row: (row["rank"], row["_distance"], row["id"]))[:wanted]
+        same = self._same_sound(samples, frames, candidates)
         hits = [same.get(row["id"]) or (np.inf, _hit(row, row["_distance"], False)) for row in rows]
         hits.sort(key=lambda pair: pair[0])
         return _ranked([hit for _, hit in hits], by)[:k]
@@ -332,11 +334,15 @@ class Searcher:
 
 
 def _keep_nearest(found: dict[str, dict[str, Any]], rows: Sequence[dict[str, Any]], shift: _Shift | None) -> None:
-    """Add rows to what was found; of a row found twice, the nearer stays."""
-    for row in rows:
+    """Add rows to what was found; of a row found twice, the shift that ranks it higher and the least distance stay."""
+    for rank, row in enumerate(rows):
         known = found.get(row["id"])
-        if known is None or row["_distance"] < known["_distance"]:
-            found[row["id"]] = row | {"shift": shift}
+        if known is None:
+            found[row["id"]] = row | {"shift": shift, "rank": rank}
+            continue
+        known["_distance"] = min(known["_distance"], row["_distance"])
+        if rank < known["rank"]:
+            known |= {"shift": shift, "rank": rank}
 
 
 def _hit(row: dict[str, Any], distance: float | None, same_sound: bool) -> Hit:
