@@ -52,9 +52,12 @@ class Segment:
 
 
 def is_known(entry: Entry, row: Row) -> bool:
-    """Whether a ledger row still tells about a listed file: same size and time of change, and no passing trouble."""
-    same = row["size"] == entry.size and row["mtime_ns"] == entry.mtime_ns and entry.size >= 0
-    return same and row["reason"] not in TRANSIENT
+    """Whether a ledger row still tells about a listed file: same size and time of change, and no passing trouble.
+
+    A file that the system still says nothing about (a link to nothing) is known to be so.
+    """
+    same = row["size"] == entry.size and row["mtime_ns"] == entry.mtime_ns
+    return same and (entry.size < 0 or row["reason"] not in TRANSIENT)
 
 
 def claimed_windows(probe: Probe, size: int, spec: FeatureSpec) -> int:

@@ -95,6 +95,12 @@ def test_a_bundles_name() -> None:
     assert len({name, *others}) == 5
 
 
+def test_a_link_to_nothing_is_known_to_be_one() -> None:
+    before = row(uri="/a", size=-1, mtime_ns=-1, status="rejected", reason="missing")
+    assert plan.is_known(Entry(-1, -1), before)
+    assert not plan.is_known(Entry(10, 20), before)
+
+
 @pytest.mark.parametrize(
     ("entry", "reason", "known"),
     [
