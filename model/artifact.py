@@ -4,11 +4,13 @@ MODEL_ID/ holds weights.weights.h5, encoder.onnx (log-mel in nats → posterior 
 (latent → normalised log-mel), report.html, logs/ and checkpoints/; model.json comes last and names every digest.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -19,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
-from model.errors import InputError
+from model.errors import InputError, TryLaterError
 from model.features import FeatureSpec
 
 FORMAT_VERSION = 1
@@ -230,6 +232,29 @@ def finish(directory: Path, manifest: Mapping[str, Any]) -> None:
     """Write model.json, with the digest of each file: from now on the model exists."""
     files = {name: _digest(directory / name) for name in (WEIGHTS, ENCODER, DECODER, REPORT)}
     write_json(directory / MANIFEST, {"format_version": FORMAT_VERSION, **manifest, "files": files})
+
+
+@contextlib.contextmanager
+def being_made(directory: Path) -> Iterator[None]:
+    """Keep a second process from making the same model at the same time; the kernel opens the lock of a killed one.
+
+    Raises
+    ------
+    TryLaterError
+        If another process is at it.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with open(directory / "lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise TryLaterError(
+                f"another process is training this very model in {directory}: run the same command when it is done"
+            ) from error
+        except OSError:
+            # A file system without locks: two trainings would write the same files with the same content.
+            pass
+        yield
 
 
 def is_finished(directory: Path) -> bool:

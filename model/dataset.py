@@ -1,6 +1,6 @@
 """Shards → tf.data batches of raw log-mel, by split; and the training split's statistics."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,10 @@ SHUFFLE_WINDOWS = 4096
 # Windows that the statistics are taken from, at most.
 STATISTICS_WINDOWS = 20_000
 MIN_STD = 1e-3
+
+
+# Local paths of shards, and the recording_ids that are to be read from each: a shard may hold more.
+Shards = Mapping[str, Collection[str]]
 
 
 @dataclass(frozen=True)
@@ -50,15 +54,15 @@ class Statistics:
     windows: dict[str, int]
 
 
-def statistics(shards: Sequence[str], spec: FeatureSpec, split_of: Mapping[str, str]) -> Statistics:
+def statistics(shards: Shards, spec: FeatureSpec, split_of: Mapping[str, str]) -> Statistics:
     """Count the windows of each split, and take mean and deviation of the training split's frames.
 
     Padding is left out. Beyond `STATISTICS_WINDOWS` training windows, every n-th is read, by its place.
 
     Parameters
     ----------
-    shards : sequence of str
-        Local paths.
+    shards : mapping of str to collection of str
+        `Shards`.
     spec : FeatureSpec
     split_of : mapping of str to str
         recording_id → split; windows of other recordings do not count.
@@ -75,13 +79,14 @@ def statistics(shards: Sequence[str], spec: FeatureSpec, split_of: Mapping[str, 
     frames = 0
     total = np.zeros(spec.n_mels)
     squares = np.zeros(spec.n_mels)
-    for shard in shards:
+    for shard, recordings in sorted(shards.items()):
+        wanted = set(recordings)
         try:
             with open(shard, "rb") as file:
                 for data in read_framed(file):
                     record = decode(data, window_frames=spec.window_frames, n_mels=spec.n_mels)
                     split = split_of.get(record.recording_id)
-                    if split is None:
+                    if split is None or record.recording_id not in wanted:
                         continue
                     counts[split] += 1
                     if split == splits.TRAIN and counts[split] % every == 0:
@@ -91,7 +96,7 @@ def statistics(shards: Sequence[str], spec: FeatureSpec, split_of: Mapping[str, 
                         squares += np.square(values).sum(axis=0)
         except (DamagedShardError, OSError) as error:
             raise InputError(
-                f"the shard {shard} cannot be read: {error}; delete it and its outcomes file, and extract again"
+                f"the shard {shard} cannot be read: {error}; `soundlake extract AUDIO --repair` makes it again"
             ) from error
     if frames == 0:
         raise InputError("no window to train on: the ledger names no recording that is done and not silent")
@@ -100,16 +105,25 @@ def statistics(shards: Sequence[str], spec: FeatureSpec, split_of: Mapping[str, 
     return Statistics(Normalisation(mean.astype(np.float32), std.astype(np.float32)), counts)
 
 
-def _membership(split_of: Mapping[str, str], wanted: Sequence[str]) -> Any:
-    """A table: recording_id → whether it belongs to one of the wanted splits."""
-    names = sorted(recording_id for recording_id, split in split_of.items() if split in wanted)
-    keys, values = tf.constant(names, tf.string), tf.ones(len(names), tf.bool)
-    return tf.lookup.StaticHashTable(tf.lookup.KeyValueTensorInitializer(keys, values), default_value=False)
+def _membership(shards: Shards, split_of: Mapping[str, str], wanted: Sequence[str]) -> Any:
+    """A table: shard and recording_id → whether the recording is to be read from it and is of a wanted split."""
+    keys = [
+        shard + recording_id
+        for shard in sorted(shards)
+        for recording_id in sorted(shards[shard])
+        if split_of.get(recording_id) in wanted
+    ]
+    values = tf.ones(len(keys), tf.bool)
+    initial = tf.lookup.KeyValueTensorInitializer(tf.constant(keys, tf.string), values)
+    return tf.lookup.StaticHashTable(initial, default_value=False)
 
 
-def _of_split(records: Any, members: Any) -> Any:
+def _records(shard: Any, members: Any) -> Any:
+    """Serialised records of a shard whose recordings are members."""
     feature = {RECORDING_ID: tf.io.FixedLenFeature((), tf.string)}
-    return records.filter(lambda data: members.lookup(tf.io.parse_single_example(data, feature)[RECORDING_ID]))
+    return tf.data.TFRecordDataset(shard).filter(
+        lambda data: members.lookup(shard + tf.io.parse_single_example(data, feature)[RECORDING_ID])
+    )
 
 
 def _decoded(batch: Any, spec: FeatureSpec) -> Any:
@@ -121,7 +135,7 @@ def _decoded(batch: Any, spec: FeatureSpec) -> Any:
 
 
 def training_batches(
-    shards: Sequence[str],
+    shards: Shards,
     spec: FeatureSpec,
     *,
     split_of: Mapping[str, str],
@@ -135,8 +149,8 @@ def training_batches(
 
     Parameters
     ----------
-    shards : sequence of str
-        Paths, in a fixed order.
+    shards : mapping of str to collection of str
+        `Shards`.
     spec : FeatureSpec
     split_of : mapping of str to str
         recording_id → split; windows of other recordings are dropped.
@@ -147,25 +161,23 @@ def training_batches(
     tf.data.Dataset
         float32, (batch_size, window_frames, n_mels), nats.
     """
-    members = _membership(split_of, [splits.TRAIN])
-    names = tf.constant(list(shards))
+    members = _membership(shards, split_of, [splits.TRAIN])
+    names = tf.constant(sorted(shards))
 
     def epoch(number: Any) -> Any:
         key = tf.stack([tf.cast(seed, tf.int64), number])
         order = tf.random.experimental.stateless_shuffle(names, seed=key)
         records = tf.data.Dataset.from_tensor_slices(order).interleave(
-            tf.data.TFRecordDataset, cycle_length=8, block_length=16
+            lambda shard: _records(shard, members), cycle_length=8, block_length=16
         )
-        return _of_split(records, members).shuffle(
-            SHUFFLE_WINDOWS, seed=number + seed * 1_000_003, reshuffle_each_iteration=False
-        )
+        return records.shuffle(SHUFFLE_WINDOWS, seed=number + seed * 1_000_003, reshuffle_each_iteration=False)
 
     batches = tf.data.Dataset.range(2**40).flat_map(epoch).batch(batch_size, drop_remainder=True).skip(skip_batches)
     return batches.map(lambda batch: _decoded(batch, spec), num_parallel_calls=2).prefetch(4)
 
 
 def evaluation_batches(
-    shards: Sequence[str], spec: FeatureSpec, *, split_of: Mapping[str, str], split: str, batch_size: int
+    shards: Shards, spec: FeatureSpec, *, split_of: Mapping[str, str], split: str, batch_size: int
 ) -> Any:
     """Every window of a split once, in order; the last batch is filled up with windows of weight 0.
 
@@ -174,7 +186,8 @@ def evaluation_batches(
     tf.data.Dataset
         (float32 (batch_size, window_frames, n_mels) in nats, float32 (batch_size,) weights of 1 or 0).
     """
-    records = _of_split(tf.data.TFRecordDataset(list(shards)), _membership(split_of, [split]))
+    members = _membership(shards, split_of, [split])
+    records = tf.data.Dataset.from_tensor_slices(sorted(shards)).flat_map(lambda shard: _records(shard, members))
 
     def fill(batch: Any) -> tuple[Any, Any]:
         features = _decoded(batch, spec)

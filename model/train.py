@@ -11,7 +11,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,13 +44,13 @@ class TrainResult:
 
 
 def identity(
-    shards: Sequence[str], spec: FeatureSpec, groups: Mapping[str, str], settings: TrainSettings
+    shards: dataset.Shards, spec: FeatureSpec, groups: Mapping[str, str], settings: TrainSettings
 ) -> dict[str, Any]:
     """What a model is made from: its id is the digest of this.
 
     Parameters
     ----------
-    shards : sequence of str
+    shards : mapping
         Paths; their base names are digests of what is in them.
     spec, groups, settings
         As for `train`.
@@ -89,7 +89,7 @@ def _stopping() -> Iterator[_Stop]:
 
 
 def train(
-    shards: Sequence[str],
+    shards: dataset.Shards,
     spec: FeatureSpec,
     *,
     groups: Mapping[str, str],
@@ -102,8 +102,8 @@ def train(
 
     Parameters
     ----------
-    shards : sequence of str
-        Local paths.
+    shards : mapping of str to collection of str
+        `model.dataset.Shards`.
     spec : FeatureSpec
     groups : mapping of str to str
         recording_id → group, of the recordings to use.
@@ -119,18 +119,36 @@ def train(
     ------
     InputError
         If there is nothing to train on, or a shard is damaged.
+    TryLaterError
+        If another process is training the same model.
     KeyboardInterrupt
         After SIGINT or SIGTERM; the last checkpoint is saved, and the same call goes on from it.
     """
-    shards = sorted(shards)
     made_from = identity(shards, spec, groups, settings)
     model_id = artifact.model_id(made_from)
     directory = models_dir / model_id
-    if artifact.is_finished(directory):
-        return TrainResult(model_id, directory, artifact.load(directory).metrics, False)
-    if not shards or not groups:
-        raise InputError("no window to train on: the ledger names no recording that is done and not silent")
-    directory.mkdir(parents=True, exist_ok=True)
+    if not artifact.is_finished(directory):
+        if not shards or not groups:
+            raise InputError("no window to train on: the ledger names no recording that is done and not silent")
+        with artifact.being_made(directory):
+            if not artifact.is_finished(directory):
+                manifest = _made(shards, spec, groups, directory, settings, made_from, origin, progress=progress)
+                return TrainResult(model_id, directory, manifest["metrics"], True)
+    return TrainResult(model_id, directory, artifact.load(directory).metrics, False)
+
+
+def _made(
+    shards: dataset.Shards,
+    spec: FeatureSpec,
+    groups: Mapping[str, str],
+    directory: Path,
+    settings: TrainSettings,
+    made_from: Mapping[str, Any],
+    origin: Mapping[str, Any],
+    *,
+    progress: bool,
+) -> dict[str, Any]:
+    """Train, write the model directory, and return its manifest."""
     split_of = splits.assign(groups)
     statistics = dataset.statistics(shards, spec, split_of)
     trainer = Trainer(spec, settings, statistics.normalisation)
@@ -158,15 +176,15 @@ def train(
     if statistics.windows[splits.TEST]:
         metrics["test"] = {k: v for k, v in trainer.evaluate(batches(splits.TEST)).items() if k != "kl_per_dim"}
     examples = np.concatenate([x.numpy()[w.numpy() > 0] for x, w in batches(held_out).take(2)])
-    manifest = {
-        "model_id": model_id,
+    manifest: dict[str, Any] = {
+        "model_id": directory.name,
         "spec": spec.model_dump(),
         **made_from,
         "origin": dict(origin),
         "metrics": metrics,
     }
     _write_model(directory, manifest, loop, statistics.normalisation, examples)
-    return TrainResult(model_id, directory, metrics, True)
+    return manifest
 
 
 def _write_model(

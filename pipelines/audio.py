@@ -51,6 +51,9 @@ REASONS = {
     "format-changes": "The sample rate changes part of the way through.",
     "silent": "Every sample is zero, or the channels cancel each other out: there is no sound to learn from.",
     "too-loud": "The samples go far beyond full scale; floating-point audio must be scaled to ±1.",
+    "decoder-crashed": "The decoder crashed on it, twice, each time in a process of its own.",
+    "decoder-hangs": "The decoder gave no block of samples for a minute, twice.",
+    "too-much-memory": "Decoding asks for far more memory than any recording needs.",
 }
 
 
@@ -146,6 +149,8 @@ def _probe_soundfile(file: BinaryIO, size: int) -> Probe | None:
         with soundfile.SoundFile(file) as sound:
             container, codec, frames = sound.format, sound.subtype, int(sound.frames)
             rate, channels = sound.samplerate, sound.channels
+    except MemoryError:
+        raise
     except Exception:
         return None
     # 0 may be a recorder that crashed before it wrote the size: PyAV reads on to the end of the file.
@@ -163,7 +168,7 @@ def _probe_pyav(file: BinaryIO) -> Probe:
     try:
         file.seek(0)
         container = _open_pyav(file)
-    except ImportError:
+    except (ImportError, MemoryError):
         raise
     except Exception as error:
         reason = "no-samples" if isinstance(error, EOFError) else "not-audio"
@@ -177,7 +182,7 @@ def _probe_pyav(file: BinaryIO) -> Probe:
             seconds = (stream.duration or 0) * (stream.time_base or 0)
             claimed = max(0, int(seconds * (rate or 0))) or None
             return Probe(container.format.name, codec, int(rate or 0), int(channels or 0), claimed, False, "pyav")
-        except Rejected:
+        except (Rejected, MemoryError):
             raise
         except Exception as error:
             # A stream of a codec FFmpeg lacks has no codec context: an AttributeError, not an av error.
@@ -211,9 +216,11 @@ def _mean(channels: NDArray[Any], scale: float, offset: float) -> NDArray[np.flo
     """Mean over the first axis as new float32, ``(frames,)``, of ``(channels, frames)`` in any sample type."""
     # Channel by channel, no matrix product: BLAS may round by a sample's place in the block, and slices would differ.
     with np.errstate(over="ignore", invalid="ignore"):
-        total = channels[0].astype(np.float32)
-        for channel in channels[1:]:
-            total += channel.astype(np.float32, copy=False)
+        # All channels at once: they lie interleaved, and a cast that steps over the others is slow.
+        values = channels.astype(np.float32, copy=False)
+        total = values[0].copy() if len(values) == 1 else values[0] + values[1]
+        for value in values[2:]:
+            total += value
         if offset:
             total += np.float32(offset * len(channels))
         factor = scale / len(channels)
@@ -230,11 +237,21 @@ def _soundfile_blocks(file: BinaryIO, found: Probe, start: int, stop: int | None
     """Decode by libsndfile, from `start` where seeking is exact, else from the beginning."""
     import soundfile
 
+    class Sound(soundfile.SoundFile):
+        """After each read soundfile seeks to where it is, if the file says that it can be sought in.
+
+        In MP3 that decodes some frames again. In a damaged Ogg it finds back to the right place, and stays.
+        """
+
+        def seekable(self) -> bool:
+            return found.container == "OGG"
+
     pcm16 = found.codec == "PCM_16"
     frames = min(BLOCK_FRAMES, max(512, 2**19 // found.channels))
     buffer = np.empty((frames, found.channels), np.int16 if pcm16 else np.float32)
     at = 0
-    with soundfile.SoundFile(file) as sound:
+    # By its descriptor: libsndfile reads by itself, instead of calling back to Python for every few kilobytes.
+    with Sound(file.fileno(), closefd=False) as sound:
         if found.seekable and start:
             at = min(start, sound.frames)
             sound.seek(at)
@@ -312,7 +329,7 @@ def mono_blocks(
                     at, block = next(blocks)
                 except StopIteration:
                     break
-                except (Rejected, ImportError):
+                except (Rejected, ImportError, MemoryError):
                     raise
                 except Exception as error:
                     detail = f"after {end / probe.sample_rate:.3f} s: {_say(error)}"
@@ -371,31 +388,37 @@ def resampled(
     last = None if stop is None else (stop - 1) // chunk_out
     base = max(0, index * chunk_in - context)
     source = mono_blocks(path, probe, start=base, stop=None if last is None else (last + 1) * chunk_in + context)
+    # Blocks that the chunk before read and this one needs again; the first begins at sample `base`.
     held: list[NDArray[np.float32]] = []
-    have, ended = base, False
     while last is None or index <= last:
         begin, finish = index * chunk_in, (index + 1) * chunk_in
-        while not ended and have < finish + context:
-            block = next(source, None)
+        left, right = max(0, begin - context), finish + context
+        low, high = max(0, start - index * chunk_out), chunk_out
+        if stop is not None:
+            high = min(high, stop - index * chunk_out)
+        # Fed block by block, a stream gives the bits of one call, and nothing as long as a chunk is ever copied.
+        stream = soxr.ResampleStream(native, sample_rate, 1, dtype="float32", quality="HQ")
+        # Which of the chunk's own samples the stream gives next: those below 0 belong to the chunk before.
+        at = -((begin - left) // unit_in * unit_out)
+        have, again, ended = base, [], False
+        while not ended:
+            block = None
+            if have < right:
+                block = held.pop(0) if held else next(source, None)
             ended = block is None
             if block is not None:
-                held.append(block)
+                part = block[max(0, left - have) : right - have]
                 have += len(block)
+                if have > finish - context:
+                    again.append(block)
+            else:
+                high = min(high, -(-(min(have, finish) - begin) * sample_rate // native))
+                # Past the recording's end soxr assumes zeros and rounds the length down: say them, and it rounds up.
+                part = np.zeros(2 * math.ceil(native / sample_rate) + 2 if have < right else 0, np.float32)
+            out = stream.resample_chunk(part, last=ended)
+            if max(at, low) < min(at + len(out), high):
+                yield out[max(0, low - at) : high - at]
+            at += len(out)
         if have <= begin:
             return
-        joined = np.concatenate(held) if len(held) > 1 else held[0]
-        left = max(0, begin - context)
-        joined, base = joined[left - base :], left
-        span = joined[: finish + context - left]
-        if have < finish + context:
-            # Past the recording's end soxr assumes zeros and rounds the length down: say them, so that it rounds up.
-            span = np.concatenate([span, np.zeros(2 * math.ceil(native / sample_rate) + 2, np.float32)])
-        out = soxr.resample(span, native, sample_rate, quality="HQ")
-        skip = (begin - left) // unit_in * unit_out
-        own = -(-(min(have, finish) - begin) * sample_rate // native)
-        low = max(0, start - index * chunk_out)
-        high = own if stop is None else min(own, stop - index * chunk_out)
-        if low < high:
-            # A copy: a view would keep the context alive with the caller.
-            yield np.array(out[skip + low : skip + high], np.float32)
-        held, index = [joined], index + 1
+        held, base, index = [*again, *held], have - sum(map(len, again)), index + 1

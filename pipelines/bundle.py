@@ -2,28 +2,33 @@
 
 import contextlib
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import astuple, replace
 
 import pyarrow as pa
 
 from model.features import FeatureSpec
-from model.records import Record, encode, write_framed
 from pipelines import plan
-from pipelines.audio import Probe, Rejected
+from pipelines.account import Work
+from pipelines.audio import Rejected
 from pipelines.corpus import at_hand
+from pipelines.isolation import Sandbox, sandbox
 from pipelines.lake import Lake
 from pipelines.ledger import DONE, REJECTED, Row
-from pipelines.plan import Segment
-from pipelines.windows import SegmentWindows
+from pipelines.windows import write_segment
 
 OUTCOMES = pa.schema(
     [
         ("recording_id", pa.string()),
-        ("uri", pa.string()),
+        ("uri", pa.string()),  # of the file that was decoded, and so are size, mtime_ns and probe
+        ("size", pa.int64()),
+        ("mtime_ns", pa.int64()),
+        ("probe", pa.string()),  # JSON of `pipelines.audio.Probe`, in the order of its fields
         ("first", pa.int64()),
         ("count", pa.int64()),  # -1: to the end
+        ("expected", pa.int64()),  # windows by the header
         ("status", pa.string()),
         ("stage", pa.string()),
         ("reason", pa.string()),
@@ -35,74 +40,107 @@ OUTCOMES = pa.schema(
 )
 
 
-@dataclass(frozen=True)
-class Work:
-    """A segment, and where a file with its recording lies."""
-
-    segment: Segment
-    uri: str
-    probe: Probe
-
-
 class _NothingKept(Exception):
     """Leaves the block that writes a shard, so that no empty one appears."""
 
 
-def write_bundle(lake: Lake, spec: FeatureSpec, works: Sequence[Work]) -> list[Row]:
+def read_outcomes(lake: Lake, spec_id: str, bundle: str) -> list[Row] | None:
+    """What became of a bundle's segments; None if it is not done, or what says so cannot be read.
+
+    Returns
+    -------
+    list of dict
+        Rows of `OUTCOMES` in the bundle's order, and ``bundle``.
+    """
+    from pyarrow import parquet
+
+    try:
+        data = lake.read(Lake.outcome(spec_id, bundle))
+        rows = parquet.read_table(io.BytesIO(data), schema=OUTCOMES).to_pylist()
+    except (FileNotFoundError, pa.ArrowInvalid, OSError):
+        return None
+    return [row | {"bundle": bundle} for row in rows]
+
+
+def write_bundle(
+    lake: Lake,
+    spec: FeatureSpec,
+    works: Sequence[Work],
+    *,
+    again: Callable[[Row], bool] = lambda row: row["reason"] in plan.TRANSIENT,
+    spent: Callable[[Work, Row], None] = lambda work, row: None,
+) -> list[Row]:
     """Decode a bundle's segments into its shard, and tell what became of each.
+
+    A bundle that was done before is read back. If it was not, segments that another finished bundle holds are left
+    there, and the rest is a bundle of its own: nothing is decoded twice because a plan changed after a kill.
 
     Parameters
     ----------
     lake, spec : Lake, FeatureSpec
     works : sequence of Work
         In the bundle's order.
+    again : callable
+        Whether an outcome of before is to be tried again, and the whole bundle with it.
+    spent : callable
+        Told each segment that was decoded, with its outcome and ``cpu_s``.
 
     Returns
     -------
     list of dict
-        Rows of `OUTCOMES`, read back if the bundle was done before.
+        Rows of `OUTCOMES`, each with its ``bundle``, in the order of `works`.
     """
+    bundle = plan.bundle_id(spec, [work.segment for work in works])
+    before = read_outcomes(lake, spec.spec_id, bundle)
+    if before is not None and not any(again(row) for row in before):
+        return before
+    kept = {work.segment: work.outcome for work in works if work.outcome is not None and not again(work.outcome)}
+    if not kept:
+        return make_bundle(lake, spec, works, spent=spent)
+    rest = [replace(work, outcome=None) for work in works if work.segment not in kept]
+    fresh = write_bundle(lake, spec, rest, again=again, spent=spent) if rest else []
+    kept |= {work.segment: row for work, row in zip(rest, fresh, strict=True)}
+    return [kept[work.segment] for work in works]
+
+
+def make_bundle(
+    lake: Lake, spec: FeatureSpec, works: Sequence[Work], *, spent: Callable[[Work, Row], None] = lambda work, row: None
+) -> list[Row]:
+    """`write_bundle`, whatever is there already."""
+    bundle = plan.bundle_id(spec, [work.segment for work in works])
+    outcomes: list[Row] = []
+    with contextlib.suppress(_NothingKept), lake.create(Lake.shard(spec.spec_id, bundle)) as shard, sandbox() as box:
+        end = 0
+        for work in works:
+            outcome, end = _write_work(box, shard.name, end, work, spec)
+            spent(work, outcome)
+            outcomes.append(outcome)
+        if end == 0:
+            raise _NothingKept
+    _write_outcomes(lake, spec, bundle, outcomes)
+    return [{name: row[name] for name in OUTCOMES.names} | {"bundle": bundle} for row in outcomes]
+
+
+def _write_outcomes(lake: Lake, spec: FeatureSpec, bundle: str, outcomes: Sequence[Row]) -> None:
+    """Write down what became of a bundle's segments: from now on it is done."""
     from pyarrow import parquet
 
-    bundle = plan.bundle_id(spec, [work.segment for work in works])
-    name = Lake.outcome(spec.spec_id, bundle)
-    if lake.exists(name):
-        before = parquet.read_table(io.BytesIO(lake.read(name)), schema=OUTCOMES).to_pylist()
-        if not any(outcome["reason"] in plan.TRANSIENT for outcome in before):
-            return before
-    outcomes: list[Row] = []
-    with contextlib.suppress(_NothingKept), lake.create(Lake.shard(spec.spec_id, bundle)) as shard:
-        for work in works:
-            outcomes.append(_write_segment(shard, work, spec))
-        if shard.tell() == 0:
-            raise _NothingKept
     sink = io.BytesIO()
-    parquet.write_table(pa.Table.from_pylist(outcomes, schema=OUTCOMES), sink)
-    lake.write(name, sink.getvalue())
-    return outcomes
+    parquet.write_table(pa.Table.from_pylist(list(outcomes), schema=OUTCOMES), sink)
+    lake.write(Lake.outcome(spec.spec_id, bundle), sink.getvalue())
 
 
-def _write_segment(shard: Any, work: Work, spec: FeatureSpec) -> Row:
+def _write_work(box: Sandbox, part: str, end: int, work: Work, spec: FeatureSpec) -> tuple[Row, int]:
     """Append a segment's windows to the shard; a rejection takes back what was appended."""
-    segment = work.segment
-    outcome: Row = {"recording_id": segment.recording_id, "uri": work.uri, "first": segment.first}
-    outcome |= {"count": -1 if segment.count is None else segment.count, "status": DONE}
-    outcome |= {"windows": 0, "silent_windows": 0, "samples": 0}
-    start = shard.tell()
+    segment, file = work.segment, work.files[0]
+    outcome: Row = dict.fromkeys(OUTCOMES.names) | {"recording_id": segment.recording_id, "uri": file.uri}
+    outcome |= {"size": file.size, "mtime_ns": file.mtime_ns, "probe": json.dumps(astuple(work.probe))}
+    outcome |= {"first": segment.first, "count": segment.key()[2], "expected": segment.windows}
     try:
-        with at_hand(work.uri) as path:
-            cut = SegmentWindows(path, work.probe, spec, first=segment.first, count=segment.count)
-            for window, valid_frames, values in cut:
-                # Digital silence has nothing to learn or to find, and recorders pad with hours of it.
-                if not values.any():
-                    outcome["silent_windows"] += 1
-                    continue
-                write_framed(shard, encode(Record(segment.recording_id, window, valid_frames, values)))
-                outcome["windows"] += 1
-            outcome["samples"] = cut.samples
+        with at_hand(file.uri) as path:
+            found, after = box.call(write_segment, part, end, path, work.probe, spec, segment, stage="decode")
+        return outcome | {"status": DONE} | found, after
     except Rejected as error:
-        shard.seek(start)
-        shard.truncate()
+        os.truncate(part, end)
         outcome |= {"status": REJECTED, "stage": error.stage, "reason": error.reason, "detail": error.detail}
-        outcome |= {"windows": 0, "silent_windows": 0}
-    return outcome
+        return outcome | {"windows": 0, "silent_windows": 0, "samples": 0, "cpu_s": 0.0}, end

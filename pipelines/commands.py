@@ -13,7 +13,7 @@ from model.errors import InputError
 from model.features import PRESETS, FeatureSpec
 from pipelines import ledger, table
 from pipelines.lake import Lake, run_manifest
-from pipelines.progress import watching
+from pipelines.progress import Progress, watching
 
 log = logging.getLogger(__name__)
 
@@ -130,23 +130,36 @@ def extract(
     beam: Sequence[str] = (),
     workers: int = 0,
     allow_empty: bool = False,
+    retry: str | None = None,
 ) -> dict[str, Any]:
-    """Bring the features of a corpus up to date; see `pipelines.extract.extract` for what comes back."""
-    from pipelines import corpus
+    """Bring the features of a corpus up to date; see `pipelines.extract.extract` for what comes back.
+
+    Parameters
+    ----------
+    retry : str or None
+        A reason whose rejects are tried again; ``"all"`` for every one.
+    """
+    from pipelines import corpus, plan
+    from pipelines.audio import REASONS
     from pipelines.runners import beam_options
 
     root = corpus.corpus_root(audio)
     if lake.is_local and (root == lake.root or root.startswith(lake.root + "/")):
         raise InputError(f"the corpus {audio} lies inside the lake {lake.root}: keep them apart")
     found = corpus.find_labels(root, labels)
-    options = beam_options(beam, workers=workers)
+    if retry not in (None, "all", *REASONS):
+        raise InputError(f"no reason {retry!r} for a rejection: name one of {', '.join(sorted(REASONS))}, or all")
+    retried = plan.TRANSIENT | (frozenset(REASONS) if retry == "all" else {retry} if retry else frozenset())
+    engine = beam_options(beam, workers=workers)
     lake.initialise()
     from pipelines.extract import extract as extract_features
 
-    settings = {"audio": root, "labels": found, "spec_id": spec.spec_id, "beam": list(beam)}
+    settings = {"audio": root, "labels": found, "spec_id": spec.spec_id, "retry": retry, "beam": list(beam)}
     with run_manifest(lake, "extract", settings) as run:
-        with watching(lake, f"{Lake.spec(spec.spec_id)}/outcomes", verb="extracting", what="bundles"):
-            totals = extract_features(lake, spec, root, labels=found, run=run, options=options, allow_empty=allow_empty)
+        with watching(Progress(lake, run.folder), verb="extracting"):
+            totals = extract_features(
+                lake, spec, root, labels=found, run=run, engine=engine, allow_empty=allow_empty, retried=retried
+            )
         totals |= {"spec_id": spec.spec_id, "run_id": run.run_id}
         run.manifest["counts"] = totals
     if not totals["listed"]:
@@ -193,7 +206,7 @@ def train(
         raise InputError(f"{'.'.join(str(p) for p in first['loc'])}: {first['msg']}") from error
     with run_manifest(lake, "train", {"spec_id": found.spec_id, **resolved.model_dump()}) as run:
         result = train_model(
-            [lake.uri(Lake.shard(found.spec_id, bundle)) for bundle in bundles],
+            {lake.uri(Lake.shard(found.spec_id, bundle)): recordings for bundle, recordings in bundles.items()},
             found,
             groups=groups,
             models_dir=folder,
@@ -232,14 +245,14 @@ def encode(
         now = {"ledger_version": int(known.version), "table_version": int(dataset.version)}
         done = _read_json(lake, state)
         if {name: done.get(name) for name in now} == now:
-            return done | {"encoded": 0, "stale_recordings": 0}
+            return done | {"encoded": 0, "renamed": 0, "stale_recordings": 0}
     from pipelines.encode import encode as encode_windows
     from pipelines.runners import beam_options
 
-    options = beam_options(beam, workers=workers)
+    engine = beam_options(beam, workers=workers)
     with run_manifest(lake, "encode", {"model_id": model.model_id, "beam": list(beam)}) as run:
-        with watching(lake, f"tables/{model.model_id}.lance/data", verb="encoding", what="fragments"):
-            totals = encode_windows(lake, model, run=run, options=options)
+        with watching(Progress(lake, run.folder), verb="encoding"):
+            totals = encode_windows(lake, model, run=run, engine=engine)
         dataset = table.need_table(lake, model.model_id)
         totals |= {"model_id": model.model_id, "index": table.index(dataset), "run_id": run.run_id}
         totals["table_version"] = int(table.need_table(lake, model.model_id).version)

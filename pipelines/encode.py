@@ -1,10 +1,16 @@
 """Encode: shards + model → table, as one Beam pipeline.
 
-ledger and table, bundle by bundle ▶ missing, gone or renamed ▶ read shards ▶ RunInference ▶ fragments ▶ one commit
+ledger and table, recording by recording ▶ missing, gone or renamed ▶ pieces, a shard each ▶ RunInference ▶ one commit
+
+What is encoded is kept as it is made: the rows of a shard are written where no reader sees them, and a small file says
+that they are there. A run that was killed and started again takes them from there.
 """
 
+import functools
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,29 +18,39 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 from apache_beam.ml.inference.base import ModelHandler, RunInference
-from apache_beam.pvalue import AsList, TaggedOutput
-from apache_beam.transforms.window import GlobalWindow
-from apache_beam.utils.windowed_value import WindowedValue
+from apache_beam.pvalue import AsList, AsSingleton, TaggedOutput
 
 from model import artifact
-from model.errors import InputError
+from model.errors import InputError, TryLaterError
 from model.features import FeatureSpec, dequantise
 from model.records import DamagedShardError, Record, decode, read_framed
-from pipelines import ledger, table
+from pipelines import fragments, ledger, table
+from pipelines.account import packed
+from pipelines.joins import joined
 from pipelines.lake import Lake, Run
-from pipelines.runners import run_pipeline
+from pipelines.progress import Progress
+from pipelines.runners import Engine, run_pipeline
 
 BATCH_WINDOWS = 64
-FRAGMENT_ROWS = 65_536
+# Runs that commit to one table at the same time plan again; more often than this is no coincidence.
+ATTEMPTS = 3
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class Name:
-    """What the table says about a recording that its bytes do not."""
+    """What the table says about a recording that its bytes do not.
+
+    Attributes
+    ----------
+    uri, label, group : str, str or None, str or None
+    fragments : tuple of int
+        Of the table, that hold its rows under another name; empty if it is to be encoded.
+    """
 
     uri: str
     label: str | None
     group: str | None
+    fragments: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -47,35 +63,15 @@ class Window:
     offset: int
 
 
-class EncoderHandler(ModelHandler[Window, dict[str, Any], Any]):
-    """Beam's RunInference on a model directory: ONNX Runtime, so that an encoding worker needs no TensorFlow.
+# A piece of work: a bundle, and the names of its recordings by recording_id.
+Piece = tuple[str, dict[str, Name]]
 
-    Parameters
-    ----------
-    directory : str
-        The model directory, at hand on every worker.
-    """
 
-    def __init__(self, directory: str) -> None:
-        super().__init__()
-        self.directory = directory
-
-    def load_model(self) -> "LoadedModel":
-        return LoadedModel(self.directory)
-
-    def run_inference(
-        self, batch: Sequence[Window], model: "LoadedModel", inference_args: dict[str, Any] | None = None
-    ) -> list[dict[str, Any]]:
-        return model.rows(batch)
-
-    def batch_elements_kwargs(self) -> Mapping[str, Any]:
-        return {"min_batch_size": BATCH_WINDOWS, "max_batch_size": BATCH_WINDOWS}
-
-    def get_num_bytes(self, batch: Sequence[Window]) -> int:
-        return sum(window.record.values.nbytes for window in batch)
-
-    def get_metrics_namespace(self) -> str:
-        return "soundlake"
+def piece_id(piece: Piece) -> str:
+    """The name of a piece: digest of what goes in."""
+    bundle, names = piece
+    text = json.dumps([bundle, sorted((i, n.uri, n.label, n.group, n.fragments) for i, n in names.items())])
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 class LoadedModel:
@@ -84,36 +80,36 @@ class LoadedModel:
     def __init__(self, directory: str) -> None:
         self.model = artifact.load(directory)
         self.encoder, self.decoder = self.model.encoder(), self.model.decoder()
+        self.columns = table.schema(self.model.settings["latent_dim"])
 
-    def rows(self, batch: Sequence[Window]) -> list[dict[str, Any]]:
+    def rows(self, batch: Sequence[Window]) -> pa.RecordBatch:
         """Rows of a batch of windows, of any size."""
         spec = self.model.spec
         features = dequantise(np.stack([window.record.values for window in batch]), spec)
         mean, log_variance = self.encoder.encode(features)
         normalised = self.decoder.decode(mean)
         squares = np.square(self.model.normalise(features) - normalised).mean(axis=2)
-        rows = []
-        for i, window in enumerate(batch):
-            record = window.record
-            start = record.window * spec.window_step * spec.hop_length / spec.sample_rate
-            rows.append(
-                {
-                    "id": f"{record.recording_id}:{record.window}",
-                    "recording_id": record.recording_id,
-                    "window": record.window,
-                    "uri": window.name.uri,
-                    "label": window.name.label,
-                    "group": window.name.group,
-                    "start_s": start,
-                    "end_s": start + record.valid_frames * spec.hop_length / spec.sample_rate,
-                    "embedding": mean[i],
-                    "posterior_std": float(np.exp(log_variance[i] / 2).mean()),
-                    "reconstruction_error": float(squares[i, : record.valid_frames].mean()),
-                    "bundle": window.bundle,
-                    "record_offset": window.offset,
-                }
-            )
-        return rows
+        valid = np.array([window.record.valid_frames for window in batch])
+        start = np.array([window.record.window for window in batch]) * spec.step_seconds
+        vectors = pa.FixedSizeListArray.from_arrays(pa.array(mean.reshape(-1)), mean.shape[1])
+        arrays = {
+            "id": [f"{window.record.recording_id}:{window.record.window}" for window in batch],
+            "recording_id": [window.record.recording_id for window in batch],
+            "window": [window.record.window for window in batch],
+            "uri": [window.name.uri for window in batch],
+            "label": [window.name.label for window in batch],
+            "group": [window.name.group for window in batch],
+            "start_s": start,
+            "end_s": start + valid * spec.hop_length / spec.sample_rate,
+            "embedding": vectors,
+            "posterior_std": np.exp(log_variance / 2).mean(axis=1),
+            "reconstruction_error": np.array([s[:n].mean() for s, n in zip(squares, valid, strict=True)], np.float32),
+            "bundle": [window.bundle for window in batch],
+            "record_offset": [window.offset for window in batch],
+        }
+        return pa.RecordBatch.from_arrays(
+            [pa.array(arrays[field.name], field.type) for field in self.columns], schema=self.columns
+        )
 
 
 def read_shard(lake: Lake, spec: FeatureSpec, bundle: str) -> Iterator[tuple[Record, int]]:
@@ -134,107 +130,237 @@ def read_shard(lake: Lake, spec: FeatureSpec, bundle: str) -> Iterator[tuple[Rec
     except (DamagedShardError, FileNotFoundError) as error:
         said = "it is missing" if isinstance(error, FileNotFoundError) else str(error)
         raise InputError(
-            f"the shard {lake.uri(name)} cannot be read: {said}; delete it and its outcomes file, and extract again"
+            f"the shard {lake.uri(name)} cannot be read: {said}; `soundlake extract AUDIO --repair` makes it again"
         ) from error
 
 
+class EncoderHandler(ModelHandler[Piece, str, Any]):
+    """Beam's RunInference on a model directory: a piece in, the name of its rows out.
+
+    ONNX Runtime, so that an encoding worker needs no TensorFlow. An element is a piece and not a window, since its rows
+    are to be kept together as soon as they are made.
+
+    Parameters
+    ----------
+    lake, directory : Lake, str
+        The model directory, at hand on every worker.
+    version : int
+        Of the table that the run was planned from.
+    progress : Progress
+    threads : int
+        Pieces side by side.
+    """
+
+    def __init__(self, lake: Lake, directory: str, version: int, progress: Progress, threads: int) -> None:
+        super().__init__()
+        self.lake, self.directory, self.version = lake, directory, version
+        self.progress, self.threads = progress, threads
+
+    def load_model(self) -> LoadedModel:
+        return LoadedModel(self.directory)
+
+    def batch_elements_kwargs(self) -> Mapping[str, Any]:
+        return {"min_batch_size": 1, "max_batch_size": 16 * self.threads}
+
+    def get_num_bytes(self, batch: Sequence[Piece]) -> int:
+        return sum(len(bundle) + sum(len(name.uri) for name in names.values()) for bundle, names in batch)
+
+    def get_metrics_namespace(self) -> str:
+        return "soundlake"
+
+    def run_inference(
+        self, batch: Sequence[Piece], model: LoadedModel, inference_args: dict[str, Any] | None = None
+    ) -> list[str]:
+        pool = ThreadPoolExecutor(self.threads)
+        try:
+            return list(pool.map(lambda piece: self.keep(piece, model), batch))
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def keep(self, piece: Piece, model: LoadedModel) -> str:
+        """Write a piece's rows, or find them written; return the name in the lake of the file that says so."""
+        model_id = model.model.model_id
+        name = Lake.staged(model_id, self.version, piece_id(piece))
+        found = self._kept(name, model_id)
+        if found is None:
+            found = {"rows": 0, "encoded": 0, "fragments": []}
+            parts = [*self._encoded(piece, model), *self._renamed(piece, model)]
+            if parts:
+                rows = pa.Table.from_batches(parts).sort_by("id")
+                found["fragments"] = fragments.write(self.lake.table_uri(model_id), rows)
+                found["rows"] = len(rows)
+                fresh = [recording_id for recording_id, one in piece[1].items() if not one.fragments]
+                found["encoded"] = sum(row.as_py() in fresh for row in rows["recording_id"]) if fresh else 0
+            self.lake.write(name, json.dumps(found).encode())
+        self.progress.tell(piece_id(piece), {"work": len(piece[1]), "windows": found["rows"]})
+        return name
+
+    def _kept(self, name: str, model_id: str) -> dict[str, Any] | None:
+        try:
+            found: dict[str, Any] = json.loads(self.lake.read(name))
+        except (FileNotFoundError, ValueError):
+            return None
+        files = [file["path"] for text in found["fragments"] for file in json.loads(text)["files"]]
+        return found if all(self.lake.exists(f"tables/{model_id}.lance/data/{path}") for path in files) else None
+
+    def _encoded(self, piece: Piece, model: LoadedModel) -> Iterator[pa.RecordBatch]:
+        bundle, names = piece
+        wanted = {recording_id: name for recording_id, name in names.items() if not name.fragments}
+        if not wanted:
+            return
+        windows = (
+            Window(record, wanted[record.recording_id], bundle, offset)
+            for record, offset in read_shard(self.lake, model.model.spec, bundle)
+            if record.recording_id in wanted
+        )
+        while batch := [window for _, window in zip(range(BATCH_WINDOWS), windows, strict=False)]:
+            yield model.rows(batch)
+
+    def _renamed(self, piece: Piece, model: LoadedModel) -> Iterator[pa.RecordBatch]:
+        """Rows that the table holds under another name, with the new one."""
+        bundle, names = piece
+        uri = self.lake.table_uri(model.model.model_id)
+        for recording_id, name in sorted(names.items()):
+            for number in name.fragments:
+                fragment = fragments.of(uri, self.version, number)
+                where = f"bundle = '{bundle}' AND {fragments.in_list('recording_id', [recording_id])}"
+                for batch in fragment.to_batches(columns=model.columns.names, filter=where):
+                    arrays = {field.name: batch.column(field.name) for field in model.columns}
+                    for column in ("uri", "label", "group"):
+                        arrays[column] = pa.array([getattr(name, column)] * len(batch), pa.string())
+                    yield pa.RecordBatch.from_arrays(
+                        [arrays[field.name].cast(field.type) for field in model.columns], schema=model.columns
+                    )
+
+
 class _LedgerNames(beam.DoFn):
-    """(bundle, (recording_id, name)) of what is done, from one fragment of the ledger."""
+    """(recording_id, [uri, label, group, bundles]) of what is done, from one fragment of the ledger."""
 
     def __init__(self, uri: str, version: int) -> None:
         self.uri, self.version = uri, version
 
-    def process(self, fragment: int) -> Iterator[tuple[str, tuple[str, Name]]]:
-        part = ledger.fragment_of(self.uri, self.version, fragment)
+    def process(self, fragment: int) -> Iterator[tuple[str, bytes]]:
+        part = fragments.of(self.uri, self.version, fragment)
         columns = ["recording_id", "uri", "label", "group", "bundles"]
         for batch in part.to_batches(columns=columns, filter=f"status = '{ledger.DONE}'"):
             for row in batch.to_pylist():
-                for bundle in row["bundles"]:
-                    yield bundle, (row["recording_id"], Name(row["uri"], row["label"], row["group"]))
+                yield row["recording_id"], packed([row[name] for name in columns[1:]])
 
 
 class _TableNames(beam.DoFn):
-    """(bundle, (recording_id, name)) of what is encoded, from one fragment of the table."""
+    """(recording_id, [uri, label, group, bundles, fragment]) of what is encoded, from one fragment of the table."""
 
     def __init__(self, uri: str, version: int) -> None:
         self.uri, self.version = uri, version
 
-    def process(self, fragment: int) -> Iterator[tuple[str, tuple[str, Name]]]:
-        part = ledger.fragment_of(self.uri, self.version, fragment)
-        seen = set()
-        for batch in part.to_batches(columns=["recording_id", "uri", "label", "group", "bundle"]):
-            for row in batch.to_pylist():
-                found = row["bundle"], (row["recording_id"], Name(row["uri"], row["label"], row["group"]))
-                if found not in seen:
-                    seen.add(found)
-                    yield found
+    def process(self, fragment: int) -> Iterator[tuple[str, bytes]]:
+        part = fragments.of(self.uri, self.version, fragment)
+        columns = ["recording_id", "uri", "label", "group", "bundle"]
+        seen: dict[tuple[Any, ...], set[str]] = {}
+        for batch in part.to_batches(columns=columns):
+            for *name, bundle in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                seen.setdefault(tuple(name), set()).add(bundle)
+        for (recording_id, *name), bundles in seen.items():
+            yield recording_id, packed([*name, sorted(bundles), fragment])
 
 
 class _Compare(beam.DoFn):
-    """What of a bundle is to be encoded, and whose rows leave the table."""
+    """What of a recording is to be encoded or renamed, bundle by bundle, and which rows leave the table."""
 
-    def process(self, element: tuple[str, Mapping[str, Iterable[tuple[str, Name]]]]) -> Iterator[Any]:
-        bundle, joined = element
-        wanted: dict[str, Name] = {}
-        for recording_id, name in joined["wanted"]:
-            # Copies of a recording: the first uri speaks for all.
-            wanted[recording_id] = min(name, wanted.get(recording_id, name), key=lambda n: n.uri)
-        have = dict(joined["have"])
-        for recording_id in sorted(have):
-            if wanted.get(recording_id) != have[recording_id]:
-                yield TaggedOutput("stale", recording_id)
-        new = {recording_id: name for recording_id, name in wanted.items() if have.get(recording_id) != name}
-        if new:
-            yield bundle, new
-
-
-class _ReadWindows(beam.DoFn):
-    def __init__(self, lake: Lake, spec: FeatureSpec) -> None:
-        self.lake, self.spec = lake, spec
-
-    def process(self, element: tuple[str, dict[str, Name]]) -> Iterator[Window]:
-        bundle, names = element
-        for record, offset in read_shard(self.lake, self.spec, bundle):
-            name = names.get(record.recording_id)
-            if name is not None:
-                yield Window(record, name, bundle, offset)
+    def process(self, element: tuple[str, Mapping[str, Iterable[bytes]]]) -> Iterator[Any]:
+        recording_id, joined = element
+        # Copies of a recording: the first uri speaks for all.
+        wanted = min((json.loads(data) for data in joined["wanted"]), default=None, key=lambda name: name[0])
+        have = [json.loads(data) for data in joined["have"]]
+        names = {tuple(name[:3]) for name in have}
+        encoded = sorted({bundle for name in have for bundle in name[3]})
+        if wanted is not None and names == {tuple(wanted[:3])} and encoded == sorted(wanted[3]):
+            return
+        fragments = sorted({name[4] for name in have})
+        for fragment in fragments:
+            yield TaggedOutput("dropped", (fragment, recording_id))
+        if wanted is not None:
+            same = encoded == sorted(wanted[3])
+            for bundle in wanted[3]:
+                yield bundle, packed([recording_id, *wanted[:3], fragments if same else []])
 
 
-class _WriteFragments(beam.DoFn):
-    """Rows → fragments of the table, as JSON; many rows to a fragment."""
+class _Gather(beam.DoFn):
+    """A piece of work: the recordings of a bundle that are to be encoded or renamed."""
 
-    def __init__(self, lake: Lake, model_id: str, columns: pa.Schema) -> None:
-        self.lake, self.model_id, self.columns = lake, model_id, columns
-
-    def start_bundle(self) -> None:
-        self.rows: list[dict[str, Any]] = []
-
-    def _flush(self) -> list[str]:
-        rows, self.rows = sorted(self.rows, key=lambda row: row["id"]), []
-        if not rows:
-            return []
-        return table.write_fragments(self.lake, self.model_id, pa.Table.from_pylist(rows, schema=self.columns))
-
-    def process(self, row: dict[str, Any]) -> Iterator[str]:
-        self.rows.append(row)
-        if len(self.rows) >= FRAGMENT_ROWS:
-            yield from self._flush()
-
-    def finish_bundle(self) -> Iterator[WindowedValue]:
-        for text in self._flush():
-            yield WindowedValue(text, GlobalWindow().max_timestamp(), (GlobalWindow(),))
+    def process(self, element: tuple[str, Iterable[bytes]]) -> Iterator[Piece]:
+        bundle, found = element
+        names = {}
+        for data in found:
+            recording_id, uri, label, group, fragments = json.loads(data)
+            names[recording_id] = Name(uri, label, group, tuple(fragments))
+        yield bundle, names
 
 
-def _summarise(_: Any, fragments: Iterable[str], stale: Iterable[str], lake: Lake, name: str) -> None:
-    summary = {"fragments": sorted(fragments), "stale": sorted(set(stale))}
+def _summarise(
+    _: Any, pieces: Iterable[str], dropped: Iterable[tuple[int, str | None]], stale: int, lake: Lake, name: str
+) -> None:
+    summary = {"pieces": sorted(pieces), "dropped": sorted(dropped), "stale": stale}
     lake.write(name, json.dumps(summary).encode())
 
 
-def _fragments(dataset: Any) -> list[int]:
-    return [fragment.fragment_id for fragment in dataset.get_fragments()]
+def build(
+    pipeline: beam.Pipeline, lake: Lake, model: Any, known: Any, dataset: Any, *, run: Run, threads: int = 1
+) -> None:
+    """Apply the whole of encode to a pipeline; its result is ``summary.json`` in the run's folder.
+
+    Parameters
+    ----------
+    model : model.artifact.Model
+    known, dataset : lance.LanceDataset
+        The ledger and the table at the versions that the run works from.
+    """
+    progress = Progress(lake, run.folder)
+    ledger_uri, table_uri = lake.ledger_uri(model.spec.spec_id), lake.table_uri(model.model_id)
+    wanted = (
+        pipeline
+        | "ledger fragments" >> beam.Create(fragments.numbers(known))
+        | "read ledger" >> beam.ParDo(_LedgerNames(ledger_uri, int(known.version)))
+    )
+    have = (
+        pipeline
+        | "table fragments" >> beam.Create(fragments.numbers(dataset))
+        | "read table" >> beam.ParDo(_TableNames(table_uri, int(dataset.version)))
+    )
+    compared = joined("by recording", {"wanted": wanted, "have": have}) | "compare" >> beam.ParDo(
+        _Compare()
+    ).with_outputs("dropped", main="new")
+    expected = AsSingleton(
+        compared.new | "how much" >> beam.combiners.Count.Globally() | "tell the total" >> beam.Map(progress.expect)
+    )
+    pieces = (
+        compared.new
+        | "by bundle" >> beam.GroupByKey()
+        | "gather" >> beam.ParDo(_Gather())
+        | "spread pieces" >> beam.Reshuffle()
+        | "after the total" >> beam.Map(lambda piece, _: piece, expected)
+        | "encode" >> RunInference(EncoderHandler(lake, str(model.directory), int(dataset.version), progress, threads))
+    )
+    dropped = (
+        compared.dropped
+        | "by fragment" >> beam.GroupByKey()
+        | "drop" >> beam.ParDo(fragments.Drop(table_uri, int(dataset.version), "recording_id"))
+    )
+    stale = AsSingleton(
+        compared.dropped
+        | "recordings" >> beam.Values()
+        | "once each" >> beam.Distinct()
+        | "how many" >> beam.combiners.Count.Globally()
+    )
+    (
+        pipeline
+        | "end" >> beam.Create([None])
+        | "summarise"
+        >> beam.Map(_summarise, AsList(pieces), AsList(dropped), stale, lake=lake, name=f"{run.folder}/summary.json")
+    )
 
 
-def encode(lake: Lake, model: Any, *, run: Run, options: Any) -> dict[str, Any]:
+def encode(lake: Lake, model: Any, *, run: Run, engine: Engine) -> dict[str, Any]:
     """Bring a model's table up to the ledger: new windows in, rows of what is gone out, in one commit.
 
     Parameters
@@ -243,65 +369,49 @@ def encode(lake: Lake, model: Any, *, run: Run, options: Any) -> dict[str, Any]:
     model : model.artifact.Model
         Its spec says which features.
     run : Run
-    options : PipelineOptions
+    engine : Engine
         From `pipelines.runners.beam_options`.
 
     Returns
     -------
     dict
-        ``encoded`` rows written, ``stale_recordings`` whose rows left, ``rows`` in the table, ``ledger_version``,
-        ``table_version``.
+        ``encoded`` windows that went through the model, ``renamed`` windows that did not have to,
+        ``stale_recordings`` whose old rows left, ``rows`` in the table, ``ledger_version``, ``table_version``.
 
     Raises
     ------
     InputError
         If nothing was extracted for the model's spec, or a shard is missing or damaged.
+    TryLaterError
+        If other runs commit to the same table again and again.
     """
     spec = model.spec
     known = ledger.open_ledger(lake, spec.spec_id)
     if known is None:
         raise InputError(f"the lake {lake.root} has no features of spec {spec.spec_id}: run extract first")
-    dataset = table.create(lake, model.model_id, model.settings["latent_dim"])
-    columns = table.schema(model.settings["latent_dim"])
-
-    def build(pipeline: beam.Pipeline) -> None:
-        wanted = (
-            pipeline
-            | "ledger fragments" >> beam.Create(_fragments(known))
-            | "read ledger" >> beam.ParDo(_LedgerNames(lake.ledger_uri(spec.spec_id), int(known.version)))
+    for _ in range(ATTEMPTS):
+        dataset = table.create(lake, model.model_id, model.settings["latent_dim"])
+        pipeline = functools.partial(
+            build, lake=lake, model=model, known=known, dataset=dataset, run=run, threads=engine.threads
         )
-        have = (
-            pipeline
-            | "table fragments" >> beam.Create(_fragments(dataset))
-            | "read table" >> beam.ParDo(_TableNames(lake.table_uri(model.model_id), int(dataset.version)))
-        )
-        compared = (
-            {"wanted": wanted, "have": have}
-            | "join by bundle" >> beam.CoGroupByKey()
-            | "compare" >> beam.ParDo(_Compare()).with_outputs("stale", main="new")
-        )
-        fragments = (
-            compared.new
-            | "spread shards" >> beam.Reshuffle()
-            | "read shards" >> beam.ParDo(_ReadWindows(lake, spec))
-            | "encode" >> RunInference(EncoderHandler(str(model.directory)))
-            | "write fragments" >> beam.ParDo(_WriteFragments(lake, model.model_id, columns))
-        )
-        (
-            pipeline
-            | "end" >> beam.Create([None])
-            | "summarise"
-            >> beam.Map(
-                _summarise, AsList(fragments), AsList(compared.stale), lake=lake, name=f"{run.folder}/summary.json"
-            )
-        )
-
-    run_pipeline(build, options)
-    summary = json.loads(lake.read(f"{run.folder}/summary.json"))
-    encoded = sum(json.loads(text)["physical_rows"] for text in summary["fragments"])
-    version = int(dataset.version)
-    if summary["fragments"] or summary["stale"]:
-        version = table.commit(dataset, summary["fragments"], summary["stale"])
-    rows = table.need_table(lake, model.model_id).count_rows()
-    totals = {"encoded": encoded, "stale_recordings": len(summary["stale"]), "rows": rows}
-    return totals | {"ledger_version": int(known.version), "table_version": version}
+        run_pipeline(pipeline, engine)
+        summary = json.loads(lake.read(f"{run.folder}/summary.json"))
+        with lake.locked(f"tables/{model.model_id}"):
+            if table.need_table(lake, model.model_id).version != dataset.version:
+                continue  # another run was faster, and has done part of this or all of it
+            pieces = [json.loads(lake.read(name)) for name in summary["pieces"]]
+            version = int(dataset.version)
+            if pieces or summary["dropped"]:
+                version = fragments.commit(
+                    dataset.uri,
+                    version,
+                    dataset.schema,
+                    [text for piece in pieces for text in piece["fragments"]],
+                    summary["dropped"],
+                )
+        lake.remove(Lake.staging(model.model_id))
+        encoded, written = (sum(piece[name] for piece in pieces) for name in ("encoded", "rows"))
+        totals = {"encoded": encoded, "renamed": written - encoded, "stale_recordings": summary["stale"]}
+        totals["rows"] = table.need_table(lake, model.model_id).count_rows()
+        return totals | {"ledger_version": int(known.version), "table_version": version}
+    raise TryLaterError(f"other runs keep changing the table {model.model_id}: run encode again when they are done")

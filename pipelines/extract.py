@@ -1,309 +1,197 @@
 """Extract: corpus → log-mel shards and ledger, as one Beam pipeline.
 
-list ▶ compare with the ledger ▶ probe ▶ recognise known content ▶ plan bundles ▶ decode, log-mel, write ▶ ledger rows
+survey ▶ pack segments into bundles ▶ decode, log-mel, write ▶ settle ▶ ledger rows
 
 Only names and numbers cross a shuffle, never sound. Workers write whole files; the driver makes one commit.
 """
 
-import hashlib
+import functools
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import apache_beam as beam
+from apache_beam.metrics import Metrics
 from apache_beam.pvalue import AsDict, AsList, AsSingleton, TaggedOutput
 
-from model.errors import InputError
+from model.errors import InputError, TryLaterError
 from model.features import FeatureSpec
-from pipelines import ledger, plan
-from pipelines.audio import Probe, Rejected, probe
-from pipelines.bundle import Work, write_bundle
-from pipelines.corpus import Entry, at_hand, listing, read_labels
+from pipelines import account, fragments, ledger, plan
+from pipelines.account import Candidate, Work, packed
+from pipelines.bundle import write_bundle
+from pipelines.corpus import listing
+from pipelines.joins import joined
 from pipelines.lake import Lake, Run
-from pipelines.ledger import DONE, GONE, REJECTED, Row, fragment_of
-from pipelines.runners import run_pipeline
+from pipelines.ledger import DONE, REJECTED, Row
+from pipelines.progress import Progress
+from pipelines.runners import Concurrently, Engine, run_pipeline
+from pipelines.survey import bundles, survey, weight
 
-# Columns of a ledger row that tell about the bytes, whatever the file is called.
-CONTENT = [
-    "recording_id",
-    "status",
-    "stage",
-    "reason",
-    "detail",
-    "container",
-    "codec",
-    "sample_rate",
-    "channels",
-    "claimed_s",
-    "duration_s",
-    "windows",
-    "silent_windows",
-    "bundles",
-]
+# Rows that wait in a worker to be written as one file.
+PART_ROWS = 2048
+# Runs that commit to one ledger at the same time plan again; more often than this is no coincidence.
+ATTEMPTS = 3
+# How many missing files an error names.
+NAMED = 5
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A file to probe or, probed, to extract."""
-
-    uri: str
-    entry: Entry
-    label: str | None
-    group: str | None
-    probe: Probe | None = None
+def seconds_of(outcome: Row, spec: FeatureSpec) -> float:
+    """Seconds of sound in a segment, by what became of it."""
+    begin = outcome["first"] * spec.step_seconds
+    to_the_end = outcome["samples"] / spec.sample_rate - begin
+    return max(0.0, to_the_end if outcome["count"] < 0 else min(to_the_end, outcome["count"] * spec.step_seconds))
 
 
-def settle(
-    found: Sequence[Candidate], outcomes: Sequence[Row], recording_id: str, spec: FeatureSpec, corpus: str
-) -> Iterator[Row]:
-    """Ledger rows of one new recording, from what became of its segments: one for each file that holds it.
+def write_works(
+    works: tuple[Work, ...], lake: Lake, spec: FeatureSpec, corpus: str, progress: Progress, retried: frozenset[str]
+) -> Iterator[Any]:
+    """Write a bundle: ledger rows of its whole recordings, and outcomes of segments of longer ones."""
+    took: dict[str, float] = {}
 
-    Raises
-    ------
-    RuntimeError
-        If a segment has no outcome: the run must not commit.
-    """
-    first = found[0]
-    assert first.probe is not None
-    wanted = {s.key() for s in plan.segments(recording_id, first.probe, first.entry.size, spec)}
-    by_key = {(recording_id, o["first"], o["count"]): o for o in outcomes}
-    if wanted != set(by_key):
-        lost = sorted(wanted - set(by_key)) or sorted(set(by_key) - wanted)
-        raise RuntimeError(f"{first.uri}: {len(lost)} segments are not accounted for, the first is {lost[0]}")
-    parts = [by_key[key] for key in sorted(by_key)]
-    windows, silent = sum(o["windows"] for o in parts), sum(o["silent_windows"] for o in parts)
-    content: Row = {"recording_id": recording_id, "status": DONE, "windows": windows, "silent_windows": silent}
-    content["duration_s"] = max(o["samples"] for o in parts) / spec.sample_rate
-    bad = next((o for o in parts if o["status"] == REJECTED), None)
-    if bad is not None:
-        content |= {name: bad[name] for name in ("status", "stage", "reason", "detail")}
-    elif windows == 0:
-        content |= {"status": REJECTED, "stage": "features", "reason": "silent"}
-        content["detail"] = f"{content['duration_s']:.3f} s, {first.probe.channels} channels"
-    content["bundles"] = sorted({o["bundle"] for o in parts if o["windows"]}) if content["status"] == DONE else []
-    for candidate in found:
-        yield _row(candidate, corpus) | content
+    def spent(work: Work, outcome: Row) -> None:
+        for name, value in (("cpu_s", outcome["cpu_s"]), ("audio_s", seconds_of(outcome, spec))):
+            took[f"{name} {work.probe.container}"] = took.get(f"{name} {work.probe.container}", 0.0) + value
 
-
-def _row(candidate: Candidate, corpus: str) -> Row:
-    """The part of a ledger row that tells about a file, its header included."""
-    found = candidate.probe
-    row = ledger.row(uri=candidate.uri, corpus=corpus, size=candidate.entry.size, mtime_ns=candidate.entry.mtime_ns)
-    row |= {"label": candidate.label, "group": candidate.group}
-    if found is not None:
-        row |= {"container": found.container, "codec": found.codec, "channels": found.channels}
-        row["sample_rate"] = found.sample_rate
-        row["claimed_s"] = found.claimed_frames / found.sample_rate if found.claimed_frames else None
-    return row
-
-
-class _Compare(beam.DoFn):
-    """What a listed file is to the ledger: known, to be probed, or, where no file is left, gone."""
-
-    def __init__(self, corpus: str) -> None:
-        self.corpus = corpus
-
-    def process(self, element: tuple[str, Mapping[str, Iterable[Any]]]) -> Iterator[Any]:
-        uri, joined = element
-        entry, row, labels = (next(iter(joined[name]), None) for name in ("listed", "known", "labels"))
-        if entry is None:
-            if row is not None and row["corpus"] == self.corpus:
-                yield TaggedOutput("rows", row | {"status": GONE})
-            elif row is None:
-                yield TaggedOutput("counts", ("labels without a file", 1))
-            return
-        yield TaggedOutput("counts", ("listed", 1))
-        labels = labels or {"label": None, "group": None}
-        if row is not None and plan.is_known(entry, row):
-            now = row | labels | {"corpus": self.corpus}
-            if now != row:
-                yield TaggedOutput("rows", now)
-            else:
-                yield TaggedOutput("counts", ("unchanged", 1))
+    outcomes = write_bundle(lake, spec, works, again=lambda row: row["reason"] in retried, spent=spent)
+    progress.tell(
+        plan.bundle_id(spec, [work.segment for work in works]),
+        {
+            "files": sum(o["first"] == 0 for o in outcomes),
+            "rejected": sum(o["status"] == REJECTED for o in outcomes),
+            "audio_s": sum(seconds_of(o, spec) for o in outcomes),
+            "work": sum(work.segment.windows for work in works),
+            **{name: value for name, value in took.items() if name.startswith("cpu_s")},
+        },
+    )
+    for work, outcome in zip(works, outcomes, strict=True):
+        if work.segment.key()[1:] == plan.WHOLE:
+            for row in account.settle(work.segment.recording_id, work.files, [outcome], spec, corpus):
+                yield TaggedOutput("rows", row)
         else:
-            yield Candidate(uri, entry, labels["label"], labels["group"])
-
-
-class _Probe(beam.DoFn):
-    """Read a file's header and digest: (recording_id, candidate), or a ledger row that rejects it."""
-
-    def __init__(self, corpus: str) -> None:
-        self.corpus = corpus
-
-    def process(self, candidate: Candidate) -> Iterator[Any]:
-        try:
-            with at_hand(candidate.uri) as path:
-                # First: it refuses what is no regular file, and to read a pipe waits for ever.
-                found = probe(path)  # type: ignore[arg-type]
-                with open(path, "rb") as file:
-                    digest = hashlib.file_digest(file, "sha256").hexdigest()
-        except Rejected as error:
-            row = _row(candidate, self.corpus) | {"status": REJECTED, "stage": error.stage, "reason": error.reason}
-            yield TaggedOutput("rows", row | {"detail": error.detail, "bundles": []})
-        except OSError as error:
-            row = _row(candidate, self.corpus) | {"status": REJECTED, "stage": "probe", "reason": "unreadable"}
-            yield TaggedOutput("rows", row | {"detail": error.strerror or type(error).__name__, "bundles": []})
-        else:
-            yield digest, Candidate(candidate.uri, candidate.entry, candidate.label, candidate.group, found)
-
-
-class _Recognise(beam.DoFn):
-    """Content that the ledger knows under another name gets its row without decoding; the rest is new."""
-
-    def __init__(self, corpus: str) -> None:
-        self.corpus = corpus
-
-    def process(self, element: tuple[str, Mapping[str, Iterable[Any]]]) -> Iterator[Any]:
-        recording_id, joined = element
-        found = sorted(joined["found"], key=lambda candidate: candidate.uri)
-        known = [row for row in joined["known"] if row["reason"] not in plan.TRANSIENT]
-        if not found:
-            return
-        if known:
-            content = min(known, key=lambda row: row["uri"])
-            for candidate in found:
-                yield TaggedOutput("rows", _row(candidate, self.corpus) | {name: content[name] for name in CONTENT})
-        else:
-            yield recording_id, found
-
-
-class _ReadLedger(beam.DoFn):
-    """Rows of one fragment of the ledger, at a pinned version."""
-
-    def __init__(self, uri: str, version: int) -> None:
-        self.uri, self.version = uri, version
-
-    def process(self, fragment: int) -> Iterator[Row]:
-        for batch in fragment_of(self.uri, self.version, fragment).to_batches():
-            yield from batch.to_pylist()
-
-
-class _WriteBundle(beam.DoFn):
-    def __init__(self, lake: Lake, spec: FeatureSpec) -> None:
-        self.lake, self.spec = lake, spec
-
-    def process(self, works: tuple[Work, ...]) -> Iterator[tuple[str, Row]]:
-        bundle = plan.bundle_id(self.spec, [work.segment for work in works])
-        for outcome in write_bundle(self.lake, self.spec, works):
-            yield outcome["recording_id"], outcome | {"bundle": bundle}
+            yield outcome["recording_id"], packed(outcome)  # type: ignore[arg-type]
+    for item in took.items():
+        yield TaggedOutput("counts", item)
 
 
 class _Settle(beam.DoFn):
     def __init__(self, spec: FeatureSpec, corpus: str) -> None:
         self.spec, self.corpus = spec, corpus
 
-    def process(self, element: tuple[str, Mapping[str, Iterable[Any]]]) -> Iterator[Row]:
+    def process(self, element: tuple[str, Mapping[str, list[bytes]]]) -> Iterator[Row]:
         recording_id, joined = element
-        found = next(iter(joined["new"]))
-        yield from settle(found, list(joined["outcomes"]), recording_id, self.spec, self.corpus)
+        found = [Candidate.of(values) for data in joined["long"] for values in json.loads(data)]
+        outcomes = [json.loads(data) for data in joined["outcomes"]]
+        yield from account.settle(recording_id, found, outcomes, self.spec, self.corpus)
 
 
-def _cut(element: tuple[str, list[Candidate]], spec: FeatureSpec) -> Iterator[Work]:
-    recording_id, found = element
-    first = found[0]
-    assert first.probe is not None
-    for segment in plan.segments(recording_id, first.probe, first.entry.size, spec):
-        yield Work(segment, first.uri, first.probe)
+class _Tally(beam.DoFn):
+    """Count rows by what became of the files; for people who watch the runner, as Beam's counters, too."""
+
+    def process(self, row: Row) -> Iterator[Any]:
+        Metrics.counter("soundlake", f"files_{row['status']}").inc()
+        if row["status"] == REJECTED:
+            Metrics.counter("soundlake", f"rejected_{row['reason']}").inc()
+        elif row["status"] == DONE:
+            Metrics.counter("soundlake", "windows").inc(row["windows"])
+            Metrics.counter("soundlake", "audio_seconds").inc(round(row["duration_s"] or 0))
+        yield TaggedOutput("counts", ("rows " + row["status"], 1))
+        replaced = row.pop(ledger.REPLACES)
+        if replaced is not None:
+            yield TaggedOutput("replaced", (replaced, row["uri"]))
+        yield row
 
 
-def _pack(element: tuple[int, Iterable[Work]], total: int) -> Iterator[tuple[Work, ...]]:
-    works = {work.segment: work for work in element[1]}
-    for packed in plan.pack(works, total):
-        yield tuple(works[segment] for segment in packed)
+class _Keep(beam.PTransform):
+    """Rows of one branch → (fragments that hold them, what they replace, their counts).
+
+    A branch at a time, before anything is flattened: an engine that keeps what is flattened keeps names, not rows.
+    """
+
+    def __init__(self, lake: Lake, spec_id: str) -> None:
+        super().__init__()
+        self.lake, self.spec_id = lake, spec_id
+
+    def expand(self, rows: Any) -> tuple[Any, Any, Any]:
+        tallied = rows | "tally" >> beam.ParDo(_Tally()).with_outputs("counts", "replaced", main="rows")
+        parts = (
+            tallied.rows
+            | "batch" >> beam.BatchElements(min_batch_size=PART_ROWS, max_batch_size=PART_ROWS)
+            | "write" >> beam.FlatMap(lambda rows, lake, id: ledger.write_rows(lake, id, rows), self.lake, self.spec_id)
+        )
+        return parts, tallied.replaced, tallied.counts
 
 
-def _summarise(_: Any, counts: Mapping[str, int], parts: Iterable[str], lake: Lake, name: str) -> None:
-    lake.write(name, json.dumps({"counts": dict(counts), "parts": sorted(parts)}, sort_keys=True).encode())
+def _summarise(
+    _: Any, counts: Mapping[str, float], names: Iterable[str], *lists: Iterable[Any], lake: Lake, name: str
+) -> None:
+    found = {"counts": dict(counts)} | {key: sorted(values) for key, values in zip(names, lists, strict=True)}
+    lake.write(name, json.dumps(found, sort_keys=True).encode())
 
 
-def _kind(row: Row) -> tuple[str, int]:
-    return ("rows " + row["status"], 1)
+def summarise(pipeline: beam.Pipeline, counts: Iterable[Any], *, lake: Lake, name: str, **lists: Any) -> None:
+    """Write ``counts``, added up, and `lists` of short things as one JSON file.
 
-
-def build(pipeline: beam.Pipeline, lake: Lake, spec: FeatureSpec, corpus: str, *, labels: str | None, run: Run) -> None:
-    """Apply the whole of extract to a pipeline; its result is ``summary.json`` in the run's folder."""
-    before = ledger.open_ledger(lake, spec.spec_id)
-    fragments = [] if before is None else [fragment.fragment_id for fragment in before.get_fragments()]
-    version = 0 if before is None else int(before.version)
-    tags = ("rows", "counts")
-
-    listed = (
-        pipeline
-        | "corpus" >> beam.Create([corpus])
-        | "list" >> beam.FlatMap(listing)
-        | "left out or listed" >> beam.ParDo(_Split()).with_outputs("counts", main="listed")
-    )
-    known = (
-        pipeline
-        | "ledger fragments" >> beam.Create(fragments)
-        | "read ledger" >> beam.ParDo(_ReadLedger(lake.ledger_uri(spec.spec_id), version))
-    )
-    named = (
-        pipeline
-        | "label file" >> beam.Create([] if labels is None else [labels])
-        | "read labels" >> beam.FlatMap(read_labels, corpus)
-    )
-    compared = (
-        {"listed": listed.listed, "known": known | "by uri" >> beam.Map(lambda row: (row["uri"], row)), "labels": named}
-        | "join by uri" >> beam.CoGroupByKey()
-        | "compare" >> beam.ParDo(_Compare(corpus)).with_outputs(*tags, main="candidates")
-    )
-    probed = (
-        compared.candidates
-        | "spread files" >> beam.Reshuffle()
-        | "probe" >> beam.ParDo(_Probe(corpus)).with_outputs("rows", main="found")
-    )
-    contents = known | "with content" >> beam.FlatMap(
-        lambda row: [(row["recording_id"], row)] if row["recording_id"] else []
-    )
-    recognised = (
-        {"found": probed.found, "known": contents}
-        | "join by content" >> beam.CoGroupByKey()
-        | "recognise" >> beam.ParDo(_Recognise(corpus)).with_outputs("rows", main="new")
-    )
-    works = recognised.new | "cut" >> beam.FlatMap(_cut, spec)
-    total = AsSingleton(
-        works | "weigh" >> beam.Map(lambda work: work.segment.windows) | "total" >> beam.CombineGlobally(sum)
-    )
-    outcomes = (
-        works
-        | "bucket" >> beam.Map(lambda work, n: (plan.bucket_of(work.segment.recording_id, n), work), total)
-        | "gather buckets" >> beam.GroupByKey()
-        | "pack" >> beam.FlatMap(_pack, total)
-        | "spread bundles" >> beam.Reshuffle()
-        | "write bundles" >> beam.ParDo(_WriteBundle(lake, spec))
-    )
-    settled = (
-        {"new": recognised.new, "outcomes": outcomes}
-        | "join outcomes" >> beam.CoGroupByKey()
-        | "settle" >> beam.ParDo(_Settle(spec, corpus))
-    )
-    rows = (compared.rows, probed.rows, recognised.rows, settled) | "all rows" >> beam.Flatten()
-    parts = (
-        rows
-        | "batch rows" >> beam.BatchElements(min_batch_size=4096, max_batch_size=65_536)
-        | "write rows" >> beam.Map(lambda batch: ledger.write_part(lake, run.folder, batch))
-    )
-    counts = (
-        (listed.counts, compared.counts, rows | "kinds" >> beam.Map(_kind))
-        | "all counts" >> beam.Flatten()
-        | "count" >> beam.CombinePerKey(sum)
-    )
+    Parameters
+    ----------
+    pipeline : beam.Pipeline
+    counts : iterable of PCollection of (str, number)
+    lake, name : Lake, str
+        Where it goes.
+    lists : PCollection
+        Each by its name.
+    """
+    sums = [branch | f"count {i}" >> beam.CombinePerKey(sum) for i, branch in enumerate(counts)]
+    total = sums | "all counts" >> beam.Flatten() | "count" >> beam.CombinePerKey(sum)
+    sides = [AsList(found) for found in lists.values()]
     (
         pipeline
         | "end" >> beam.Create([None])
-        | "summarise"
-        >> beam.Map(_summarise, AsDict(counts), AsList(parts), lake=lake, name=f"{run.folder}/summary.json")
+        | "summarise" >> beam.Map(_summarise, AsDict(total), list(lists), *sides, lake=lake, name=name)
     )
 
 
-class _Split(beam.DoFn):
-    def process(self, found: tuple[str, Entry] | None) -> Iterator[Any]:
-        if found is None:
-            yield TaggedOutput("counts", ("left out", 1))
-        else:
-            yield found
+def build(
+    pipeline: beam.Pipeline,
+    lake: Lake,
+    spec: FeatureSpec,
+    corpus: str,
+    *,
+    before: Any,
+    labels: str | None,
+    run: Run,
+    threads: int = 1,
+    retried: frozenset[str] = plan.TRANSIENT,
+) -> None:
+    """Apply the whole of extract to a pipeline; its result is ``summary.json`` in the run's folder."""
+    progress = Progress(lake, run.folder)
+    found = survey(pipeline, lake, spec, corpus, before=before, labels=labels, threads=threads, retried=retried)
+    total = AsSingleton(
+        found.works
+        | "weigh" >> beam.Map(weight)
+        | "total" >> beam.CombineGlobally(sum)
+        | "tell the total" >> beam.Map(progress.expect)
+    )
+    write = functools.partial(write_works, lake=lake, spec=spec, corpus=corpus, progress=progress, retried=retried)
+    written = bundles(found.works, total) | "write bundles" >> beam.ParDo(Concurrently(write, threads)).with_outputs(
+        "rows", "counts", main="outcomes"
+    )
+    settled = joined("by recording", {"long": found.long, "outcomes": written.outcomes}) | "settle" >> beam.ParDo(
+        _Settle(spec, corpus)
+    )
+    kept = [
+        rows | f"keep rows {i}" >> _Keep(lake, spec.spec_id)
+        for i, rows in enumerate((*found.rows, written.rows, settled))
+    ]
+    written_rows, replaced, counted = zip(*kept, strict=True)
+    dropped = (
+        (found.gone, *replaced)
+        | "all that leaves" >> beam.Flatten()
+        | "by fragment" >> beam.GroupByKey()
+        | "drop" >> beam.ParDo(fragments.Drop(lake.ledger_uri(spec.spec_id), fragments.version_of(before), "uri"))
+    )
+    new = written_rows | "all fragments" >> beam.Flatten()
+    counts = [*found.counts, written.counts, *counted]
+    summarise(pipeline, counts, lake=lake, name=f"{run.folder}/summary.json", fragments=new, dropped=dropped)
 
 
 def extract(
@@ -313,8 +201,9 @@ def extract(
     *,
     labels: str | None,
     run: Run,
-    options: Any,
+    engine: Engine,
     allow_empty: bool = False,
+    retried: frozenset[str] = plan.TRANSIENT,
 ) -> dict[str, Any]:
     """Bring the lake's features of a corpus up to date.
 
@@ -327,16 +216,19 @@ def extract(
         A label file, from `pipelines.corpus.find_labels`.
     run : Run
         Its folder takes the rows until they are committed.
-    options : PipelineOptions
+    engine : Engine
         From `pipelines.runners.beam_options`.
     allow_empty : bool
         Whether a corpus that held files may hold none now, and all of them leave the ledger.
+    retried : frozenset of str
+        Reasons: what was rejected for one of these is tried again.
 
     Returns
     -------
     dict
-        ``listed``, ``left_out``, ``unchanged``, ``done``, ``rejected``, ``gone``: files of this run; and the
-        ``ledger_version``, newer than before only if a row changed.
+        ``listed``, ``left_out``, ``unchanged``, ``done``, ``rejected``, ``gone``: files of this run; ``planned``, what
+        was to be decoded by the headers (seconds by container, and ``windows``); ``costs``, what decoding took by
+        container (``cpu_s``, ``audio_s``); and the ``ledger_version``, newer than before only if a row changed.
 
     Raises
     ------
@@ -344,27 +236,84 @@ def extract(
         If the corpus is empty now and was not before; nothing is committed then.
     RuntimeError
         If files listed and files accounted for differ; nothing is committed then.
+    TryLaterError
+        If other runs commit to the same ledger again and again.
     """
     spec_name = f"{Lake.spec(spec.spec_id)}/spec.json"
     if not lake.exists(spec_name):
         lake.write(spec_name, spec.canonical_json().encode() + b"\n")
-    run_pipeline(lambda p: build(p, lake, spec, corpus, labels=labels, run=run), options)
-    summary = json.loads(lake.read(f"{run.folder}/summary.json"))
-    counts = summary["counts"]
-    totals = {name: counts.get(name, 0) for name in ("listed", "unchanged")}
-    totals |= {name: counts.get(f"rows {name}", 0) for name in (DONE, REJECTED, GONE)}
-    totals |= {"left_out": counts.get("left out", 0), "labels_without_file": counts.get("labels without a file", 0)}
-    if totals["listed"] != totals["unchanged"] + totals[DONE] + totals[REJECTED]:
-        raise RuntimeError(f"files listed and accounted for differ, nothing was committed: {totals}")
-    # A disk that is not mounted looks like this, and must not empty the ledger, and the table after it.
-    if totals[GONE] and not totals["listed"] and not allow_empty:
-        raise InputError(
-            f"the corpus {corpus} is empty now, and the ledger knows {totals[GONE]} files of it: is it mounted? "
-            "If they are to leave the ledger, add --allow-empty"
-        )
-    if summary["parts"]:
-        version = ledger.commit(lake, spec.spec_id, summary["parts"])
-    else:
+    for _ in range(ATTEMPTS):
         before = ledger.open_ledger(lake, spec.spec_id)
-        version = 0 if before is None else int(before.version)
-    return totals | {"ledger_version": version}
+        pipeline = functools.partial(
+            build,
+            lake=lake,
+            spec=spec,
+            corpus=corpus,
+            before=before,
+            labels=labels,
+            run=run,
+            threads=engine.threads,
+            retried=retried,
+        )
+        run_pipeline(pipeline, engine)
+        summary = json.loads(lake.read(f"{run.folder}/summary.json"))
+        totals = totalled(summary["counts"])
+        accounted = totals["unchanged"] + totals[DONE] + totals[REJECTED]
+        if totals["listed"] != accounted:
+            missing = _missing(lake, spec.spec_id, corpus, before, summary["fragments"], retried=retried)
+            raise RuntimeError(
+                f"{totals['listed']} files were listed and {accounted} accounted for, nothing was committed; "
+                f"missing: {', '.join(missing) or 'none by name'}"
+            )
+        # A disk that is not mounted looks like this, and must not empty the ledger, and the table after it.
+        if totals["gone"] and not totals["listed"] and not allow_empty:
+            raise InputError(
+                f"the corpus {corpus} is empty now, and the ledger knows {totals['gone']} files of it: is it mounted? "
+                "If they are to leave the ledger, add --allow-empty"
+            )
+        version = fragments.version_of(before)
+        if not (summary["fragments"] or summary["dropped"]):
+            return totals | {"ledger_version": version}
+        with lake.locked(f"{Lake.spec(spec.spec_id)}/ledger"):
+            if fragments.version_of(ledger.open_ledger(lake, spec.spec_id)) != version:
+                continue  # another run was faster: what it did is known now, what this one decoded is kept
+            new, dropped = summary["fragments"], summary["dropped"]
+            version = fragments.commit(lake.ledger_uri(spec.spec_id), version, ledger.SCHEMA, new, dropped)
+        return totals | {"ledger_version": version}
+    raise TryLaterError(f"other runs keep changing the ledger of {lake.root}: run the same command when they are done")
+
+
+def totalled(counts: Mapping[str, float]) -> dict[str, Any]:
+    """Files of a run by what they were and what became of them, from the pipeline's counts."""
+    names = ("listed", "unchanged", "new", "changed", "relabelled", "gone", "recordings")
+    totals: dict[str, Any] = {name: counts.get(name, 0) for name in names}
+    totals |= {name: counts.get(f"rows {name}", 0) for name in (DONE, REJECTED)}
+    totals |= {"left_out": counts.get("left out", 0), "labels_without_file": counts.get("labels without a file", 0)}
+    totals["tried_again"] = counts.get("tried again", 0)
+    for group, prefix in (("planned_s", "planned_s "), ("cpu_s", "cpu_s "), ("audio_s", "audio_s ")):
+        totals[group] = {
+            name.removeprefix(prefix): value for name, value in sorted(counts.items()) if name.startswith(prefix)
+        }
+    totals["planned_windows"] = counts.get("planned windows", 0)
+    return totals
+
+
+def _missing(
+    lake: Lake, spec_id: str, corpus: str, before: Any, written: Iterable[str], *, retried: frozenset[str]
+) -> list[str]:
+    """Some listed files that neither the ledger as it was nor the new rows account for: a runner has lost them."""
+    accounted = set(ledger.uris_of(lake, spec_id, written))
+    known: dict[str, Row] = {}
+    if before is not None:
+        for batch in before.to_batches(columns=["uri", *account.KNOWN]):
+            known |= {row["uri"]: row for row in batch.to_pylist()}
+    missing = []
+    for found in listing(corpus):
+        if found is None or found[0] in accounted:
+            continue
+        uri, entry = found
+        if uri not in known or not plan.is_known(entry.size, entry.mtime_ns, known[uri], retried=retried):
+            missing.append(uri)
+            if len(missing) == NAMED:
+                break
+    return missing

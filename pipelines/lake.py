@@ -118,6 +118,16 @@ class Lake:
         """The Lance table of a model's embeddings."""
         return self.uri(f"tables/{model_id}.lance")
 
+    @staticmethod
+    def staging(model_id: str) -> str:
+        """Folder of what encode has made for a table and not committed yet."""
+        return f"tables/{model_id}.staged"
+
+    @staticmethod
+    def staged(model_id: str, version: int, piece: str) -> str:
+        """Says that a piece of work is done, on the way from a version of the table to the next."""
+        return f"{Lake.staging(model_id)}/{version}/{piece}.json"
+
     # Files.
 
     def read(self, name: str) -> bytes:
@@ -140,7 +150,10 @@ class Lake:
 
     @contextlib.contextmanager
     def create(self, name: str) -> Iterator[IO[bytes]]:
-        """A file to write, seekable and not yet visible; it appears whole when the block ends without an exception."""
+        """A file to write, not yet visible; it appears whole when the block ends without an exception.
+
+        Its `name` is a local path: another process may write it, too.
+        """
         with storage_errors(self.uri(name)):
             if self.is_local:
                 target = self.uri(name)
@@ -149,7 +162,8 @@ class Lake:
                 # Not a suffix of the name: a bundle's name may already be as long as names may be.
                 handle, part = tempfile.mkstemp(prefix=".part-", dir=folder)
                 try:
-                    with os.fdopen(handle, "w+b") as file:
+                    os.close(handle)
+                    with open(part, "w+b") as file:
                         yield file
                         file.flush()
                         os.fsync(file.fileno())
@@ -160,13 +174,22 @@ class Lake:
                         os.unlink(part)
                     raise
                 return
-            with tempfile.TemporaryFile() as spool:
+            with tempfile.NamedTemporaryFile(prefix="soundlake-") as spool:
                 yield spool
                 spool.seek(0)
                 system, base = file_system(self.root)
                 with system.open_output_stream(f"{base}/{name}") as out:
                     while block := spool.read(8 << 20):
                         out.write(block)
+
+    def remove(self, folder: str) -> None:
+        """Remove a folder and all in it, if it is there."""
+        from pyarrow import fs
+
+        system, base = file_system(self.root)
+        with storage_errors(self.uri(folder)):
+            if system.get_file_info(f"{base}/{folder}").type == fs.FileType.Directory:
+                system.delete_dir(f"{base}/{folder}")
 
     def exists(self, name: str) -> bool:
         """Whether a file or folder of this name is there."""
@@ -182,6 +205,28 @@ class Lake:
         system, base = file_system(self.root)
         found = system.get_file_info(fs.FileSelector(f"{base}/{folder}", allow_not_found=True))
         return sorted(info.base_name for info in found if not info.base_name.startswith("."))
+
+    @contextlib.contextmanager
+    def locked(self, name: str) -> Iterator[None]:
+        """Keep other processes of this machine out of the same block; the kernel opens the lock of a killed one.
+
+        On a bucket, or a file system without locks, it does nothing, and the checks inside the block have to do.
+        """
+        if not self.is_local:
+            yield
+            return
+        import fcntl
+
+        path = self.uri(f"{name}.lock")
+        with storage_errors(path):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
+        try:
+            with contextlib.suppress(OSError):
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(handle)
 
     # The lake itself.
 
@@ -230,7 +275,7 @@ class Run:
 
     @property
     def folder(self) -> str:
-        """Folder of the lake for what the run leaves beside its manifest."""
+        """Folder of the lake for what the run needs while it goes on; it is removed at the end."""
         return f"runs/{self.run_id}"
 
 
@@ -276,4 +321,5 @@ def run_manifest(lake: Lake, command: str, settings: dict[str, Any]) -> Iterator
         run.manifest["seconds"] = round(time.monotonic() - clock, 3)
         # A full disk must not hide the error that it caused.
         with contextlib.suppress(OSError, InputError, TryLaterError):
+            lake.remove(run.folder)
             lake.write(f"runs/{run_id}.json", json.dumps(run.manifest, indent=1, sort_keys=True).encode() + b"\n")

@@ -1,19 +1,19 @@
 """The ledger: one row a recording and uri, what became of it and where its windows are.
 
-Workers write rows as Parquet parts, one writer merges them in one Lance commit. Readers pin a version.
+Workers write its rows, the driver makes one commit (`pipelines.fragments`). Readers pin a version.
 """
 
-import hashlib
-import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import json
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
 
 from model.errors import InputError
+from pipelines import fragments
 from pipelines.lake import Lake
 
-DONE, REJECTED, GONE = "done", "rejected", "gone"
+DONE, REJECTED = "done", "rejected"
 
 # Lance then refuses a second row of the same key, even from a second writer at the same time.
 _KEY = {b"lance-schema:unenforced-primary-key": b"true"}
@@ -44,6 +44,8 @@ SCHEMA = pa.schema(
 )
 
 Row = dict[str, Any]
+# Beside the columns, on the way to the ledger: the fragment that holds the row that this one replaces.
+REPLACES = "replaces"
 
 
 def row(**values: Any) -> Row:
@@ -54,25 +56,20 @@ def row(**values: Any) -> Row:
     return {name: values.get(name) for name in SCHEMA.names}
 
 
-def write_part(lake: Lake, folder: str, rows: Sequence[Row]) -> str:
-    """Write rows as one Parquet file named by its content; return its name in the lake."""
-    from pyarrow import parquet
-
+def write_rows(lake: Lake, spec_id: str, rows: Sequence[Row]) -> list[str]:
+    """Write rows where no reader sees them; return the fragments as JSON for `pipelines.fragments.commit`."""
     table = pa.Table.from_pylist(sorted(rows, key=lambda r: r["uri"]), schema=SCHEMA)
-    sink = io.BytesIO()
-    parquet.write_table(table, sink)
-    name = f"{folder}/ledger-{hashlib.sha256(sink.getvalue()).hexdigest()[:16]}.parquet"
-    lake.write(name, sink.getvalue())
-    return name
+    return fragments.write(lake.ledger_uri(spec_id), table)
 
 
-def read_parts(lake: Lake, parts: Iterable[str]) -> Iterator[pa.RecordBatch]:
-    """Rows of Parquet parts, part by part."""
-    from pyarrow import parquet
+def uris_of(lake: Lake, spec_id: str, written: Iterable[str]) -> Iterator[str]:
+    """The uris in fragments from `write_rows` that are not committed."""
+    from lance.file import LanceFileReader
 
-    for part in parts:
-        with lake.open(part) as file:
-            yield from parquet.ParquetFile(file).iter_batches(batch_size=16_384)
+    for text in written:
+        for file in json.loads(text)["files"]:
+            reader = LanceFileReader(f"{lake.ledger_uri(spec_id)}/data/{file['path']}")
+            yield from reader.read_all().to_table()["uri"].to_pylist()
 
 
 def open_ledger(lake: Lake, spec_id: str, version: int | None = None) -> Any:
@@ -82,29 +79,6 @@ def open_ledger(lake: Lake, spec_id: str, version: int | None = None) -> Any:
     if not lake.exists(f"{Lake.spec(spec_id)}/ledger.lance/_versions"):
         return None
     return lance.dataset(lake.ledger_uri(spec_id), version=version)
-
-
-def fragment_of(uri: str, version: int, fragment: int) -> Any:
-    """One fragment of a Lance dataset at a pinned version: what a worker reads of it."""
-    import lance
-
-    return lance.dataset(uri, version=version).get_fragment(fragment)
-
-
-def commit(lake: Lake, spec_id: str, parts: Sequence[str]) -> int:
-    """Merge parts into the ledger in one commit, drop the rows that are gone; return the new version."""
-    import lance
-
-    dataset = open_ledger(lake, spec_id)
-    if dataset is None:
-        empty = pa.Table.from_pylist([], schema=SCHEMA)
-        dataset = lance.write_dataset(empty, lake.ledger_uri(spec_id), schema=SCHEMA)
-    source = pa.RecordBatchReader.from_batches(SCHEMA, read_parts(lake, parts))
-    (dataset.merge_insert("uri").when_matched_update_all().when_not_matched_insert_all().execute(source))
-    # Readers take `done` and `rejected` only: a crash between the two commits leaves tombstones, no harm.
-    if dataset.count_rows(f"status = '{GONE}'"):
-        dataset.delete(f"status = '{GONE}'")
-    return int(dataset.version)
 
 
 def specs(lake: Lake) -> list[str]:
@@ -177,20 +151,22 @@ def summary(dataset: Any) -> dict[str, Any]:
     }
 
 
-def training_input(dataset: Any) -> tuple[list[str], Mapping[str, str]]:
+def training_input(dataset: Any) -> tuple[dict[str, list[str]], dict[str, str]]:
     """Bundles and groups of what is done.
 
     Returns
     -------
-    (list of str, mapping of str to str)
-        Sorted bundle ids, and recording_id → group (``""`` where there is none).
+    (dict of str to list of str, dict of str to str)
+        Bundle → recording_ids that are to be read from it, both sorted: a shard may hold more, of recordings that have
+        gone, or have come back in another bundle. And recording_id → group (``""`` where there is none).
     """
-    bundles: set[str] = set()
+    bundles: dict[str, set[str]] = {}
     groups: dict[str, str] = {}
     for batch in dataset.to_batches(columns=["uri", "recording_id", "bundles", "group"], filter=f"status = '{DONE}'"):
-        for r in sorted(batch.to_pylist(), key=lambda r: r["uri"]):
-            bundles |= set(r["bundles"])
+        for r in batch.to_pylist():
+            for bundle in r["bundles"]:
+                bundles.setdefault(bundle, set()).add(r["recording_id"])
             # Copies of one recording may name different groups: the smallest, whatever the order of the rows.
             group = r["group"] or ""
             groups[r["recording_id"]] = min(groups.get(r["recording_id"], group), group)
-    return sorted(bundles), groups
+    return {bundle: sorted(bundles[bundle]) for bundle in sorted(bundles)}, groups

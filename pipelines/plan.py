@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 from model.features import FeatureSpec
 from pipelines.audio import Probe
-from pipelines.corpus import Entry
 from pipelines.ledger import Row
 
 # Windows of a segment, where a recording can be cut: a long one spreads over workers.
@@ -19,8 +18,10 @@ SEGMENT_WINDOWS = 512
 # Windows of a bundle: 128 MB a shard at 128 x 128, and small enough that a killed run loses little.
 MAX_BUNDLE_WINDOWS = 4096
 MIN_BUNDLE_WINDOWS = 128
-# Bundles of a bucket. Packing runs bucket by bucket: many in each keep the last, part-filled one rare.
-BUNDLES_A_BUCKET = 16
+# Place and count of a segment that is a whole recording.
+WHOLE = (0, -1)
+# How full a bucket is on average; each is packed by itself, and a fuller one would often spill a small second bundle.
+FILL = 0.75
 
 # A rejection for one of these says something about the machine, not about the bytes: the next run tries again.
 TRANSIENT = frozenset({"missing", "no-permission", "unreadable"})
@@ -51,13 +52,13 @@ class Segment:
         return self.recording_id, self.first, -1 if self.count is None else self.count
 
 
-def is_known(entry: Entry, row: Row) -> bool:
-    """Whether a ledger row still tells about a listed file: same size and time of change, and no passing trouble.
+def is_known(size: int, mtime_ns: int, row: Row, *, retried: frozenset[str] = TRANSIENT) -> bool:
+    """Whether a ledger row still tells about a listed file: same size and time of change, and not to be tried again.
 
     A file that the system still says nothing about (a link to nothing) is known to be so.
     """
-    same = row["size"] == entry.size and row["mtime_ns"] == entry.mtime_ns
-    return same and (entry.size < 0 or row["reason"] not in TRANSIENT)
+    same = row["size"] == size and row["mtime_ns"] == mtime_ns
+    return same and (row["reason"] not in retried or (size < 0 and row["reason"] in TRANSIENT))
 
 
 def claimed_windows(probe: Probe, size: int, spec: FeatureSpec) -> int:
@@ -94,10 +95,15 @@ def bundle_windows(total: int) -> int:
     return min(MAX_BUNDLE_WINDOWS, max(MIN_BUNDLE_WINDOWS, math.ceil(total / 32)))
 
 
-def bucket_of(recording_id: str, total: int) -> int:
-    """The bucket of a recording when `total` windows are new: its digest's place among the buckets."""
-    buckets = max(1, math.ceil(total / (bundle_windows(total) * BUNDLES_A_BUCKET)))
-    return int(recording_id[:16], 16) * buckets >> 64
+def bucket_of(segment: Segment, total: int) -> int:
+    """The bucket of a segment when `total` windows are new: its digest's place among the buckets.
+
+    Neighbouring segments of a long recording, a bundle's worth of them, stay together.
+    """
+    limit = bundle_windows(total)
+    buckets = max(1, math.ceil(total / (limit * FILL)))
+    name = f"{segment.recording_id}:{segment.first // limit}"
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") * buckets >> 64
 
 
 def pack(found: Iterable[Segment], total: int) -> Iterator[tuple[Segment, ...]]:

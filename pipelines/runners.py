@@ -3,14 +3,37 @@
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from typing import Any, cast
 
+import apache_beam as beam
+from apache_beam.transforms.window import GlobalWindow
+from apache_beam.utils.windowed_value import WindowedValue
+
 from model.errors import InputError, TryLaterError
+from pipelines import isolation
 
 
-def beam_options(arguments: Sequence[str], *, workers: int = 0) -> Any:
-    """Beam's pipeline options.
+@dataclass(frozen=True)
+class Engine:
+    """Where pipelines run.
+
+    Attributes
+    ----------
+    options : apache_beam.options.pipeline_options.PipelineOptions
+    threads : int
+        Calls that a step runs side by side: one a core in this process, where Beam itself runs one element after the
+        other; 1 on a runner that brings its own workers.
+    """
+
+    options: Any
+    threads: int = 1
+
+
+def beam_options(arguments: Sequence[str], *, workers: int = 0) -> Engine:
+    """Beam's pipeline options, and how many calls run side by side.
 
     Parameters
     ----------
@@ -18,16 +41,12 @@ def beam_options(arguments: Sequence[str], *, workers: int = 0) -> Any:
         What followed ``--`` on the command line, such as ``--runner=DataflowRunner``. Without a runner the pipeline
         runs in this process.
     workers : int
-        Threads of the local runner; 0 for one a core.
-
-    Returns
-    -------
-    apache_beam.options.pipeline_options.PipelineOptions
+        Calls side by side in this process; 0 for one a core.
 
     Raises
     ------
     InputError
-        If an argument is none that Beam knows.
+        If an argument is none that Beam knows, or a mode that loses records.
     """
     from apache_beam.options.pipeline_options import PipelineOptions
 
@@ -37,22 +56,44 @@ def beam_options(arguments: Sequence[str], *, workers: int = 0) -> Any:
             raise InputError(
                 f"what follows `--` are Beam's options, such as --runner=SparkRunner; {argument!r} is none"
             )
+    if "--direct_running_mode=multi_threading" in given:
+        # Its embedded worker empties its buffers by a clock, in another thread, without a lock.
+        raise InputError(
+            "Beam's mode multi_threading loses records on large corpora: leave it out (--workers gives threads), "
+            "or use --direct_running_mode=multi_processing"
+        )
     # Plain DirectRunner would first try to download another engine.
+    given = [a.replace("--runner=DirectRunner", "--runner=FnApiRunner") for a in given]
     if not any(argument.split("=")[0] == "--runner" for argument in given):
         given += ["--runner=FnApiRunner"]
-    if any(argument in ("--runner=FnApiRunner", "--runner=DirectRunner") for argument in given):
-        given = [a.replace("--runner=DirectRunner", "--runner=FnApiRunner") for a in given]
-        # Decoding, resampling and FFT leave the interpreter's lock: threads scale as processes do, and start at once.
-        if not any(argument.startswith("--direct_running_mode") for argument in given):
-            given += ["--direct_running_mode=multi_threading"]
-        if not any(argument.startswith("--direct_num_workers") for argument in given):
-            given += [f"--direct_num_workers={workers or len(os.sched_getaffinity(0))}"]
-    logging.getLogger("apache_beam").setLevel(logging.ERROR)
+    local = "--runner=FnApiRunner" in given
+    threads = 1
+    if local:
+        _return_freed_memory()
+    if local and not any(a.startswith("--direct_") for a in given):
+        given += ["--direct_running_mode=in_memory", "--direct_num_workers=1"]
+        threads = workers or len(os.sched_getaffinity(0))
+    # In this process an error comes back as an exception, and is told once.
+    logging.getLogger("apache_beam").setLevel(logging.CRITICAL if local else logging.ERROR)
     options = PipelineOptions(given)
     unknown = sorted(set(a.split("=")[0] for a in given) - _known_flags(options))
     if unknown:
         raise InputError(f"Beam has no option {unknown[0]}; see the runner's page in Beam's documentation")
-    return options
+    return Engine(options, threads)
+
+
+def _return_freed_memory() -> None:
+    """Have freed blocks of a megabyte go back to the system, where glibc would keep ever larger ones for later.
+
+    The local engine moves all that is shuffled in one block a step, and several copies of it: kept, they add up.
+    """
+    import ctypes
+
+    m_trim_threshold, m_mmap_threshold, m_arena_max = -1, -3, -8
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for name, value in ((m_mmap_threshold, 1 << 20), (m_trim_threshold, 1 << 17), (m_arena_max, 2)):
+            mallopt(name, value)
 
 
 def _known_flags(options: Any) -> set[str]:
@@ -67,14 +108,73 @@ def _known_flags(options: Any) -> set[str]:
     return set(parser._option_string_actions)
 
 
-def run_pipeline(build: Any, options: Any) -> None:
+_pools: list[ThreadPoolExecutor] = []
+
+
+class Concurrently(beam.DoFn):
+    """FlatMap whose calls run side by side in threads, for work that waits for other processes.
+
+    Beam's local engine hands out one element after the other; its own threaded mode loses records.
+
+    Parameters
+    ----------
+    work : callable
+        Of one element, gives the outputs.
+    threads : int
+    """
+
+    def __init__(
+        self,
+        work: Callable[[Any], Iterable[Any]],
+        threads: int,
+        *,
+        emitted: Callable[[Any], None] = lambda output: None,
+    ) -> None:
+        self.work, self.threads, self.emitted = work, threads, emitted
+
+    def start_bundle(self) -> None:
+        self.pool = ThreadPoolExecutor(self.threads) if self.threads > 1 else None
+        self.pending: set[Future[list[Any]]] = set()
+        if self.pool is not None:
+            _pools.append(self.pool)
+
+    def _run(self, element: Any) -> list[Any]:
+        return list(self.work(element))
+
+    def _taken(self, *, below: int) -> Iterator[Any]:
+        """Outputs of what has ended, until fewer than `below` calls are pending."""
+        while len(self.pending) >= max(1, below):
+            ended, self.pending = wait(self.pending, return_when=FIRST_COMPLETED)
+            for future in ended:
+                yield from future.result()
+
+    def process(self, element: Any) -> Iterator[Any]:
+        if self.pool is None:
+            yield from self.work(element)
+            return
+        self.pending.add(self.pool.submit(self._run, element))
+        yield from self._taken(below=2 * self.threads)
+
+    def finish_bundle(self) -> Iterator[Any]:
+        for output in self._taken(below=1):
+            tag = output.tag if isinstance(output, beam.pvalue.TaggedOutput) else None
+            value = WindowedValue(
+                output if tag is None else output.value, GlobalWindow().max_timestamp(), (GlobalWindow(),)
+            )
+            yield value if tag is None else beam.pvalue.TaggedOutput(tag, value)
+        if self.pool is not None:
+            self.pool.shutdown()
+            _pools.remove(self.pool)
+
+
+def run_pipeline(build: Callable[[beam.Pipeline], None], engine: Engine) -> None:
     """Build and run a pipeline to its end.
 
     Parameters
     ----------
     build : callable
         Takes the pipeline and applies the transforms.
-    options : PipelineOptions
+    engine : Engine
 
     Raises
     ------
@@ -83,20 +183,31 @@ def run_pipeline(build: Any, options: Any) -> None:
     RuntimeError
         If a worker raised anything else, or the runner ends in another state than DONE.
     """
-    import apache_beam as beam
-
-    pipeline = beam.Pipeline(options=options)
+    pipeline = beam.Pipeline(options=engine.options)
     build(pipeline)
     try:
         state = pipeline.run().wait_until_finish()
     except Exception as error:
         raise _worker_error(error) from error
+    finally:
+        # After an error or Ctrl-C calls may still be at work, and the interpreter would wait for them at its exit.
+        _stop()
     if str(state) != "DONE":
         raise RuntimeError(f"the pipeline ended as {state}: see the runner's own log")
 
 
+def _stop() -> None:
+    stopped = bool(_pools)
+    while _pools:
+        _pools.pop().shutdown(wait=False, cancel_futures=True)
+    if stopped:
+        isolation.stop()
+
+
 def _worker_error(error: Exception) -> Exception:
-    """What a worker raised: runners hand it on as text, with the traceback of the worker before it."""
+    """What a worker raised: itself with the step's name added, or as text after the traceback of the worker."""
+    if isinstance(error, InputError | TryLaterError):
+        return type(error)(re.sub(r" \[while running .*\]$", "", str(error)))
     found = re.findall(
         r"model\.errors\.(InputError|TryLaterError): (.*?)(?: \[while running .*)?$", str(error), re.MULTILINE
     )

@@ -1,13 +1,13 @@
 """The table: one row a window, in Lance; its schema, its one commit a run, its index, what comes out of it."""
 
-import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
 
 from model.errors import InputError
+from pipelines import fragments
 from pipelines.lake import Lake
 
 # Below this an exact scan takes milliseconds; an index would cost more than it gives.
@@ -55,75 +55,23 @@ def need_table(lake: Lake, model_id: str) -> Any:
     return found
 
 
-def write_fragments(lake: Lake, model_id: str, rows: pa.Table) -> list[str]:
-    """Write rows where no reader sees them; return the fragments as JSON for `commit`. Runs on workers."""
-    import lance
-
-    fragments = lance.fragment.write_fragments(rows, lake.table_uri(model_id), schema=rows.schema, mode="append")
-    return [json.dumps(fragment.to_json()) for fragment in fragments]
-
-
 def create(lake: Lake, model_id: str, latent_dim: int) -> Any:
     """The table, made empty if there is none: fragments need a place to go."""
     import lance
 
-    found = open_table(lake, model_id)
-    if found is None:
-        columns = schema(latent_dim)
-        found = lance.write_dataset(columns.empty_table(), lake.table_uri(model_id), schema=columns)
+    with lake.locked(f"tables/{model_id}"):
+        found = open_table(lake, model_id)
+        if found is None:
+            columns = schema(latent_dim)
+            found = lance.write_dataset(columns.empty_table(), lake.table_uri(model_id), schema=columns)
     return found
-
-
-def _in_list(column: str, values: Sequence[str]) -> str:
-    """An SQL filter for a list of identifiers.
-
-    Raises
-    ------
-    ValueError
-        If one is no identifier: filters are text, and nothing that needs quoting may get in.
-    """
-    for value in values:
-        if not value.replace(":", "").isalnum():
-            raise ValueError(f"not an identifier: {value!r}")
-    return f"{column} IN ({', '.join(repr(value) for value in values)})"
 
 
 def rows_of(dataset: Any, column: str, values: Sequence[str], columns: list[str]) -> Iterator[pa.RecordBatch]:
     """Rows whose `column` (``id`` or ``recording_id``) is one of `values`."""
     for first in range(0, len(values), 1000):
         chunk = values[first : first + 1000]
-        yield from dataset.to_batches(columns=columns, filter=_in_list(column, chunk))
-
-
-def commit(dataset: Any, fragments: Iterable[str], stale: Sequence[str]) -> int:
-    """One commit: rows of `stale` recordings leave, fragments come in; return the new version.
-
-    Parameters
-    ----------
-    dataset : lance.LanceDataset
-        The table at the version that the run was planned from.
-    fragments : iterable of str
-        From `write_fragments`.
-    stale : sequence of str
-        recording_ids whose rows leave.
-    """
-    import lance
-    from lance.fragment import FragmentMetadata
-
-    new = [FragmentMetadata.from_json(text) for text in fragments]
-    updated, removed = [], []
-    if stale:
-        predicate = _in_list("recording_id", stale)
-        for fragment in dataset.get_fragments():
-            if fragment.count_rows(filter=predicate):
-                kept = fragment.delete(predicate)  # writes a deletion file; nothing is visible before the commit
-                removed.append(fragment.fragment_id) if kept is None else updated.append(kept)
-    operation: Any = lance.LanceOperation.Append(new)
-    if stale:
-        operation = lance.LanceOperation.Update(
-            removed_fragment_ids=removed, updated_fragments=updated, new_fragments=new
-        )
-    return int(lance.LanceDataset.commit(dataset.uri, operation, read_version=dataset.version).version)
+        yield from dataset.to_batches(columns=columns, filter=fragments.in_list(column, chunk))
 
 
 def index(dataset: Any) -> dict[str, Any]:

@@ -1,16 +1,21 @@
 """A segment of a recording as quantised windows, in bounded memory, the same whether or not the recording was cut."""
 
 import os
+import time
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from model.features import BLOCK_FRAMES, FeatureSpec, log_mel, quantise
+from model.features import BLOCK_FRAMES, FeatureSpec, LogMel, quantise
+from model.records import Record, encode, write_framed
 from pipelines.audio import Probe, Rejected, resampled
+from pipelines.isolation import alive
+from pipelines.plan import Segment
 
 # Frames computed at a time: whole blocks of `log_mel`, counted from the recording's first frame.
-CHUNK_FRAMES = 8 * BLOCK_FRAMES
+CHUNK_FRAMES = 2 * BLOCK_FRAMES
 
 
 class SegmentWindows:
@@ -50,6 +55,7 @@ class SegmentWindows:
     ) -> None:
         self._path, self._probe, self._spec = os.fsdecode(path), probe, spec
         self._first, self._count = first, count
+        self._log_mel = LogMel(spec)
         self.samples = 0
 
     def _frames(self) -> Iterator[npt.NDArray[np.uint16]]:
@@ -62,24 +68,33 @@ class SegmentWindows:
             end = (self._first + self._count - 1) * spec.window_step + spec.window_frames
         start = max(0, at * hop - half)
         stop = None if end is None else (end - 1) * hop - half + spec.n_fft
-        held = np.zeros(max(0, half - at * hop), np.float32)
+        chunk = (CHUNK_FRAMES - 1) * hop + spec.n_fft
+        # The first `filled` samples are there. Half an FFT more than a chunk: the last frames reach so far beyond the
+        # end. Zeros lie there, and before the recording's first sample.
+        held = np.zeros(chunk + half, np.float32)
+        filled = max(0, half - at * hop)
         self.samples = start
         for block in resampled(self._path, self._probe, spec.sample_rate, start=start, stop=stop):
+            alive()
             self.samples += len(block)
-            held = np.concatenate([held, block])
-            while len(held) >= (CHUNK_FRAMES - 1) * hop + spec.n_fft:
-                yield self._quantised(held[: (CHUNK_FRAMES - 1) * hop + spec.n_fft], at)
-                held, at = held[CHUNK_FRAMES * hop :], at + CHUNK_FRAMES
+            while len(block):
+                part, block = block[: chunk - filled], block[chunk - filled :]
+                held[filled : filled + len(part)] = part
+                filled += len(part)
+                if filled == chunk:
+                    yield self._quantised(held[:chunk], at)
+                    filled, at = filled - CHUNK_FRAMES * hop, at + CHUNK_FRAMES
+                    held[:filled] = held[CHUNK_FRAMES * hop : chunk]
         # Fewer samples than asked for, or none asked: this is where the sound ends.
         total = spec.n_frames(self.samples)
         last = total if end is None else min(end, total)
         if last > at:
-            length = (last - at - 1) * hop + spec.n_fft
-            yield self._quantised(np.pad(held, (0, max(0, length - len(held))))[:length], at)
+            held[filled:] = 0
+            yield self._quantised(held[: (last - at - 1) * hop + spec.n_fft], at)
 
     def _quantised(self, samples: npt.NDArray[np.float32], at: int) -> npt.NDArray[np.uint16]:
         try:
-            return quantise(log_mel(samples, self._spec, centred=False), self._spec)
+            return quantise(self._log_mel(samples, centred=False), self._spec)
         except ValueError as error:
             second = at * self._spec.hop_length / self._spec.sample_rate
             raise Rejected("features", "too-loud", detail=f"after {second:.3f} s: {error}") from error
@@ -103,3 +118,42 @@ class SegmentWindows:
             part = held[window * step - base :]
             yield window, len(part), np.pad(part, ((0, size - len(part)), (0, 0)))
             window += 1
+
+
+def write_segment(
+    part: str, offset: int, path: str | bytes | os.PathLike[str], found: Probe, spec: FeatureSpec, segment: Segment
+) -> tuple[dict[str, Any], int]:
+    """Write a segment's windows into a shard that is being made. Runs in a sandbox.
+
+    Parameters
+    ----------
+    part, offset : str, int
+        Local file, and the byte where the segment's records begin; what the file holds beyond it is dropped.
+    path, found, spec, segment : path, Probe, FeatureSpec, Segment
+
+    Returns
+    -------
+    (dict, int)
+        ``windows`` written, ``silent_windows`` left out, ``samples`` at the spec's rate from the recording's start to
+        where reading stopped, ``cpu_s`` that it took; and the byte where the records end.
+
+    Raises
+    ------
+    Rejected
+        What decoding raises.
+    """
+    began = time.process_time()
+    outcome: dict[str, Any] = {"windows": 0, "silent_windows": 0}
+    with open(part, "r+b") as shard:
+        shard.seek(offset)
+        cut = SegmentWindows(path, found, spec, first=segment.first, count=segment.count)
+        for window, valid_frames, values in cut:
+            # Digital silence has nothing to learn or to find, and recorders pad with hours of it.
+            if not values.any():
+                outcome["silent_windows"] += 1
+                continue
+            write_framed(shard, encode(Record(segment.recording_id, window, valid_frames, values)))
+            outcome["windows"] += 1
+        end = shard.tell()
+        shard.truncate(end)
+    return outcome | {"samples": cut.samples, "cpu_s": time.process_time() - began}, end

@@ -25,7 +25,7 @@ SPEC = FeatureSpec(
 class Tiny:
     """Shards of 20 recordings with 3 windows each, the last of each half padding."""
 
-    shards: list[str]
+    shards: dict[str, list[str]]
     groups: dict[str, str]
     records: list[Record]
 
@@ -37,7 +37,8 @@ class Tiny:
 def make(folder: Path, recordings: int = 20) -> Tiny:
     """Write shards of four recordings each."""
     rng = np.random.default_rng(5)
-    records, shards = [], []
+    records: list[Record] = []
+    shards = {}
     tilt = np.linspace(20_000, 40_000, 16)
     for first in range(0, recordings, 4):
         path = folder / f"{first:032x}.tfrecord"
@@ -50,7 +51,7 @@ def make(folder: Path, recordings: int = 20) -> Tiny:
                     values[valid:] = 0
                     records.append(Record(f"{i:064x}", window, valid, values))
                     write_framed(file, encode(records[-1]))
-        shards.append(str(path))
+        shards[str(path)] = [f"{i:064x}" for i in range(first, min(first + 4, recordings))]
     return Tiny(shards, {f"{i:064x}": "" for i in range(recordings)}, records)
 
 

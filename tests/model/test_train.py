@@ -208,7 +208,7 @@ def test_one_recording_validates_on_itself_and_says_so(
 
 def test_nothing_to_train_on(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no window to train on"):
-        train([], SPEC, groups={}, models_dir=tmp_path, settings=TrainSettings(), origin={})
+        train({}, SPEC, groups={}, models_dir=tmp_path, settings=TrainSettings(), origin={})
     assert not list(tmp_path.iterdir())
 
 

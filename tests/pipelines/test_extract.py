@@ -3,15 +3,18 @@
 import csv
 import hashlib
 import io
+import json
 import os
 import shutil
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
+import apache_beam as beam
 import numpy as np
 import pytest
 import soundfile
@@ -21,10 +24,10 @@ from apache_beam.testing.util import assert_that, equal_to
 from model.errors import InputError
 from model.features import PRESETS
 from model.records import decode, read_framed
-from pipelines import commands, extract, ledger, plan
-from pipelines.audio import REASONS, probe
-from pipelines.corpus import Entry, uri_of
-from pipelines.extract import Candidate
+from pipelines import account, commands, ledger, plan, survey
+from pipelines.account import Candidate, Work
+from pipelines.audio import REASONS, Probe, probe
+from pipelines.corpus import uri_of
 from pipelines.lake import Lake
 from tests.conftest import SHARED
 
@@ -242,40 +245,66 @@ def test_finished_bundles_are_found_by_name(tmp_path: Path) -> None:
 def candidate(tmp_path: Path, name: str = "a.wav", seconds: float = 2.0) -> Candidate:
     path = write(tmp_path / name, seconds)
     info = path.stat()
-    return Candidate(str(path), Entry(info.st_size, info.st_mtime_ns), None, None, probe(path))
+    return Candidate(str(path), info.st_size, info.st_mtime_ns, probe=probe(path))
 
 
 def test_settle_refuses_to_lose_a_segment(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="not accounted for"):
-        list(extract.settle([candidate(tmp_path)], [], "ab" * 32, SPEC, "/c"))
+        account.settle("ab" * 32, [candidate(tmp_path)], [], SPEC, "/c")
 
 
-def test_compare_as_a_transform(tmp_path: Path) -> None:
-    entry = Entry(5, 7)
-    known = ledger.row(uri="/c/known", corpus="/c", size=5, mtime_ns=7, status="done")
-    gone = ledger.row(uri="/c/gone", corpus="/c", size=5, mtime_ns=7, status="done")
-    foreign = ledger.row(uri="/d/other", corpus="/d", size=5, mtime_ns=7, status="done")
+def test_what_crosses_a_shuffle_comes_back(tmp_path: Path) -> None:
+    file = replace(candidate(tmp_path), label="x", replaces=3)
+    assert Candidate.of(json.loads(json.dumps(file.values()))) == file
+    work = Work(plan.Segment("ab" * 32, 0, None, 2), (file, replace(file, uri="/ü")), {"reason": None})
+    assert Work.unpacked(work.packed()) == work
+
+
+def test_compare_as_a_transform() -> None:
+    """A known file, a new one with a label, one that has gone, one of another corpus, one of a killed run."""
+    entry, done = account.packed([5, 7]), [2, "uri", "ab" * 32, "/c", 5, 7, None, None, None]
+    foreign = [*done[:3], "/d", *done[4:]]
+    header = list(astuple(Probe("WAV", "PCM_16", 16_000, 1, 9, True, "soundfile")))
+    nothing: dict[str, list[bytes]] = {"listed": [], "known": [], "labels": [], "left": []}
     element = [
-        ("/c/known", {"listed": [entry], "known": [known], "labels": []}),
-        ("/c/new", {"listed": [entry], "known": [], "labels": [{"label": "x", "group": None}]}),
-        ("/c/gone", {"listed": [], "known": [gone], "labels": []}),
-        ("/d/other", {"listed": [], "known": [foreign], "labels": []}),
+        ("/c/known", nothing | {"listed": [entry], "known": [account.packed(done)]}),
+        ("/c/new", nothing | {"listed": [entry], "labels": [account.packed(["x", None])]}),
+        ("/c/gone", nothing | {"known": [account.packed(done)]}),
+        ("/d/other", nothing | {"known": [account.packed(foreign)]}),
+        ("/c/left", nothing | {"listed": [entry], "left": [account.packed([5, 7, "cd" * 32, header])]}),
+        ("/c/edited", nothing | {"listed": [entry], "left": [account.packed([5, 8, "cd" * 32, header])]}),
     ]
-    import apache_beam as beam
-
     with TestPipeline(runner="FnApiRunner") as pipeline:
         out = (
             pipeline
             | beam.Create(element)
-            | beam.ParDo(extract._Compare("/c")).with_outputs("rows", "counts", main="candidates")
+            | beam.ParDo(survey._Compare("/c", plan.TRANSIENT)).with_outputs(
+                "gone", "counts", "identified", main="candidates"
+            )
         )
-        assert_that(out.candidates, equal_to([Candidate("/c/new", entry, "x", None)]), label="candidates")
+        wanted = [Candidate("/c/new", 5, 7, "x"), Candidate("/c/edited", 5, 7)]
+        assert_that(out.candidates, equal_to(wanted), label="candidates")
+        assert_that(out.gone, equal_to([(2, "/c/gone")]), label="gone")
+        left = Candidate("/c/left", 5, 7, probe=Probe(*header))
         assert_that(
-            out.rows | "names" >> beam.Map(lambda r: (r["uri"], r["status"])),
-            equal_to([("/c/gone", "gone")]),
-            label="rows",
+            out.identified | beam.Map(lambda found: (found[0], Candidate.of(json.loads(found[1])))),
+            equal_to([("cd" * 32, left)]),
+            label="identified",
         )
-        assert_that(out.counts, equal_to([("listed", 1), ("unchanged", 1), ("listed", 1)]), label="counts")
+        counts = [("listed", 1)] * 4 + [("new", 1)] * 3 + [("unchanged", 1), ("gone", 1)]
+        assert_that(out.counts, equal_to(counts), label="counts")
+
+
+def test_lost_files_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a runner that loses records: nothing is committed, and the message says which are missing."""
+    audio, lake = corpus(tmp_path / "audio"), Lake.at(str(tmp_path / "lake"))
+    settle = account.settle
+    monkeypatch.setattr(
+        account, "settle", lambda *given: [row for row in settle(*given) if not row["uri"].endswith("3.wav")]
+    )
+    with pytest.raises(RuntimeError, match=rf"7 files were listed and 6 accounted for.*{audio}/3\.wav"):
+        run(lake, audio)
+    assert ledger.open_ledger(lake, SPEC.spec_id) is None
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from model.errors import InputError
-from pipelines import ledger
+from pipelines import fragments, ledger
 from pipelines.lake import Lake
 
 
@@ -21,27 +21,41 @@ def done(uri: str, recording: str, **values: object) -> ledger.Row:
     return ledger.row(uri=uri, recording_id=recording, **base | values)
 
 
-def commit(lake: Lake, *rows: ledger.Row) -> int:
-    return ledger.commit(lake, "s", [ledger.write_part(lake, "runs/r", list(rows))])
+def commit(lake: Lake, *rows: ledger.Row, spec_id: str = "s", gone: tuple[str, ...] = ()) -> int:
+    """Rows in, rows of `gone` out, as extract does it."""
+    before = ledger.open_ledger(lake, spec_id)
+    uri, version = lake.ledger_uri(spec_id), fragments.version_of(before)
+    drop = fragments.Drop(uri, version, "uri")
+    dropped = [kept for number in fragments.numbers(before) for kept in drop.process((number, gone)) if gone]
+    return fragments.commit(uri, version, ledger.SCHEMA, ledger.write_rows(lake, spec_id, rows), dropped)
 
 
-def test_rows_merge_and_leave(lake: Lake) -> None:
-    commit(lake, done("/a", "A"), done("/b", "B"))
-    commit(lake, done("/b", "B2"), done("/c", "C"), done("/a", "A") | {"status": "gone"})
+def test_rows_come_and_leave_in_one_commit(lake: Lake) -> None:
+    first = commit(lake, done("/a", "A"), done("/b", "B"))
+    second = commit(lake, done("/b", "B2"), done("/c", "C"), gone=("/a", "/b"))
+    assert second == first + 1
     found = {r["uri"]: r["recording_id"] for r in ledger.open_ledger(lake, "s").to_table().to_pylist()}
     assert found == {"/b": "B2", "/c": "C"}
 
 
+def test_names_that_look_like_sql(lake: Lake) -> None:
+    names = ["/it's", "/x' OR '1'='1", "/new\nline", "/back\\slash", "/ä'"]
+    commit(lake, *(done(name, "A") for name in names), done("/other", "B"))
+    commit(lake, gone=tuple(names[:4]))
+    assert sorted(ledger.open_ledger(lake, "s").to_table()["uri"].to_pylist()) == ["/other", "/ä'"]
+
+
 def test_an_old_version_stays_readable(lake: Lake) -> None:
     first = commit(lake, done("/a", "A"))
-    commit(lake, done("/a", "A2"))
+    commit(lake, done("/a", "A2"), gone=("/a",))
     assert ledger.open_ledger(lake, "s", first).to_table()["recording_id"].to_pylist() == ["A"]
 
 
-def test_a_part_is_named_by_its_rows(lake: Lake) -> None:
-    one = ledger.write_part(lake, "runs/r", [done("/a", "A"), done("/b", "B")])
-    assert ledger.write_part(lake, "runs/r", [done("/b", "B"), done("/a", "A")]) == one
-    assert ledger.write_part(lake, "runs/r", [done("/a", "A")]) != one
+def test_what_is_not_committed_is_not_there(lake: Lake) -> None:
+    commit(lake, done("/a", "A"))
+    written = ledger.write_rows(lake, "s", [done("/b", "B")])
+    assert ledger.open_ledger(lake, "s").to_table()["uri"].to_pylist() == ["/a"]
+    assert list(ledger.uris_of(lake, "s", written)) == ["/b"]
 
 
 def test_summary_counts_content_once(lake: Lake) -> None:
@@ -61,7 +75,10 @@ def test_summary_counts_content_once(lake: Lake) -> None:
 def test_training_input_is_what_is_done(lake: Lake) -> None:
     bad = ledger.row(uri="/x", status="rejected", recording_id="X", reason="damaged", bundles=[])
     commit(lake, done("/a", "A", group="g"), done("/b", "B", bundles=["b2", "b0"]), bad)
-    assert ledger.training_input(ledger.open_ledger(lake, "s")) == (["b0", "b1", "b2"], {"A": "g", "B": ""})
+    assert ledger.training_input(ledger.open_ledger(lake, "s")) == (
+        {"b0": ["B"], "b1": ["A"], "b2": ["B"]},
+        {"A": "g", "B": ""},
+    )
 
 
 def test_unknown_columns(lake: Lake) -> None:
@@ -72,9 +89,8 @@ def test_unknown_columns(lake: Lake) -> None:
 def test_which_spec(lake: Lake) -> None:
     with pytest.raises(InputError, match="no features yet"):
         ledger.only_spec(lake)
-    part = [ledger.write_part(lake, "runs/r", [done("/a", "A")])]
-    ledger.commit(lake, "s1", part)
+    commit(lake, done("/a", "A"), spec_id="s1")
     assert ledger.only_spec(lake) == "s1"
-    ledger.commit(lake, "s2", part)
+    commit(lake, done("/a", "A"), spec_id="s2")
     with pytest.raises(InputError, match="s1, s2"):
         ledger.only_spec(lake)

@@ -1,25 +1,27 @@
-"""Progress: on a terminal it counts what the lake got; elsewhere it is silent."""
+"""Progress: on a terminal a bar with what the pieces said; elsewhere a plain line now and then."""
 
 import os
 import pty
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from pipelines import progress
 from pipelines.lake import Lake
-from pipelines.progress import watching
+from pipelines.progress import Progress, Watch, watching
 
 SCRIPT = """
 import sys, time
 from pipelines.lake import Lake
-from pipelines.progress import watching
-lake = Lake.at(sys.argv[1])
-lake.write("a/before", b"")
-with watching(lake, "a", verb="extracting", what="bundles"):
-    lake.write("a/1", b"")
-    lake.write("a/2", b"")
+from pipelines.progress import Progress, watching
+told = Progress(Lake.at(sys.argv[1]), "runs/r")
+with watching(told, verb="extracting"):
+    told.expect(40)
+    told.tell("a", {"work": 10, "files": 3, "rejected": 1, "audio_s": 3600.0})
+    told.tell("b", {"work": 10, "files": 4, "rejected": 0, "audio_s": 1800.0})
     time.sleep(1.6)
 """
 
@@ -27,7 +29,8 @@ with watching(lake, "a", verb="extracting", what="bundles"):
 def test_on_a_terminal(tmp_path: Path) -> None:
     master, slave = pty.openpty()
     root = Path(__file__).resolve().parents[2]
-    subprocess.run([sys.executable, "-c", SCRIPT, str(tmp_path)], cwd=root, stderr=slave, check=True)
+    environment = os.environ | {"COLUMNS": "160"}
+    subprocess.run([sys.executable, "-c", SCRIPT, str(tmp_path)], cwd=root, stderr=slave, env=environment, check=True)
     os.close(slave)
     shown = b""
     try:
@@ -35,10 +38,34 @@ def test_on_a_terminal(tmp_path: Path) -> None:
             shown += part
     except OSError:
         pass
-    assert b"extracting: 2 bundles written" in shown
+    assert b"extracting:  50%, 7 files, 1 rejected, 1.50 h of sound" in shown
+    assert b"left" in shown
 
 
-def test_elsewhere_silent(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    with watching(Lake.at(str(tmp_path)), "a", verb="extracting", what="bundles"):
-        pass
-    assert capfd.readouterr() == ("", "")
+def test_plain_lines_elsewhere(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "LINE", 0.0)
+    monkeypatch.setattr(progress, "LOCAL_LOOK", 0.05)
+    told = Progress(Lake.at(str(tmp_path)), "runs/r")
+    with watching(told, verb="extracting"):
+        told.expect(4)
+        told.tell("a", {"work": 1, "files": 2})
+        time.sleep(0.3)
+    said = capfd.readouterr()
+    assert said.out == ""
+    assert "soundlake: extracting:  25%, 2 files" in said.err
+    assert "\x1b" not in said.err
+
+
+def test_a_piece_counts_once(tmp_path: Path) -> None:
+    told = Progress(Lake.at(str(tmp_path)), "runs/r")
+    watch = Watch(told)
+    watch.look()
+    assert watch.share is None
+    told.expect(10)
+    for _ in range(2):
+        # A runner that tries a piece again tells it again.
+        told.tell("a", {"work": 5, "files": 1})
+        watch.look()
+    assert (watch.share, watch.numbers["files"]) == (0.5, 1)

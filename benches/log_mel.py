@@ -1,0 +1,156 @@
+"""Log-mel alone on one core, against librosa, audioflux and kaldi-native-fbank.
+
+`python -m benches.log_mel` · about a minute. The last two are no dependency of ours, and are left out where they are
+not installed.
+"""
+
+import importlib.util
+import statistics
+from collections.abc import Callable
+
+import librosa
+import numpy as np
+from numpy.typing import NDArray
+
+from benches.harness import Figure, faster, figure, interleaved, pin, report
+from benches.sounds import sound
+from model.features import PRESETS, FeatureSpec, log_mel
+
+SPEC = PRESETS["general"]
+SECONDS, ROUNDS = 60, 150
+INSTALL = {"audioflux": "audioflux", "kaldi_native_fbank": "kaldi-native-fbank"}
+
+# Samples → log-mel, float32, shape (n_frames, n_mels) or its transpose, as it comes.
+Side = Callable[[], NDArray[np.float32]]
+
+
+def by_librosa(samples: NDArray[np.float32], spec: FeatureSpec) -> Side:
+    """librosa as everybody calls it."""
+
+    def side() -> NDArray[np.float32]:
+        mel = librosa.feature.melspectrogram(
+            y=samples,
+            sr=spec.sample_rate,
+            n_fft=spec.n_fft,
+            hop_length=spec.hop_length,
+            n_mels=spec.n_mels,
+            fmin=spec.f_min,
+            fmax=spec.f_max,
+        )
+        return np.log(mel + np.float32(spec.log_offset))
+
+    return side
+
+
+def by_audioflux(samples: NDArray[np.float32], spec: FeatureSpec) -> Side:
+    """audioflux, real power results alone, which is its fastest way. It knows the HTK mel scale alone."""
+    import audioflux
+    from audioflux.type import SpectralDataType, SpectralFilterBankNormalType, SpectralFilterBankScaleType
+
+    bank = audioflux.BFT(
+        num=spec.n_mels,
+        radix2_exp=spec.n_fft.bit_length() - 1,
+        samplate=spec.sample_rate,
+        low_fre=spec.f_min,
+        high_fre=spec.f_max,
+        slide_length=spec.hop_length,
+        scale_type=SpectralFilterBankScaleType.MEL,
+        normal_type=SpectralFilterBankNormalType.BAND_WIDTH,
+        data_type=SpectralDataType.POWER,
+    )
+
+    def side() -> NDArray[np.float32]:
+        return np.log(bank.bft(samples, result_type=1) + np.float32(spec.log_offset))
+
+    return side
+
+
+def by_kaldi(samples: NDArray[np.float32], spec: FeatureSpec) -> Side:
+    """kaldi-native-fbank in the mode that it names after librosa. It hands out frames one by one alone."""
+    import kaldi_native_fbank
+
+    options = kaldi_native_fbank.FbankOptions()
+    options.use_log_fbank = False
+    framing, mel = options.frame_opts, options.mel_opts
+    framing.samp_freq = spec.sample_rate
+    framing.frame_length_ms = 1000 * spec.n_fft / spec.sample_rate
+    framing.frame_shift_ms = 1000 * spec.hop_length / spec.sample_rate
+    framing.dither, framing.preemph_coeff, framing.remove_dc_offset, framing.window_type = 0, 0, False, "hann"
+    mel.num_bins, mel.low_freq, mel.high_freq, mel.is_librosa = spec.n_mels, spec.f_min, spec.f_max, True
+
+    def side() -> NDArray[np.float32]:
+        bank = kaldi_native_fbank.OnlineFbank(options)
+        bank.accept_waveform(spec.sample_rate, samples)
+        bank.input_finished()
+        frames = np.stack([bank.get_frame(i) for i in range(bank.num_frames_ready)])
+        return np.log(frames + np.float32(spec.log_offset))
+
+    return side
+
+
+def reference(samples: NDArray[np.float32], spec: FeatureSpec, *, centred: bool, htk: bool) -> NDArray[np.float64]:
+    """librosa's power mel spectrogram and its logarithm, every step in float64; shape (n_mels, n_frames)."""
+    stft = librosa.stft(
+        samples.astype(np.float64),
+        n_fft=spec.n_fft,
+        hop_length=spec.hop_length,
+        center=centred,
+        dtype=np.complex128,
+    )
+    bank = librosa.filters.mel(
+        sr=spec.sample_rate,
+        n_fft=spec.n_fft,
+        n_mels=spec.n_mels,
+        fmin=spec.f_min,
+        fmax=spec.f_max,
+        htk=htk,
+        dtype=np.float64,
+    )
+    return np.log(bank @ np.abs(stft) ** 2 + spec.log_offset)
+
+
+def errors(found: NDArray[np.float32], wanted: NDArray[np.float64]) -> tuple[float, float]:
+    """The most that two log-mels differ by, and what 99.9 % of their values stay within, nats."""
+    error = np.abs((found if found.shape == wanted.shape else found.T) - wanted)
+    return float(error.max()), float(np.quantile(error, 0.999))
+
+
+def main() -> None:
+    """Measure all that are installed; print and write the table."""
+    pin(1)
+    samples = np.concatenate(list(sound(rate=SPEC.sample_rate, seconds=SECONDS, channels=1)))[:, 0].copy()
+    slaney = reference(samples, SPEC, centred=True, htk=False)
+    whole = reference(samples, SPEC, centred=False, htk=False)
+    rivals = {"librosa": (by_librosa(samples, SPEC), slaney, "the same numbers")}
+    if importlib.util.find_spec("audioflux"):
+        htk = reference(samples, SPEC, centred=False, htk=True)
+        rivals["audioflux"] = by_audioflux(samples, SPEC), htk, "HTK bands, whole frames"
+    if importlib.util.find_spec("kaldi_native_fbank"):
+        rivals["kaldi-native-fbank"] = by_kaldi(samples, SPEC), whole, "whole frames"
+    for module, package in INSTALL.items():
+        if not importlib.util.find_spec(module):
+            print(f"{package} is not installed and is left out; to have it: .venv/bin/pip install {package}")
+
+    ours = lambda: log_mel(samples, SPEC)  # noqa: E731
+    took = interleaved({"ours": ours} | {name: side for name, (side, _, _) in rivals.items()}, rounds=ROUNDS)
+    fastest = min(rivals, key=lambda name: statistics.median(took[name]))
+    figures: list[Figure] = [
+        faster("times the fastest of them", took[fastest], took["ours"], least=1.4, note=f"{fastest} is the fastest")
+    ]
+    for name, (side, wanted, what) in rivals.items():
+        most, usual = errors(side(), wanted)
+        note = f"{what}; to float64: most {most:.1e}, p99.9 {usual:.1e} nats"
+        figures.append(faster(f"times {name}", took[name], took["ours"], note=note))
+    most, usual = errors(ours(), slaney)
+    figures += [
+        figure("our error to librosa in float64, most, nats", [most], most=3e-4),
+        figure("our error to librosa in float64, p99.9, nats", [usual], most=5e-5),
+        figure("times real time", [SECONDS / seconds for seconds in took["ours"]]),
+    ]
+    missing = len(INSTALL) + 1 - len(rivals)
+    title = f"Log-mel alone, one core, {SECONDS} s at {SPEC.sample_rate / 1000:g} kHz, {SPEC.n_fft}/{SPEC.hop_length}"
+    report("log_mel", title + (f" ({missing} rivals not installed)" if missing else ""), figures)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,220 @@
+"""A process of its own for the decoders: a crash, a hang or a hunger for memory costs one recording and no other.
+
+Decoders are C libraries, and files come from strangers. What touches a file's content runs in a `Sandbox`: a child
+that the kernel stops by itself when it gives no sign of life (`alive`) or asks for too much memory, whatever the parent
+is doing. A call whose process dies is tried once more in a fresh one, so that a recording is not blamed for what the
+one before it broke.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from model.errors import TryLaterError
+from pipelines.audio import Rejected
+
+# Without a sign of life for so long the decoder hangs: it gives one with every block, each some milliseconds' work.
+SECONDS = 60.0
+# On top of what the process holds at its start. An honest recording needs about 100 MB, whatever its length.
+MEMORY_BYTES = 1 << 30
+
+# Loaded once, in the server that the children are forked from: a child then starts in some milliseconds.
+PRELOADED = ["pipelines.windows", "soundfile", "soxr", "av", "scipy.fft", "scipy.signal", "librosa.filters", "typer"]
+
+# Signals by which somebody else stops a process: they say nothing about the recording.
+_STOPPED = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+_SERVER_LOST = 255
+
+# In a child: seconds of the call at hand, 0 between calls and in any other process; and the process it was forked from.
+_seconds = 0.0
+_server = 0
+
+
+def alive() -> None:
+    """Tell that a long call goes on. Does nothing outside a sandbox."""
+    if _seconds:
+        signal.setitimer(signal.ITIMER_REAL, _seconds)
+        if os.getppid() != _server:
+            # The parent was killed: nobody waits for this any more.
+            os._exit(1)
+
+
+def _limit_memory(extra: int) -> None:
+    if sys.platform != "linux":
+        return
+    import resource
+
+    with open("/proc/self/statm") as file:
+        now = int(file.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (now + extra, resource.getrlimit(resource.RLIMIT_AS)[1]))
+
+
+def _serve(calls: Any, seconds: float, memory: int) -> None:
+    """The child: answer calls until the parent hangs up."""
+    global _seconds, _server
+    _server = os.getppid()
+    # Ctrl-C is for the parent. The alarm has no handler: the kernel ends this process even in the middle of C code.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    # libmpg123 and FFmpeg talk to stderr; what matters comes home as an exception.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    _limit_memory(memory)
+    while True:
+        try:
+            function, arguments = calls.recv()
+        except EOFError:
+            return
+        _seconds = seconds
+        alive()
+        answer: Any
+        try:
+            answer = True, function(*arguments)
+        except BaseException as error:
+            answer = False, error
+        _seconds = 0.0
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        try:
+            calls.send(answer)
+        except BrokenPipeError:
+            return
+        except Exception as error:  # an exception that cannot travel
+            calls.send((False, RuntimeError(f"{type(answer[1]).__name__}: {answer[1]} ({error})")))
+
+
+class Sandbox:
+    """A child process that calls functions; started at the first call, again after each death.
+
+    Parameters
+    ----------
+    seconds : float
+        A call that is silent for longer is ended.
+    memory : int
+        Bytes that the child may ask for on top of what it starts with.
+    """
+
+    def __init__(self, *, seconds: float = SECONDS, memory: int = MEMORY_BYTES) -> None:
+        self._seconds, self._memory = seconds, memory
+        self._process: Any = None
+        self._calls: Any = None
+
+    def _start(self) -> None:
+        # Their threads would wait for each other in a child.
+        for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+            os.environ.setdefault(name, "1")
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOADED)
+        self._calls, theirs = context.Pipe()
+        process = context.Process(target=_serve, args=(theirs, self._seconds, self._memory), daemon=True)
+        process.start()
+        self._process = process
+        theirs.close()
+
+    def stop(self) -> None:
+        """End the child in the middle of a call; from any thread."""
+        process = self._process
+        if process is not None:
+            process.terminate()
+
+    def close(self) -> None:
+        """End the child."""
+        if self._process is not None:
+            self._calls.close()
+            self._process.join(1)
+            if self._process.is_alive():
+                self._process.kill()
+                self._process.join()
+            self._process = None
+
+    def call(self, function: Callable[..., Any], *arguments: Any, stage: str) -> Any:
+        """``function(*arguments)`` in the child.
+
+        Parameters
+        ----------
+        function : callable
+            Of a module, so that the child can import it; it should call `alive` now and then.
+        arguments
+            Small, and fit for pickle.
+        stage : str
+            Of the rejection, if the process dies.
+
+        Raises
+        ------
+        Rejected
+            With reason ``'decoder-crashed'``, ``'decoder-hangs'`` or ``'too-much-memory'`` if the process died, twice.
+        TryLaterError
+            If somebody stopped the process.
+        Exception
+            Whatever the function raised.
+        """
+        for attempt in (1, 2):
+            if self._process is None:
+                self._start()
+            try:
+                self._calls.send((function, arguments))
+                good, answer = self._calls.recv()
+            except (EOFError, ConnectionError) as error:
+                self._process.join()
+                code = self._process.exitcode
+                self._process = None
+                if -code in _STOPPED or code == _SERVER_LOST:
+                    raise TryLaterError(
+                        "a decoding process was stopped from outside: run the same command again"
+                    ) from error
+                if attempt == 2:
+                    raise _rejection(code, stage, self._seconds) from error
+            except BaseException:
+                # Interrupted in the middle of an answer: the next call would take it for its own.
+                self._process.kill()
+                self._process = None
+                raise
+            else:
+                if good:
+                    return answer
+                if isinstance(answer, MemoryError):
+                    raise Rejected(stage, "too-much-memory", detail=f"more than {self._memory >> 20} MB") from answer
+                raise answer
+        raise AssertionError("unreachable")
+
+
+def _rejection(code: int, stage: str, seconds: float) -> Rejected:
+    """What the death of a process says about the recording."""
+    if -code == signal.SIGALRM:
+        return Rejected(stage, "decoder-hangs", detail=f"no sign of life for {seconds:g} s")
+    if -code == signal.SIGKILL:
+        return Rejected(
+            stage, "too-much-memory", detail="the system killed the decoder, as it does when memory runs out"
+        )
+    with contextlib.suppress(ValueError):
+        return Rejected(stage, "decoder-crashed", detail=signal.Signals(-code).name)
+    return Rejected(stage, "decoder-crashed", detail=f"exit code {code}")
+
+
+_idle: list[Sandbox] = []
+_busy: list[Sandbox] = []
+_lock = threading.Lock()
+
+
+@contextlib.contextmanager
+def sandbox() -> Iterator[Sandbox]:
+    """An idle sandbox of this process, or a new one; it goes back when the block ends."""
+    with _lock:
+        found = _idle.pop() if _idle else Sandbox()
+        _busy.append(found)
+    try:
+        yield found
+    finally:
+        with _lock:
+            _busy.remove(found)
+            _idle.append(found)
+
+
+def stop() -> None:
+    """End what the sandboxes of this process are doing: calls that wait for them raise `TryLaterError`."""
+    with _lock:
+        for found in _busy:
+            found.stop()

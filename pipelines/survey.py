@@ -1,0 +1,304 @@
+"""Survey: what of a corpus is new, changed, known under another name, or gone, before the first sample is decoded.
+
+list ▶ compare with the ledger ▶ probe ▶ recognise known content ▶ cut the rest into segments
+
+The first half of `pipelines.extract`, and all that a dry run needs. Only names and numbers cross a shuffle.
+"""
+
+import functools
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import apache_beam as beam
+from apache_beam.pvalue import AsSingleton, TaggedOutput
+
+from model.features import FeatureSpec
+from pipelines import account, fragments, ledger, plan
+from pipelines.account import Candidate, Work, packed
+from pipelines.audio import Probe, Rejected, probe
+from pipelines.bundle import read_outcomes
+from pipelines.corpus import Entry, at_hand, listing, read_labels
+from pipelines.isolation import sandbox
+from pipelines.joins import joined
+from pipelines.lake import Lake
+from pipelines.runners import Concurrently
+
+
+class _Split(beam.DoFn):
+    """Listed files by uri; those left out by name are counted."""
+
+    def process(self, found: tuple[str, Entry] | None) -> Iterator[Any]:
+        if found is None:
+            yield TaggedOutput("counts", ("left out", 1))
+        else:
+            uri, entry = found
+            yield uri, packed([entry.size, entry.mtime_ns])
+
+
+class _ReadLedger(beam.DoFn):
+    """One fragment of the ledger, at a pinned version: (first column, its number and all columns)."""
+
+    def __init__(self, uri: str, version: int, columns: list[str]) -> None:
+        self.uri, self.version, self.columns = uri, version, columns
+
+    def process(self, fragment: int, wanted: int = 1) -> Iterator[tuple[str, bytes]]:
+        if not wanted:
+            return
+        for batch in fragments.of(self.uri, self.version, fragment).to_batches(columns=self.columns):
+            for row in batch.to_pylist():
+                if row[self.columns[0]] is not None:
+                    yield row[self.columns[0]], packed([fragment, *(row[name] for name in self.columns)])
+
+
+class _Leftovers(beam.DoFn):
+    """Names of finished bundles that the ledger does not name: a killed run's, or of what has gone."""
+
+    def __init__(self, lake: Lake, spec_id: str, version: int) -> None:
+        self.lake, self.spec_id, self.version = lake, spec_id, version
+
+    def process(self, _: Any) -> Iterator[str]:
+        names = {name.removesuffix(".parquet") for name in self.lake.names(f"{Lake.spec(self.spec_id)}/outcomes")}
+        if names and self.version:
+            known = ledger.open_ledger(self.lake, self.spec_id, self.version)
+            for batch in known.to_batches(columns=["bundles"]):
+                names -= set(batch.column("bundles").flatten().to_pylist())
+        yield from sorted(names)
+
+
+def _read_left(bundle: str, lake: Lake, spec_id: str) -> Iterator[Any]:
+    """What a leftover bundle knows: of each file what a probe would tell, of each segment its outcome."""
+    for row in read_outcomes(lake, spec_id, bundle) or ():
+        if row["first"] == 0:
+            file = [row["size"], row["mtime_ns"], row["recording_id"], json.loads(row["probe"])]
+            yield TaggedOutput("files", (row["uri"], packed(file)))
+        yield row["recording_id"], packed(row)  # type: ignore[arg-type]
+
+
+class _Compare(beam.DoFn):
+    """What a listed file is to the ledger: known, identified without being read, to be probed, or gone."""
+
+    def __init__(self, corpus: str, retried: frozenset[str]) -> None:
+        self.corpus, self.retried = corpus, retried
+
+    def process(self, element: tuple[str, Mapping[str, list[bytes]]]) -> Iterator[Any]:
+        uri, joined = element
+        listed, known, labels = (
+            next((json.loads(data) for data in joined[name]), None) for name in ("listed", "known", "labels")
+        )
+        row = None if known is None else dict(zip(account.KNOWN, known[2:], strict=True))
+        replaces = None if known is None else known[0]
+        if listed is None:
+            if row is not None and row["corpus"] == self.corpus:
+                yield TaggedOutput("gone", (replaces, uri))
+                yield TaggedOutput("counts", ("gone", 1))
+            elif row is None and labels is not None:
+                yield TaggedOutput("counts", ("labels without a file", 1))
+            return
+        yield TaggedOutput("counts", ("listed", 1))
+        size, mtime_ns = listed
+        label, group = labels or (None, None)
+        file = Candidate(uri, size, mtime_ns, label, group, replaces=replaces)
+        # Finished bundles that no ledger names yet know the file: it needs no second reading.
+        left = min((one[2:] for one in map(json.loads, joined["left"]) if one[:2] == listed), default=None)
+        if row is None:
+            yield TaggedOutput("counts", ("new", 1))
+        else:
+            same_name = (row["corpus"], row["label"], row["group"]) == (self.corpus, label, group)
+            unchanged = (row["size"], row["mtime_ns"]) == (size, mtime_ns)
+            if plan.is_known(size, mtime_ns, row, retried=self.retried):
+                if same_name:
+                    yield TaggedOutput("counts", ("unchanged", 1))
+                    return
+                if row["recording_id"] is not None:
+                    yield TaggedOutput("counts", ("relabelled", 1))
+                    yield TaggedOutput("identified", (row["recording_id"], packed(file.values())))
+                    return
+            yield TaggedOutput("counts", ("tried again" if unchanged else "changed", 1))
+            if same_name and unchanged:
+                # For what it was rejected, so that the same again is no news.
+                file = replace(file, before=row["reason"])
+        if left is not None:
+            recording_id, found = left
+            values = [*file.values()[:-1], found]
+            yield TaggedOutput("identified", (recording_id, packed(values)))
+        else:
+            yield file
+
+
+def probe_file(candidate: Candidate, corpus: str) -> Iterator[Any]:
+    """Read a file's header and digest: (recording_id, packed candidate), or a ledger row that rejects it."""
+    try:
+        with at_hand(candidate.uri) as path:
+            # First: it refuses what is no regular file, and to read a pipe waits for ever.
+            with sandbox() as box:
+                found: Probe = box.call(probe, path, stage="probe")
+            with open(path, "rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except Rejected as error:
+        stage, reason, detail = error.stage, error.reason, error.detail
+    except OSError as error:
+        stage, reason, detail = "probe", "unreadable", error.strerror or type(error).__name__
+    else:
+        yield digest, packed(replace(candidate, before=None, probe=found).values())
+        return
+    if candidate.before == reason:
+        yield TaggedOutput("counts", ("unchanged", 1))
+    else:
+        yield TaggedOutput("rows", candidate.rejection(corpus, stage=stage, reason=reason, detail=detail))
+
+
+class _Recognise(beam.DoFn):
+    """Content that the ledger knows under another name gets its row without decoding; the rest is new, and is cut."""
+
+    def __init__(self, spec: FeatureSpec, corpus: str, retried: frozenset[str]) -> None:
+        self.spec, self.corpus, self.retried = spec, corpus, retried
+
+    def process(self, element: tuple[str, Mapping[str, list[bytes]]]) -> Iterator[Any]:
+        recording_id, joined = element
+        found = sorted((Candidate.of(json.loads(data)) for data in joined["found"]), key=lambda file: file.uri)
+        if not found:
+            return
+        names = [*account.CONTENT, "uri"]
+        known = [dict(zip(names, json.loads(data)[1:], strict=True)) for data in joined["known"]]
+        rows = account.recognise(found, known, self.corpus, retried=self.retried)
+        for row in rows:
+            yield TaggedOutput("rows", row)
+        if rows:
+            return
+        works = account.cut(recording_id, found, [json.loads(data) for data in joined["left"]], self.spec)
+        if len(works) > 1:
+            yield TaggedOutput("long", (recording_id, packed([file.values() for file in found])))
+        container = works[0].probe.container
+        yield TaggedOutput("counts", ("recordings", 1))
+        for work in works:
+            if work.outcome is None:
+                seconds = work.segment.windows * self.spec.step_seconds
+                yield TaggedOutput("counts", (f"planned_s {container}", seconds))
+                yield TaggedOutput("counts", ("planned windows", work.segment.windows))
+            yield work.packed()
+
+
+class Survey(NamedTuple):
+    """What there is to do, as PCollections.
+
+    Attributes
+    ----------
+    works : of packed `Work`
+        The segments of what is new.
+    long : of (recording_id, packed candidates)
+        Recordings of more than one segment.
+    rows : tuple, of ledger rows
+        Of what needs no decoding.
+    gone : of (fragment of the ledger, uri)
+        Rows that leave.
+    counts : tuple, of (name, number)
+    """
+
+    works: Any
+    long: Any
+    rows: tuple[Any, ...]
+    gone: Any
+    counts: tuple[Any, ...]
+
+
+def survey(
+    pipeline: beam.Pipeline,
+    lake: Lake,
+    spec: FeatureSpec,
+    corpus: str,
+    *,
+    before: Any,
+    labels: str | None,
+    threads: int = 1,
+    retried: frozenset[str] = plan.TRANSIENT,
+) -> Survey:
+    """Apply the transforms from the listing to the segments that are to be extracted.
+
+    Parameters
+    ----------
+    pipeline, lake, spec, corpus, labels, threads, retried
+        As for `pipelines.extract.extract`. The lake may be one that does not exist yet; nothing is written to it.
+    before : lance.LanceDataset or None
+        The ledger to compare with; workers read it at its version.
+    """
+    version = 0 if before is None else int(before.version)
+    ledger_uri = lake.ledger_uri(spec.spec_id)
+
+    listed = (
+        pipeline
+        | "corpus" >> beam.Create([corpus])
+        | "list" >> beam.FlatMap(listing)
+        | "left out or listed" >> beam.ParDo(_Split()).with_outputs("counts", main="listed")
+    )
+    in_ledger = pipeline | "ledger fragments" >> beam.Create(fragments.numbers(before))
+    known = in_ledger | "read ledger" >> beam.ParDo(_ReadLedger(ledger_uri, version, ["uri", *account.KNOWN]))
+    named = (
+        pipeline
+        | "label file" >> beam.Create([] if labels is None else [labels])
+        | "read labels" >> beam.FlatMap(read_labels, corpus)
+        | "pack labels" >> beam.Map(lambda named: (named[0], packed([named[1]["label"], named[1]["group"]])))
+    )
+    left = (
+        pipeline
+        | "once" >> beam.Create([None])
+        | "leftovers" >> beam.ParDo(_Leftovers(lake, spec.spec_id, version))
+        | "spread leftovers" >> beam.Reshuffle()
+        | "read leftovers" >> beam.FlatMap(_read_left, lake, spec.spec_id).with_outputs("files", main="outcomes")
+    )
+    compared = joined(
+        "by uri", {"listed": listed.listed, "known": known, "labels": named, "left": left.files}
+    ) | "compare" >> beam.ParDo(_Compare(corpus, retried)).with_outputs(
+        "gone", "counts", "identified", main="candidates"
+    )
+    probed = compared.candidates | "probe" >> beam.ParDo(
+        Concurrently(functools.partial(probe_file, corpus=corpus), threads)
+    ).with_outputs("rows", "counts", main="found")
+    found = (probed.found, compared.identified) | "found" >> beam.Flatten()
+    # Where nothing is new, the ledger's contents need not be read.
+    wanted = AsSingleton(found | "how many" >> beam.combiners.Count.Globally())
+    contents = in_ledger | "read contents" >> beam.ParDo(
+        _ReadLedger(ledger_uri, version, [*account.CONTENT, "uri"]), wanted
+    )
+    recognised = joined(
+        "by content", {"found": found, "known": contents, "left": left.outcomes}
+    ) | "recognise" >> beam.ParDo(_Recognise(spec, corpus, retried)).with_outputs(
+        "rows", "long", "counts", main="works"
+    )
+    return Survey(
+        recognised.works,
+        recognised.long,
+        (probed.rows, recognised.rows),
+        compared.gone,
+        (listed.counts, compared.counts, probed.counts, recognised.counts),
+    )
+
+
+def weight(data: bytes) -> int:
+    """Windows of a packed work."""
+    return Work.unpacked(data).segment.windows
+
+
+def bundles(works: Any, total: Any) -> Any:
+    """Pack works into bundles: a PCollection of tuples of `Work`.
+
+    Parameters
+    ----------
+    works : PCollection of packed `Work`
+    total : AsSingleton of int
+        Windows of all works.
+    """
+    return (
+        works
+        | "bucket" >> beam.Map(lambda data, total: (plan.bucket_of(Work.unpacked(data).segment, total), data), total)
+        | "gather buckets" >> beam.GroupByKey()
+        | "pack" >> beam.FlatMap(_pack, total)
+    )
+
+
+def _pack(element: tuple[int, Iterable[bytes]], total: int) -> Iterator[tuple[Work, ...]]:
+    works = {work.segment: work for work in map(Work.unpacked, element[1])}
+    for bundle in plan.pack(works, total):
+        yield tuple(works[segment] for segment in bundle)
