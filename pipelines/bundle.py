@@ -121,6 +121,26 @@ def make_bundle(
     return [{name: row[name] for name in OUTCOMES.names} | {"bundle": bundle} for row in outcomes]
 
 
+def restore_shard(lake: Lake, spec: FeatureSpec, bundle: str, kept: Sequence[tuple[Work, Row]]) -> None:
+    """Write a shard again, from the segments that gave windows and what became of them then.
+
+    Raises
+    ------
+    RuntimeError
+        If a segment does not give what it gave: another version of a decoder, say.
+    """
+    with lake.create(Lake.shard(spec.spec_id, bundle)) as shard, sandbox() as box:
+        end = 0
+        for work, before in kept:
+            outcome, end = _write_work(box, shard.name, end, work, spec)
+            now = outcome["windows"], outcome["reason"] or DONE
+            if now != (before["windows"], DONE):
+                raise RuntimeError(
+                    f"{work.files[0].uri} gives {now[0]} windows now ({now[1]}), and gave "
+                    f"{before['windows']}: the shard {lake.uri(Lake.shard(spec.spec_id, bundle))} was left as it is"
+                )
+
+
 def _write_outcomes(lake: Lake, spec: FeatureSpec, bundle: str, outcomes: Sequence[Row]) -> None:
     """Write down what became of a bundle's segments: from now on it is done."""
     from pyarrow import parquet

@@ -42,6 +42,10 @@ SpecToRead = Annotated[
     str | None, typer.Option("--spec", help="Preset, JSON file or spec_id; needed where the lake holds several.")
 ]
 ModelId = Annotated[str | None, typer.Option("--model", help="model_id; by default the promoted one.")]
+Retry = Annotated[
+    str | None,
+    typer.Option("--retry-rejected", metavar="[REASON]", help="Try rejects again: for one reason, or all of them."),
+]
 Labels = Annotated[
     str | None, typer.Option("--labels", help="CSV or Parquet with uri, label, group; by default labels.csv in AUDIO.")
 ]
@@ -113,6 +117,43 @@ def run_command(
     print(f"report      {result['report']}")
 
 
+@app.command("plan", context_settings=BEAM, epilog="Example: soundlake plan ~/recordings --lake ~/lake")
+def plan_command(
+    context: typer.Context,
+    audio: Audio,
+    lake: LakeAt = "./lake",
+    spec: SpecToWrite = "general",
+    labels: Labels = None,
+    workers: Workers = 0,
+    retry_rejected: Retry = None,
+    price_cpu: Annotated[
+        float | None, typer.Option("--price-cpu", min=0, help="Of an hour of one core, for an estimate of the money.")
+    ] = None,
+    price_storage: Annotated[
+        float | None, typer.Option("--price-storage", min=0, help="Of a gigabyte of storage for a month.")
+    ] = None,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """What extract would do: files, hours, shards, and what they would cost. Decodes a few samples at most."""
+    from pipelines import commands, messages
+
+    result = commands.plan(
+        _lake(lake),
+        audio,
+        spec=commands.parse_spec(spec),
+        labels=labels,
+        beam=context.args,
+        workers=workers,
+        retry=retry_rejected,
+        prices={"cpu": price_cpu, "storage": price_storage},
+    )
+    if as_json:
+        _out(result)
+    else:
+        messages.plan(result, print)
+
+
 @app.command(
     "extract", context_settings=BEAM, epilog="Example: soundlake extract ~/recordings --lake ~/lake --spec music"
 )
@@ -129,6 +170,10 @@ def extract_command(
     allow_empty: Annotated[
         bool, typer.Option("--allow-empty", help="Let all files leave the ledger if the corpus is empty now.")
     ] = False,
+    retry_rejected: Retry = None,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Then check every shard, and make again what is damaged or missing.")
+    ] = False,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
@@ -138,7 +183,15 @@ def extract_command(
     found = commands.parse_spec(spec)
     where = _lake(lake)
     result = commands.extract(
-        where, audio, spec=found, labels=labels, beam=context.args, workers=workers, allow_empty=allow_empty
+        where,
+        audio,
+        spec=found,
+        labels=labels,
+        beam=context.args,
+        workers=workers,
+        allow_empty=allow_empty,
+        retry=retry_rejected,
+        repair=repair,
     )
     summary = ledger.summary(ledger.open_ledger(where, found.spec_id)) if result["ledger_version"] else None
     if as_json:
@@ -151,7 +204,10 @@ def extract_command(
                 f"{summary['hours']:.2f} hours, {summary['windows']} windows in {summary['shards']} shards, "
                 f"{summary['silent_windows']} silent windows left out"
             )
+            messages.other_length(summary, print)
             messages.rejects(summary, print)
+        if repair:
+            messages.repaired(result["repair"], found.spec_id, print)
     if max_rejects is not None and summary is not None and summary["rejected"] > max_rejects:
         _say(f"soundlake: {summary['rejected']} rejects are more than --max-rejects {max_rejects}")
         raise typer.Exit(4)
@@ -245,9 +301,10 @@ def encode_command(
 @app.command("status", epilog="Example: soundlake status --lake ~/lake")
 def status_command(lake: LakeAt = "./lake", as_json: Json = False, verbose: Verbose = False) -> None:
     """The lake at a glance: recordings, rejects by reason, models, tables."""
-    from pipelines import commands, messages
+    from pipelines import messages
+    from pipelines.status import status
 
-    result = commands.status(_lake(lake))
+    result = status(_lake(lake))
     if as_json:
         _out(result)
         return
@@ -261,7 +318,10 @@ def status_command(lake: LakeAt = "./lake", as_json: Json = False, verbose: Verb
             f"{found['recordings']} recordings, {found['hours']:.2f} hours, {found['windows']} windows, "
             f"{found['shards']} shards"
         )
+        messages.other_length(found, print)
         messages.rejects(found, print)
+        if found["estimate"] is not None:
+            print(f"    {messages.estimate_error(found['estimate'])}")
     for model_id, found in result["models"].items():
         mark = ", promoted" if found["promoted"] else ""
         loss = found["validation"]["negative_elbo"]
@@ -384,6 +444,14 @@ def _prepare() -> None:
         warnings.simplefilter("ignore")
 
 
+def _reasons_filled_in(arguments: list[str]) -> list[str]:
+    """The same with ``all`` after a ``--retry-rejected`` without a reason: Typer wants a value for each option."""
+    filled = []
+    for argument, after in zip(arguments, [*arguments[1:], "-"], strict=True):
+        filled += [argument, "all"] if argument == "--retry-rejected" and after.startswith("-") else [argument]
+    return filled
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit code.
 
@@ -392,7 +460,7 @@ def main(arguments: list[str] | None = None) -> int:
     """
     _prepare()
     try:
-        code = app(args=arguments, standalone_mode=False)
+        code = app(args=_reasons_filled_in(sys.argv[1:] if arguments is None else arguments), standalone_mode=False)
         if code == 130:  # Typer's own answer to Ctrl-C
             raise KeyboardInterrupt
         return code if isinstance(code, int) else 0

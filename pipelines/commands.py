@@ -121,6 +121,26 @@ def _quiet() -> Iterator[None]:
         os.close(nowhere)
 
 
+def _corpus_of(lake: Lake, audio: str, labels: str | None) -> tuple[str, str | None]:
+    """The uri of a corpus and of its labels, checked."""
+    from pipelines import corpus
+
+    root = corpus.corpus_root(audio)
+    if lake.is_local and (root == lake.root or root.startswith(lake.root + "/")):
+        raise InputError(f"the corpus {audio} lies inside the lake {lake.root}: keep them apart")
+    return root, corpus.find_labels(root, labels)
+
+
+def _retried(reason: str | None) -> frozenset[str]:
+    """The reasons whose rejects are tried again: what may pass by itself, and the one named, or ``"all"``."""
+    from pipelines import plan as planning
+    from pipelines.audio import REASONS
+
+    if reason not in (None, "all", *REASONS):
+        raise InputError(f"no reason {reason!r} for a rejection: name one of {', '.join(sorted(REASONS))}, or all")
+    return planning.TRANSIENT | (frozenset(REASONS) if reason == "all" else {reason} if reason else frozenset())
+
+
 def extract(
     lake: Lake,
     audio: str,
@@ -131,6 +151,7 @@ def extract(
     workers: int = 0,
     allow_empty: bool = False,
     retry: str | None = None,
+    repair: bool = False,
 ) -> dict[str, Any]:
     """Bring the features of a corpus up to date; see `pipelines.extract.extract` for what comes back.
 
@@ -138,33 +159,114 @@ def extract(
     ----------
     retry : str or None
         A reason whose rejects are tried again; ``"all"`` for every one.
+    repair : bool
+        Then check every shard of the spec, and make again what is damaged; adds ``repair``
+        (`pipelines.repair.repair`).
     """
-    from pipelines import corpus, plan
-    from pipelines.audio import REASONS
     from pipelines.runners import beam_options
 
-    root = corpus.corpus_root(audio)
-    if lake.is_local and (root == lake.root or root.startswith(lake.root + "/")):
-        raise InputError(f"the corpus {audio} lies inside the lake {lake.root}: keep them apart")
-    found = corpus.find_labels(root, labels)
-    if retry not in (None, "all", *REASONS):
-        raise InputError(f"no reason {retry!r} for a rejection: name one of {', '.join(sorted(REASONS))}, or all")
-    retried = plan.TRANSIENT | (frozenset(REASONS) if retry == "all" else {retry} if retry else frozenset())
+    root, found = _corpus_of(lake, audio, labels)
+    retried = _retried(retry)
     engine = beam_options(beam, workers=workers)
     lake.initialise()
+    from pipelines import estimate
     from pipelines.extract import extract as extract_features
 
     settings = {"audio": root, "labels": found, "spec_id": spec.spec_id, "retry": retry, "beam": list(beam)}
+    rates = estimate.rates(lake, spec.spec_id)
     with run_manifest(lake, "extract", settings) as run:
-        with watching(Progress(lake, run.folder), verb="extracting"):
+        with watching(Progress(lake, run.folder), verb="extracting") as watch:
             totals = extract_features(
                 lake, spec, root, labels=found, run=run, engine=engine, allow_empty=allow_empty, retried=retried
             )
+        if not rates and watch.first is not None:
+            rates = estimate.rates_of(*(_by_container(watch.first, name) for name in ("cpu_s ", "audio_s ")))
+        totals["rates"] = estimate.rates_of(totals["cpu_s"], totals["audio_s"])
+        took = sum(totals["cpu_s"].values())
+        totals["estimate"] = estimate.error(estimate.cpu_seconds(totals["planned_s"], rates), took)
         totals |= {"spec_id": spec.spec_id, "run_id": run.run_id}
         run.manifest["counts"] = totals
+        if repair:
+            from pipelines.repair import repair as repair_shards
+
+            lake.remove(run.folder)
+            with watching(Progress(lake, run.folder), verb="checking shards"):
+                totals["repair"] = repair_shards(lake, spec, run=run, engine=engine)
     if not totals["listed"]:
         log.warning("the corpus %s holds no files to list (%d left out by name)", audio, totals["left_out"])
     return totals
+
+
+def _by_container(numbers: dict[str, float], prefix: str) -> dict[str, float]:
+    return {name.removeprefix(prefix): value for name, value in numbers.items() if name.startswith(prefix)}
+
+
+def plan(
+    lake: Lake,
+    audio: str,
+    *,
+    spec: FeatureSpec,
+    labels: str | None = None,
+    beam: Sequence[str] = (),
+    workers: int = 0,
+    retry: str | None = None,
+    prices: dict[str, float | None] | None = None,
+) -> dict[str, Any]:
+    """What `extract` would do to a corpus, and what it would cost. Nothing is decoded but a few samples.
+
+    Parameters
+    ----------
+    prices : dict or None
+        ``cpu``, of an hour of one core, and ``storage``, of a gigabyte for a month; each may be None.
+
+    Returns
+    -------
+    dict
+        As `pipelines.estimate.survey_corpus`, and ``estimate``: ``cpu_s``, ``bytes`` of shards, ``source`` of the rates
+        in words, ``cores``, ``money`` by what it is for.
+    """
+    from pipelines.runners import beam_options
+
+    root, found_labels = _corpus_of(lake, audio, labels)
+    engine = beam_options(beam, workers=workers)
+    from pipelines import estimate
+
+    settings = {"audio": root, "labels": found_labels, "spec_id": spec.spec_id, "retry": retry, "beam": list(beam)}
+    # A dry run makes no lake; where there is one, the plan is written down in it.
+    there = lake.exists("lake.json")
+    if there:
+        lake.check()
+    elif not engine.local:
+        raise InputError(f"there is no lake at {lake.root}: workers elsewhere need one to say what they found")
+    with run_manifest(lake, "plan", settings) if there else contextlib.nullcontext() as run:
+        found = estimate.survey_corpus(
+            lake, spec, root, labels=found_labels, run=run, engine=engine, retried=_retried(retry)
+        )
+        known = estimate.rates(lake, spec.spec_id)
+        lacking = sorted(set(found["planned_s"]) - set(known))
+        fresh = estimate.measured(found.pop("samples"), spec, without=known) if lacking else {}
+        rates = known | fresh
+        cpu_s = estimate.cpu_seconds(found["planned_s"], rates)
+        size = found["planned_windows"] * estimate.record_bytes(spec)
+        money = {}
+        if prices and prices.get("cpu") is not None and cpu_s is not None:
+            money["cpu"] = cpu_s / 3600 * float(prices["cpu"] or 0)
+        if prices and prices.get("storage") is not None:
+            money["storage"] = size / 1e9 * float(prices["storage"] or 0)
+        told = [f"of earlier runs for {', '.join(sorted(known))}"] if known else []
+        told += [f"measured now for {', '.join(sorted(fresh))}"] if fresh else []
+        cores = engine.threads if engine.local else 1
+        found["estimate"] = {
+            "cpu_s": cpu_s,
+            "bytes": size,
+            "source": " and ".join(told),
+            "money": money,
+            "cores": cores,
+        }
+        found |= {"rates": fresh, "spec_id": spec.spec_id}
+        if run is not None:
+            run.manifest["counts"] = found
+    return found
 
 
 def train(
@@ -239,11 +341,10 @@ def encode(
     """Bring a model's table and its index up to the ledger; see `pipelines.encode.encode` for what comes back."""
     model = find_model(lake, model_id, spec)
     known = ledger.open_ledger(lake, model.spec.spec_id)
-    state = f"tables/{model.model_id}.json"
     dataset = table.open_table(lake, model.model_id)
     if dataset is not None and known is not None:
         now = {"ledger_version": int(known.version), "table_version": int(dataset.version)}
-        done = _read_json(lake, state)
+        done = table.said(lake, model.model_id)
         if {name: done.get(name) for name in now} == now:
             return done | {"encoded": 0, "renamed": 0, "stale_recordings": 0}
     from pipelines.encode import encode as encode_windows
@@ -258,19 +359,8 @@ def encode(
         totals["table_version"] = int(table.need_table(lake, model.model_id).version)
         run.manifest["counts"] = totals
     # What the next call compares with: nothing changed, nothing to do, no pipeline started.
-    import json
-
-    lake.write(state, json.dumps(totals, sort_keys=True).encode() + b"\n")
+    table.say(lake, model.model_id, totals)
     return totals
-
-
-def _read_json(lake: Lake, name: str) -> dict[str, Any]:
-    import json
-
-    try:
-        return dict(json.loads(lake.read(name)))
-    except (FileNotFoundError, ValueError):
-        return {}
 
 
 def run(
@@ -323,42 +413,6 @@ def run(
         "model": {"model_id": model.model_id, "metrics": model.metrics},
         "report": str(model.directory / artifact.REPORT),
     }
-
-
-def status(lake: Lake) -> dict[str, Any]:
-    """The lake at a glance: features, models and tables."""
-    from model import artifact
-
-    lake.check()
-    specs = {}
-    for spec_id in ledger.specs(lake):
-        dataset = ledger.open_ledger(lake, spec_id)
-        preset = next((name for name, spec in PRESETS.items() if spec.spec_id == spec_id), None)
-        specs[spec_id] = {"preset": preset, "ledger_version": int(dataset.version), **ledger.summary(dataset)}
-    models, tables = {}, {}
-    if lake.is_local:
-        folder = models_dir(lake)
-        for model_id in artifact.models(folder):
-            model = artifact.load(folder / model_id)
-            models[model_id] = {
-                "spec_id": model.spec.spec_id,
-                "promoted": artifact.promoted(folder, model.spec.spec_id) == model_id,
-                "validation": model.metrics["validation"],
-                "active_dimensions": model.metrics["active_dimensions"],
-                "report": str(model.directory / artifact.REPORT),
-            }
-    for name in lake.names("tables"):
-        if name.endswith(".lance"):
-            model_id = name.removesuffix(".lance")
-            dataset = table.open_table(lake, model_id)
-            if dataset is None:
-                continue
-            said = _read_json(lake, f"tables/{model_id}.json")
-            tables[model_id] = {"rows": dataset.count_rows(), "table_version": int(dataset.version)}
-            tables[model_id]["index"] = said.get("index")
-            now = specs.get(models.get(model_id, {}).get("spec_id", ""), {}).get("ledger_version")
-            tables[model_id]["up_to_date"] = now is not None and said.get("ledger_version") == now
-    return {"lake": lake.root, "specs": specs, "models": models, "tables": tables}
 
 
 def search(

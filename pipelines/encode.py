@@ -344,7 +344,7 @@ def build(
     dropped = (
         compared.dropped
         | "by fragment" >> beam.GroupByKey()
-        | "drop" >> beam.ParDo(fragments.Drop(table_uri, int(dataset.version), "recording_id"))
+        | "drop" >> beam.Map(fragments.drop, table_uri, int(dataset.version), "recording_id")
     )
     stale = AsSingleton(
         compared.dropped

@@ -60,7 +60,7 @@ def write_works(
             "rejected": sum(o["status"] == REJECTED for o in outcomes),
             "audio_s": sum(seconds_of(o, spec) for o in outcomes),
             "work": sum(work.segment.windows for work in works),
-            **{name: value for name, value in took.items() if name.startswith("cpu_s")},
+            **took,
         },
     )
     for work, outcome in zip(works, outcomes, strict=True):
@@ -111,7 +111,7 @@ class _Keep(beam.PTransform):
         super().__init__()
         self.lake, self.spec_id = lake, spec_id
 
-    def expand(self, rows: Any) -> tuple[Any, Any, Any]:
+    def expand(self, rows: Any) -> Any:
         tallied = rows | "tally" >> beam.ParDo(_Tally()).with_outputs("counts", "replaced", main="rows")
         parts = (
             tallied.rows
@@ -187,7 +187,7 @@ def build(
         (found.gone, *replaced)
         | "all that leaves" >> beam.Flatten()
         | "by fragment" >> beam.GroupByKey()
-        | "drop" >> beam.ParDo(fragments.Drop(lake.ledger_uri(spec.spec_id), fragments.version_of(before), "uri"))
+        | "drop" >> beam.Map(fragments.drop, lake.ledger_uri(spec.spec_id), fragments.version_of(before), "uri")
     )
     new = written_rows | "all fragments" >> beam.Flatten()
     counts = [*found.counts, written.counts, *counted]

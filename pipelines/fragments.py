@@ -5,10 +5,9 @@ driver makes all of it visible, if the dataset is still at the version that the 
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
-import apache_beam as beam
 import pyarrow as pa
 
 
@@ -43,23 +42,24 @@ def in_list(column: str, values: Iterable[str]) -> str:
     return f"{column} IN ({quoted})"
 
 
-class Drop(beam.DoFn):
-    """(fragment, values of a column) → (fragment, the fragment without those rows as JSON; None if none is left).
+def drop(element: tuple[int, Iterable[str]], uri: str, version: int, column: str) -> tuple[int, str | None]:
+    """Take rows out of a fragment, where no reader sees it.
 
     Parameters
     ----------
-    uri, version : str, int
+    element : (int, iterable of str)
+        The fragment, and the values of `column` whose rows leave.
+    uri, version, column : str, int, str
         The dataset that the run was planned from.
-    column : str
+
+    Returns
+    -------
+    (int, str or None)
+        The fragment, and what is left of it as JSON for `commit`; None if no row is.
     """
-
-    def __init__(self, uri: str, version: int, column: str) -> None:
-        self.uri, self.version, self.column = uri, version, column
-
-    def process(self, element: tuple[int, Iterable[str]]) -> Iterator[tuple[int, str | None]]:
-        number, values = element
-        kept = of(self.uri, self.version, number).delete(in_list(self.column, sorted(set(values))))
-        yield number, None if kept is None else json.dumps(kept.to_json())
+    number, values = element
+    kept = of(uri, version, number).delete(in_list(column, sorted(set(values))))
+    return number, None if kept is None else json.dumps(kept.to_json())
 
 
 def commit(
@@ -75,7 +75,7 @@ def commit(
     fragments : iterable of str
         From `write`.
     dropped : iterable of (int, str or None)
-        From `Drop`.
+        From `drop`.
     """
     import lance
     from lance.fragment import FragmentMetadata

@@ -22,6 +22,8 @@ from typing import IO, Any, BinaryIO
 from model.errors import InputError, TryLaterError
 
 FORMAT_VERSION = 1
+# Runs whose manifests are looked at.
+LAST_RUNS = 50
 
 
 @contextlib.contextmanager
@@ -323,3 +325,15 @@ def run_manifest(lake: Lake, command: str, settings: dict[str, Any]) -> Iterator
         with contextlib.suppress(OSError, InputError, TryLaterError):
             lake.remove(run.folder)
             lake.write(f"runs/{run_id}.json", json.dumps(run.manifest, indent=1, sort_keys=True).encode() + b"\n")
+
+
+def manifests(lake: Lake, *commands: str) -> Iterator[dict[str, Any]]:
+    """Manifests of runs that ended well, of some commands, the newest first; the last few runs only."""
+    names = [name for name in lake.names("runs") if name.endswith(".json")]
+    for name in [n for n in reversed(names) if any(f"-{command}-" in n for command in commands)][:LAST_RUNS]:
+        try:
+            found = json.loads(lake.read(f"runs/{name}"))
+        except (OSError, ValueError):
+            continue
+        if found.get("result") == "done":
+            yield found

@@ -15,6 +15,9 @@ from pipelines.lake import Lake
 
 DONE, REJECTED = "done", "rejected"
 
+# A declared length is told as wrong beyond this: a codec's padding and an MP3's guess are not worth a word.
+LENGTH_S, LENGTH_SHARE = 0.2, 0.01
+
 # Lance then refuses a second row of the same key, even from a second writer at the same time.
 _KEY = {b"lance-schema:unenforced-primary-key": b"true"}
 
@@ -113,24 +116,15 @@ def summary(dataset: Any) -> dict[str, Any]:
     -------
     dict
         ``listed`` = ``done`` + ``rejected`` counts uris; ``recordings``, ``hours`` and ``windows`` count content once.
+        ``rejects`` by reason, and ``other_length`` (None or a count), each with an example.
     """
     import pyarrow.compute as pc
 
-    columns = [
-        "uri",
-        "recording_id",
-        "status",
-        "reason",
-        "detail",
-        "duration_s",
-        "windows",
-        "silent_windows",
-        "bundles",
-    ]
-    rows = dataset.to_table(columns=columns, filter=f"status IN ('{DONE}', '{REJECTED}')")
-    done = rows.filter(pc.equal(rows["status"], DONE))
-    rejected = rows.filter(pc.equal(rows["status"], REJECTED)).sort_by("uri")
-    once = done.group_by("recording_id").aggregate([(c, "max") for c in ("duration_s", "windows", "silent_windows")])
+    numbers = ["duration_s", "windows", "silent_windows"]
+    done = dataset.to_table(columns=["recording_id", *numbers, "bundles"], filter=f"status = '{DONE}'")
+    columns = ["uri", "reason", "detail"]
+    rejected = dataset.to_table(columns=columns, filter=f"status = '{REJECTED}'").sort_by("uri")
+    once = done.group_by("recording_id").aggregate([(name, "max") for name in numbers])
     reasons = {}
     for r in (
         rejected.group_by("reason", use_threads=False)
@@ -139,7 +133,7 @@ def summary(dataset: Any) -> dict[str, Any]:
     ):
         reasons[r["reason"]] = {"count": r["uri_count"], "example": r["uri_first"], "detail": r["detail_first"]}
     return {
-        "listed": len(rows),
+        "listed": len(done) + len(rejected),
         "done": len(done),
         "rejected": len(rejected),
         "recordings": len(once),
@@ -148,7 +142,15 @@ def summary(dataset: Any) -> dict[str, Any]:
         "silent_windows": pc.sum(once["silent_windows_max"]).as_py() or 0,
         "shards": pc.count_distinct(pc.list_flatten(done["bundles"])).as_py(),
         "rejects": dict(sorted(reasons.items(), key=lambda item: (-item[1]["count"], item[0]))),
+        "other_length": _other_length(dataset),
     }
+
+
+def _other_length(dataset: Any) -> dict[str, Any] | None:
+    """How many files decode to another length than their headers declare, and the first by name; None for none."""
+    differs = f"status = '{DONE}' AND abs(claimed_s - duration_s) > {LENGTH_S} + {LENGTH_SHARE} * duration_s"
+    found = dataset.to_table(columns=["uri", "claimed_s", "duration_s"], filter=differs).sort_by("uri")
+    return {"count": len(found), "example": found.slice(0, 1).to_pylist()[0]} if len(found) else None
 
 
 def training_input(dataset: Any) -> tuple[dict[str, list[str]], dict[str, str]]:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pipelines.audio import REASONS
+from pipelines.lake import Lake
 
 
 def files(totals: dict[str, Any]) -> str:
@@ -25,6 +26,69 @@ def rejects(summary: dict[str, Any], say: Callable[[str], None]) -> None:
         say(f"    {found['count']:>6}  {reason}: {REASONS.get(reason, '')} Such as {shown(found['example'])}")
 
 
+def other_length(summary: dict[str, Any], say: Callable[[str], None]) -> None:
+    """Say how many files hold more or less sound than their headers declare, if any do."""
+    found = summary["other_length"]
+    if found is not None:
+        one = found["example"]
+        say(
+            f"    {found['count']:>6}  done, but not as long as declared. Such as {shown(one['uri'])}: "
+            f"{one['claimed_s']:.2f} s by its header, {one['duration_s']:.2f} s decoded"
+        )
+
+
+def plan(found: dict[str, Any], say: Callable[[str], None]) -> None:
+    """Say what extract would do, and what it would cost."""
+    again = f", {found['tried_again']} to be tried again" if found["tried_again"] else ""
+    moved = f", {found['relabelled']} under another label or corpus" if found["relabelled"] else ""
+    gone = f"; {found['gone']} gone" if found["gone"] else ""
+    left = f"; {found['left_out']} left out by name" if found["left_out"] else ""
+    say(
+        f"{found['listed']} files: {found['unchanged']} unchanged, {found['new']} new, {found['changed']} changed"
+        f"{again}{moved}{gone}{left}"
+    )
+    if found["known"]:
+        say(f"    {found['known']:>6}  hold sound that the lake knows: nothing to decode")
+    for reason, count in found["rejects"].items():
+        say(f"    {count:>6}  rejected, {reason}: {REASONS.get(reason, '')}")
+    if not found["recordings"]:
+        say("nothing to decode")
+        return
+    hours = sum(found["planned_s"].values()) / 3600
+    kinds = ", ".join(f"{name} {seconds / 3600:.2f} h" for name, seconds in found["planned_s"].items())
+    say(
+        f"to decode: {found['recordings']} recordings, {hours:.2f} hours by their headers ({kinds}), "
+        f"{found['planned_windows']} windows, {found['shards']} shards"
+    )
+    cost = found["estimate"]
+    say(
+        f"estimate: {duration(cost['cpu_s'])} of one core ({cost['cpu_s'] / 3600:.2g} CPU hours), about "
+        f"{duration(cost['cpu_s'] / cost['cores'])} on {cost['cores']}; {cost['bytes'] / 1e9:.2g} GB of shards; "
+        f"rates {cost['source']}"
+    )
+    if cost["money"]:
+        said = [f"{cost['money'][name]:.2f} {what}" for name, what in _MONEY.items() if name in cost["money"]]
+        say(f"money: {', '.join(said)}, in the currency of the prices")
+
+
+_MONEY = {"cpu": "for the CPU hours", "storage": "a month for the shards"}
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def estimate_error(found: dict[str, Any]) -> str:
+    """How far the last estimate was off, in words."""
+    return (
+        f"last estimate of extract: {duration(found['estimated_cpu_s'])} of CPU, took {duration(found['took_cpu_s'])} "
+        f"({abs(found['error']):.0%} {'over' if found['error'] > 0 else 'under'})"
+    )
+
+
 def shown(name: str) -> str:
     """A name on one line, whatever is in it."""
     return name if name.isprintable() else repr(name)
@@ -38,3 +102,12 @@ def elbo(metrics: dict[str, Any]) -> str:
         f"(−log p(x|z) {found['nll']:.0f} + KL {found['kl']:.1f}), "
         f"mean square error {found['mse']:.3f}"
     )
+
+
+def repaired(found: dict[str, Any], spec_id: str, say: Callable[[str], None]) -> None:
+    """Say which shards were damaged, and what was done about each."""
+    say(f"repair: {found['shards']} shards checked, {len(found['damaged'])} damaged")
+    for one in found["damaged"]:
+        same = one["moved_to"] == one["bundle"]
+        how = "made again, byte for byte" if same else f"what is left of its recordings is in {one['moved_to']} now"
+        say(f"    {Lake.shard(spec_id, one['bundle'])}: {one['damage']}; {how}")

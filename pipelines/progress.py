@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.lake import Lake
+from pipelines.messages import duration
 
 # Seconds between two looks; and between two lines where stderr is no terminal.
 LOCAL_LOOK, REMOTE_LOOK, LINE = 0.5, 15.0, 30.0
@@ -38,7 +39,7 @@ class Progress:
         return work
 
     def tell(self, piece: str, numbers: dict[str, float]) -> None:
-        """Say what a piece did: ``work``, and whatever is to be shown."""
+        """Say what a piece did: ``work``, and whatever is to be shown; a name with a space in it is only added up."""
         self.lake.write(f"{self.folder}/done/{piece}.json", json.dumps(numbers).encode())
 
 
@@ -49,8 +50,10 @@ class Watch:
         self._progress = progress
         self._seen: set[str] = set()
         self._expected: float | None = None
-        self._began = time.monotonic()
+        self._began = self._work_began = time.monotonic()
         self.numbers: dict[str, float] = {}
+        # What the first pieces said: enough for a guess at the rest.
+        self.first: dict[str, float] | None = None
 
     def look(self) -> None:
         """Read what came since the last look."""
@@ -58,12 +61,15 @@ class Watch:
         if self._expected is None:
             with contextlib.suppress(FileNotFoundError):
                 self._expected = json.loads(lake.read(f"{folder}/expected.json"))["work"]
+                self._work_began = time.monotonic()
         for name in set(lake.names(f"{folder}/done")) - self._seen:
             # Gone when the run has ended and swept its folder.
             with contextlib.suppress(FileNotFoundError):
                 for key, value in json.loads(lake.read(f"{folder}/done/{name}")).items():
                     self.numbers[key] = self.numbers.get(key, 0) + value
                 self._seen.add(name)
+        if self.first is None and self._seen:
+            self.first = dict(self.numbers)
 
     @property
     def share(self) -> float | None:
@@ -72,29 +78,24 @@ class Watch:
 
     def line(self, verb: str) -> str:
         """What is to be shown, in one line."""
-        share, seconds = self.share, time.monotonic() - self._began
+        share, now = self.share, time.monotonic()
         if share is None:
-            return f"{verb}: listing, {seconds:.0f} s"
+            return f"{verb}: listing, {now - self._began:.0f} s"
+        seconds = max(now - self._work_began, 1e-3)
         found = dict(self.numbers)
         found.pop("work", None)
-        found = {name: value for name, value in found.items() if not name.startswith("cpu_s")}
+        found = {name: value for name, value in found.items() if " " not in name}
         audio = found.pop("audio_s", 0.0)
         said = [f"{share:4.0%}", *(f"{value:.0f} {name}" for name, value in sorted(found.items()))]
         if audio:
             said += [f"{audio / 3600:.2f} h of sound", f"{audio / seconds:.0f} x real time"]
         if 0 < share < 1:
-            said.append(f"{_time(seconds * (1 - share) / share)} left")
+            said.append(f"{duration(seconds * (1 - share) / share)} left")
         return f"{verb}: {', '.join(said)}"
 
 
-def _time(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
-
-
 @contextlib.contextmanager
-def watching(progress: Progress, *, verb: str) -> Iterator[None]:
+def watching(progress: Progress, *, verb: str) -> Iterator[Watch]:
     """Show on stderr how far a run is: a bar on a terminal, else a line now and then."""
     watch, over = Watch(progress), threading.Event()
     look = LOCAL_LOOK if progress.lake.is_local else REMOTE_LOOK
@@ -109,7 +110,7 @@ def watching(progress: Progress, *, verb: str) -> Iterator[None]:
         watcher = threading.Thread(target=watch_on, daemon=True)
         watcher.start()
         try:
-            yield
+            yield watch
         finally:
             over.set()
             watcher.join()

@@ -26,10 +26,13 @@ class Engine:
     threads : int
         Calls that a step runs side by side: one a core in this process, where Beam itself runs one element after the
         other; 1 on a runner that brings its own workers.
+    local : bool
+        Whether all of it is on this machine.
     """
 
     options: Any
     threads: int = 1
+    local: bool = True
 
 
 def beam_options(arguments: Sequence[str], *, workers: int = 0) -> Engine:
@@ -79,7 +82,7 @@ def beam_options(arguments: Sequence[str], *, workers: int = 0) -> Engine:
     unknown = sorted(set(a.split("=")[0] for a in given) - _known_flags(options))
     if unknown:
         raise InputError(f"Beam has no option {unknown[0]}; see the runner's page in Beam's documentation")
-    return Engine(options, threads)
+    return Engine(options, threads, local)
 
 
 def _return_freed_memory() -> None:

@@ -175,10 +175,19 @@ class _Recognise(beam.DoFn):
         yield TaggedOutput("counts", ("recordings", 1))
         for work in works:
             if work.outcome is None:
-                seconds = work.segment.windows * self.spec.step_seconds
-                yield TaggedOutput("counts", (f"planned_s {container}", seconds))
+                yield TaggedOutput("counts", (f"planned_s {container}", _claimed_seconds(work, self.spec)))
                 yield TaggedOutput("counts", ("planned windows", work.segment.windows))
             yield work.packed()
+
+
+def _claimed_seconds(work: Work, spec: FeatureSpec) -> float:
+    """Seconds of sound in a segment, by the header."""
+    found, segment = work.probe, work.segment
+    whole = segment.windows * spec.step_seconds
+    if not found.claimed_frames:
+        return whole
+    to_the_end = found.claimed_frames / found.sample_rate - segment.first * spec.step_seconds
+    return to_the_end if segment.count is None else min(to_the_end, whole)
 
 
 class Survey(NamedTuple):

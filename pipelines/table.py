@@ -1,5 +1,6 @@
 """The table: one row a window, in Lance; its schema, its one commit a run, its index, what comes out of it."""
 
+import json
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -65,6 +66,19 @@ def create(lake: Lake, model_id: str, latent_dim: int) -> Any:
             columns = schema(latent_dim)
             found = lance.write_dataset(columns.empty_table(), lake.table_uri(model_id), schema=columns)
     return found
+
+
+def said(lake: Lake, model_id: str) -> dict[str, Any]:
+    """What the last encode said of a table: its totals; empty if there was none."""
+    try:
+        return dict(json.loads(lake.read(f"tables/{model_id}.json")))
+    except (FileNotFoundError, ValueError):
+        return {}
+
+
+def say(lake: Lake, model_id: str, totals: dict[str, Any]) -> None:
+    """Keep what encode said of a table."""
+    lake.write(f"tables/{model_id}.json", json.dumps(totals, sort_keys=True).encode() + b"\n")
 
 
 def rows_of(dataset: Any, column: str, values: Sequence[str], columns: list[str]) -> Iterator[pa.RecordBatch]:

@@ -30,6 +30,9 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str,
         (["search", "x.wav", "--by", "files"], "--by"),
         (["train", "--steps", "many"], "--steps"),
         (["status", "--lake", "/nonexistent"], "no lake"),
+        (["extract", ".", "--retry-rejected", "ugly"], "no reason 'ugly'"),
+        (["plan", "/nonexistent"], "no such folder"),
+        (["plan", ".", "--price-cpu", "-1"], "--price-cpu"),
         (["run", ".", "--spec", "opera"], "opera"),
         (["synth", "/dev/null/x"], "/dev/null"),
     ],
@@ -114,12 +117,53 @@ def test_max_rejects_is_4(capsys: pytest.CaptureFixture[str], made: Made) -> Non
     assert "2 rejects" in err
 
 
+@pytest.mark.parametrize("reason", [[], ["not-audio"], ["silent"]])
+def test_rejects_are_tried_again(
+    capsys: pytest.CaptureFixture[str], made: Made, tmp_path: Path, reason: list[str]
+) -> None:
+    lake = made.copy(tmp_path)
+    arguments = ["extract", str(made.audio), "--lake", lake.root, "--retry-rejected", *reason, "--json"]
+    code, out, _ = call(capsys, *arguments)
+    found = json.loads(out)
+    assert code == 0
+    # One is silent and one no sound; the same answer again is no news.
+    assert (found["tried_again"], found["listed"]) == (1 if reason else 2, 26)
+    assert found["ledger"]["rejected"] == 2
+
+
+def test_a_plan_in_words(capsys: pytest.CaptureFixture[str], made: Made, tmp_path: Path) -> None:
+    code, out, _ = call(capsys, "plan", str(made.audio), "--lake", made.lake.root)
+    assert code == 0
+    assert out.splitlines() == ["26 files: 26 unchanged, 0 new, 0 changed; 1 left out by name", "nothing to decode"]
+    arguments = ["--lake", str(tmp_path / "lake"), "--price-cpu", "0.04", "--price-storage", "0.02"]
+    code, out, _ = call(capsys, "plan", str(made.audio), *arguments)
+    assert code == 0
+    assert "26 files: 0 unchanged, 26 new, 0 changed" in out
+    # Silence is found by decoding only.
+    assert "to decode: 25 recordings" in out
+    assert "measured now for FLAC" in out
+    assert "a month for the shards" in out
+    assert not (tmp_path / "lake").exists()
+
+
+def test_repair_says_what_it_did(capsys: pytest.CaptureFixture[str], made: Made, tmp_path: Path) -> None:
+    lake = made.copy(tmp_path)
+    shard = sorted(Path(lake.root).glob("features/*/shards/*"))[0]
+    shard.write_bytes(shard.read_bytes()[:-1])
+    code, out, _ = call(capsys, "extract", str(made.audio), "--lake", lake.root, "--repair")
+    assert code == 0
+    assert "1 damaged" in out
+    assert f"{shard.name}: record" in out
+    assert "byte for byte" in out
+
+
 def test_json_is_one_object(capsys: pytest.CaptureFixture[str], made: Made, tmp_path: Path) -> None:
     clip = str(sorted(made.audio.glob("bird/*"))[0])
     lake = ["--lake", made.lake.root]
     calls = (
         ["run", str(made.audio), *lake],
         ["extract", str(made.audio), *lake],
+        ["plan", str(made.audio), *lake],
         ["train", "--if-missing", *lake],
         ["encode", *lake],
         ["status", *lake],

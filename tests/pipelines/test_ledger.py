@@ -25,8 +25,7 @@ def commit(lake: Lake, *rows: ledger.Row, spec_id: str = "s", gone: tuple[str, .
     """Rows in, rows of `gone` out, as extract does it."""
     before = ledger.open_ledger(lake, spec_id)
     uri, version = lake.ledger_uri(spec_id), fragments.version_of(before)
-    drop = fragments.Drop(uri, version, "uri")
-    dropped = [kept for number in fragments.numbers(before) for kept in drop.process((number, gone)) if gone]
+    dropped = [fragments.drop((number, gone), uri, version, "uri") for number in fragments.numbers(before) if gone]
     return fragments.commit(uri, version, ledger.SCHEMA, ledger.write_rows(lake, spec_id, rows), dropped)
 
 

@@ -1,0 +1,181 @@
+"""Plan: what extract would do to a corpus, and what it would cost; nothing is decoded but a few samples.
+
+Rates come from what decoding took in earlier runs of the lake, a container at a time; where it has none, the first
+recordings are decoded and thrown away.
+"""
+
+import functools
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+from apache_beam.pvalue import AsSingleton
+
+from model.features import FeatureSpec
+from model.records import Record, encode
+from pipelines import ledger, plan
+from pipelines.account import Work
+from pipelines.audio import Rejected
+from pipelines.corpus import at_hand
+from pipelines.extract import summarise, totalled
+from pipelines.isolation import sandbox
+from pipelines.lake import Lake, Run, manifests
+from pipelines.ledger import REJECTED, Row
+from pipelines.runners import Engine, run_pipeline
+from pipelines.survey import bundles, survey, weight
+from pipelines.windows import write_segment
+
+# Recordings of a container that are decoded where no run has told a rate, and seconds that all of it may take.
+SAMPLES, BUDGET_S = 3, 20.0
+# Below so many CPU seconds the error of an estimate is chance, and not told.
+TOLD_S = 1.0
+
+
+def _tallied(row: Row) -> Iterator[tuple[str, int]]:
+    yield ("rejected " + row["reason"] if row["status"] == REJECTED else "known"), 1
+
+
+def build(
+    pipeline: beam.Pipeline,
+    lake: Lake,
+    spec: FeatureSpec,
+    corpus: str,
+    *,
+    labels: str | None,
+    scratch: Lake,
+    name: str,
+    threads: int,
+    retried: frozenset[str],
+) -> None:
+    """Apply a dry run to a pipeline; its result is a JSON file, `name` in `scratch`."""
+    before = ledger.open_ledger(lake, spec.spec_id)
+    found = survey(pipeline, lake, spec, corpus, before=before, labels=labels, threads=threads, retried=retried)
+    total = AsSingleton(found.works | "weigh" >> beam.Map(weight) | "total" >> beam.CombineGlobally(sum))
+    shards = bundles(found.works, total) | "a shard each" >> beam.Map(lambda _: ("shards", 1))
+    rows = found.rows | "rows" >> beam.Flatten() | "tally" >> beam.FlatMap(_tallied)
+    samples = (
+        found.works
+        | "by container" >> beam.Map(lambda data: (Work.unpacked(data).probe.container, data))
+        | "samples" >> beam.combiners.Top.SmallestPerKey(SAMPLES)
+        | "as text" >> beam.FlatMap(lambda found: [data.decode() for data in found[1]])
+    )
+    summarise(pipeline, [*found.counts, shards, rows], lake=scratch, name=name, samples=samples)
+
+
+def survey_corpus(
+    lake: Lake,
+    spec: FeatureSpec,
+    corpus: str,
+    *,
+    labels: str | None,
+    run: Run | None,
+    engine: Engine,
+    retried: frozenset[str] = plan.TRANSIENT,
+) -> dict[str, Any]:
+    """What extract would do.
+
+    Parameters
+    ----------
+    run : Run or None
+        None where there is no lake yet: then nothing is written beside a temporary file.
+
+    Returns
+    -------
+    dict
+        As `pipelines.extract.totalled`, and ``known``, ``rejects`` by reason, ``shards``, ``samples``.
+    """
+    with tempfile.TemporaryDirectory(prefix="soundlake-") as folder:
+        scratch, name = (Lake(folder), "plan.json") if run is None else (lake, f"{run.folder}/plan.json")
+        pipeline = functools.partial(
+            build,
+            lake=lake,
+            spec=spec,
+            corpus=corpus,
+            labels=labels,
+            scratch=scratch,
+            name=name,
+            threads=engine.threads,
+            retried=retried,
+        )
+        run_pipeline(pipeline, engine)
+        summary = json.loads(scratch.read(name))
+    counts = summary["counts"]
+    rejects = {key.removeprefix("rejected "): n for key, n in sorted(counts.items()) if key.startswith("rejected ")}
+    found = totalled(counts) | {"known": counts.get("known", 0), "rejects": rejects, "shards": counts.get("shards", 0)}
+    return found | {"samples": summary["samples"]}
+
+
+def rates(lake: Lake, spec_id: str) -> dict[str, float]:
+    """CPU seconds that a second of sound took, by container, from the newest runs that tell it."""
+    found: dict[str, float] = {}
+    for manifest in manifests(lake, "extract", "plan"):
+        if manifest["settings"].get("spec_id") == spec_id:
+            found = {**manifest.get("counts", {}).get("rates", {}), **found}
+    return found
+
+
+def rates_of(cpu_s: Mapping[str, float], audio_s: Mapping[str, float]) -> dict[str, float]:
+    """CPU seconds a second of sound, by container."""
+    return {name: cpu_s.get(name, 0.0) / seconds for name, seconds in audio_s.items() if seconds > 1.0}
+
+
+def measured(samples: Iterable[str], spec: FeatureSpec, *, without: Iterable[str] = ()) -> dict[str, float]:
+    """`rates` from decoding some packed works now; those of containers in `without` are left out."""
+    cpu_s: dict[str, float] = {}
+    audio_s: dict[str, float] = {}
+    began = time.monotonic()
+    works = [Work.unpacked(text.encode()) for text in samples]
+    with tempfile.NamedTemporaryFile(prefix="soundlake-") as part, sandbox() as box:
+        for work in sorted(works, key=lambda work: work.segment.windows):
+            container = work.probe.container
+            if container in without or (container in audio_s and time.monotonic() - began > BUDGET_S):
+                continue
+            try:
+                with at_hand(work.files[0].uri) as path:
+                    call = part.name, 0, path, work.probe, spec, work.segment
+                    outcome, _ = box.call(write_segment, *call, stage="decode")
+            except (Rejected, OSError):
+                continue
+            cpu_s[container] = cpu_s.get(container, 0.0) + outcome["cpu_s"]
+            seconds = outcome["samples"] / spec.sample_rate - work.segment.first * spec.step_seconds
+            audio_s[container] = audio_s.get(container, 0.0) + seconds
+    return rates_of(cpu_s, audio_s)
+
+
+def cpu_seconds(planned_s: Mapping[str, float], known: Mapping[str, float]) -> float | None:
+    """CPU seconds that decoding would take; a container without a rate takes the mean of the others, None without any.
+
+    Parameters
+    ----------
+    planned_s : mapping of str to float
+        Seconds of sound by container.
+    known : mapping of str to float
+        `rates`.
+    """
+    if not known:
+        return None if planned_s else 0.0
+    mean = sum(known.values()) / len(known)
+    return sum(seconds * known.get(name, mean) for name, seconds in planned_s.items())
+
+
+def record_bytes(spec: FeatureSpec) -> int:
+    """Bytes of a window in a shard."""
+    empty = np.zeros((spec.window_frames, spec.n_mels), np.uint16)
+    return len(encode(Record("0" * 64, 0, spec.window_frames, empty))) + 16
+
+
+def error(estimate_s: float | None, took_s: float) -> dict[str, Any] | None:
+    """How far an estimate was off: what `status` tells; None where there was none, or too little to tell."""
+    if estimate_s is None or took_s < TOLD_S:
+        return None
+    return {"estimated_cpu_s": estimate_s, "took_cpu_s": took_s, "error": estimate_s / took_s - 1}
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))

@@ -1,0 +1,53 @@
+"""Status: the lake at a glance, read without an engine and without TensorFlow."""
+
+from typing import Any
+
+from model.features import PRESETS
+from pipelines import ledger, table
+from pipelines.commands import models_dir
+from pipelines.lake import Lake, manifests
+
+
+def status(lake: Lake) -> dict[str, Any]:
+    """The lake at a glance: features, models and tables."""
+    from model import artifact
+
+    lake.check()
+    specs = {}
+    for spec_id in ledger.specs(lake):
+        dataset = ledger.open_ledger(lake, spec_id)
+        preset = next((name for name, spec in PRESETS.items() if spec.spec_id == spec_id), None)
+        specs[spec_id] = {"preset": preset, "ledger_version": int(dataset.version), **ledger.summary(dataset)}
+        specs[spec_id]["estimate"] = _last_estimate(lake, spec_id)
+    models, tables = {}, {}
+    if lake.is_local:
+        folder = models_dir(lake)
+        for model_id in artifact.models(folder):
+            model = artifact.load(folder / model_id)
+            models[model_id] = {
+                "spec_id": model.spec.spec_id,
+                "promoted": artifact.promoted(folder, model.spec.spec_id) == model_id,
+                "validation": model.metrics["validation"],
+                "active_dimensions": model.metrics["active_dimensions"],
+                "report": str(model.directory / artifact.REPORT),
+            }
+    for name in lake.names("tables"):
+        if name.endswith(".lance"):
+            model_id = name.removesuffix(".lance")
+            dataset = table.open_table(lake, model_id)
+            if dataset is None:
+                continue
+            said = table.said(lake, model_id)
+            tables[model_id] = {"rows": dataset.count_rows(), "table_version": int(dataset.version)}
+            tables[model_id]["index"] = said.get("index")
+            now = specs.get(models.get(model_id, {}).get("spec_id", ""), {}).get("ledger_version")
+            tables[model_id]["up_to_date"] = now is not None and said.get("ledger_version") == now
+    return {"lake": lake.root, "specs": specs, "models": models, "tables": tables}
+
+
+def _last_estimate(lake: Lake, spec_id: str) -> dict[str, Any] | None:
+    """How far the newest estimate of extract was off (`pipelines.estimate.error`); None if none can be told."""
+    for manifest in manifests(lake, "extract"):
+        if manifest["settings"].get("spec_id") == spec_id and manifest["counts"].get("estimate"):
+            return dict(manifest["counts"]["estimate"])
+    return None

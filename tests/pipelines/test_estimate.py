@@ -1,0 +1,108 @@
+"""Plan: a dry run says what extract then does, and its estimate comes from what decoding took."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from model.errors import InputError
+from model.records import Record, encode
+from pipelines import commands, estimate
+from pipelines.lake import Lake
+from pipelines.status import status
+from tests.pipelines.test_extract import SPEC, corpus, run, shards, windows_of, write
+
+
+def plan(lake: Lake, audio: Path, **changes: object) -> dict:
+    return commands.plan(lake, str(audio), spec=SPEC, **changes)  # type: ignore[arg-type]
+
+
+def test_a_plan_of_a_lake_that_is_not_there_makes_none(tmp_path: Path) -> None:
+    audio, lake = corpus(tmp_path / "audio"), Lake.at(str(tmp_path / "lake"))
+    (audio / "text.wav").write_text("no sound")
+    (audio / "notes.txt").write_text("left out")
+    found = plan(lake, audio, prices={"cpu": 3600.0, "storage": 1e9})
+    assert not Path(lake.root).exists()
+    assert (found["listed"], found["new"], found["recordings"], found["left_out"]) == (8, 8, 7, 1)
+    assert found["rejects"] == {"not-audio": 1}
+    assert found["planned_s"] == {"WAV": pytest.approx(0.01 + 1 + 2 + 2.048 + 3.1 + 7.77 + 12, abs=1e-3)}
+    cost = found["estimate"]
+    assert cost["cpu_s"] > 0
+    # At these prices money counts seconds and bytes.
+    assert cost["money"] == {"cpu": pytest.approx(cost["cpu_s"]), "storage": pytest.approx(cost["bytes"])}
+    done = run(lake, audio)
+    files = shards(lake)
+    assert found["shards"] == len(files)
+    assert found["planned_windows"] == len(windows_of(lake))
+    assert cost["bytes"] == pytest.approx(sum(len(data) for data in files.values()), rel=1e-4)
+    assert done["done"] == found["recordings"]
+
+
+def test_new_changed_known_and_gone(tmp_path: Path) -> None:
+    audio, lake = corpus(tmp_path / "audio"), Lake.at(str(tmp_path / "lake"))
+    run(lake, audio)
+    before = sorted(p for p in Path(lake.root).rglob("*") if "runs" not in p.parts)
+    write(audio / "0.wav", 4.0, seed=99)
+    write(audio / "new.wav", 1.0, seed=98)
+    (audio / "1.wav").unlink()
+    shutil.copy(audio / "3.wav", audio / "copy.wav")
+    found = plan(lake, audio)
+    names = ("listed", "unchanged", "new", "changed", "gone", "known", "recordings")
+    assert [found[name] for name in names] == [8, 5, 2, 1, 1, 1, 2]
+    assert sorted(p for p in Path(lake.root).rglob("*") if "runs" not in p.parts) == before
+    manifest = json.loads(sorted(Path(lake.root).glob("runs/*-plan-*.json"))[-1].read_text())
+    assert manifest["counts"]["new"] == 2
+    assert run(lake, audio)["unchanged"] == 5
+    assert plan(lake, audio)["recordings"] == 0
+
+
+def test_rejects_to_be_tried_again(tmp_path: Path) -> None:
+    audio, lake = corpus(tmp_path / "audio"), Lake.at(str(tmp_path / "lake"))
+    (audio / "text.wav").write_text("no sound")
+    (audio / "empty.wav").write_bytes(b"")
+    run(lake, audio)
+    assert plan(lake, audio)["tried_again"] == 0
+    assert plan(lake, audio, retry="empty")["tried_again"] == 1
+    assert plan(lake, audio, retry="all")["tried_again"] == 2
+
+
+def test_the_error_of_the_last_estimate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second run goes by the rate of the first."""
+    monkeypatch.setattr(estimate, "TOLD_S", 0.0)
+    lake = Lake.at(str(tmp_path / "lake"))
+    for i in range(3):
+        write(tmp_path / "a" / f"{i}.wav", 60.0, seed=i, rate=44_100)
+    run(lake, tmp_path / "a")
+    for i in range(3):
+        write(tmp_path / "b" / f"{i}.wav", 60.0, seed=10 + i, rate=44_100)
+    told = run(lake, tmp_path / "b")["estimate"]
+    assert told["took_cpu_s"] > 0
+    assert told["error"] == pytest.approx(told["estimated_cpu_s"] / told["took_cpu_s"] - 1)
+    assert status(lake)["specs"][SPEC.spec_id]["estimate"] == told
+
+
+def test_sums_by_hand() -> None:
+    known = {"WAV": 0.001, "FLAC": 0.003}
+    assert estimate.cpu_seconds({"WAV": 1000.0, "FLAC": 500.0}, known) == pytest.approx(1.0 + 1.5)
+    # A container that no run has met takes the mean.
+    assert estimate.cpu_seconds({"MP3": 1000.0}, known) == pytest.approx(2.0)
+    assert estimate.cpu_seconds({"MP3": 1000.0}, {}) is None
+    assert estimate.cpu_seconds({}, {}) == 0.0
+    assert estimate.error(None, 10.0) is None
+    assert estimate.error(5.0, 0.1) is None
+    assert estimate.error(5.0, 10.0) == {"estimated_cpu_s": 5.0, "took_cpu_s": 10.0, "error": -0.5}
+
+
+def test_a_records_bytes() -> None:
+    import numpy as np
+
+    values = np.random.default_rng(0).integers(0, 65_536, (128, 128)).astype(np.uint16)
+    # Length, its checksum, the data, its checksum.
+    assert estimate.record_bytes(SPEC) == 8 + 4 + len(encode(Record("a" * 64, 3, 128, values))) + 4
+
+
+def test_a_plan_elsewhere_needs_a_lake(tmp_path: Path) -> None:
+    audio = corpus(tmp_path / "audio")
+    with pytest.raises(InputError, match="no lake"):
+        plan(Lake.at(str(tmp_path / "lake")), audio, beam=["--runner=PortableRunner", "--job_endpoint=localhost:1"])
