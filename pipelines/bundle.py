@@ -2,9 +2,10 @@
 
 import contextlib
 import io
+import itertools
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, replace
 
 import pyarrow as pa
@@ -110,12 +111,10 @@ def make_bundle(
     bundle = plan.bundle_id(spec, [work.segment for work in works])
     outcomes: list[Row] = []
     with contextlib.suppress(_NothingKept), lake.create(Lake.shard(spec.spec_id, bundle)) as shard, sandbox() as box:
-        end = 0
-        for work in works:
-            outcome, end = _write_work(box, shard.name, end, work, spec)
+        for work, outcome in _written(box, shard.name, works, spec):
             spent(work, outcome)
             outcomes.append(outcome)
-        if end == 0:
+        if not any(outcome["windows"] for outcome in outcomes):
             raise _NothingKept
     _write_outcomes(lake, spec, bundle, outcomes)
     return [{name: row[name] for name in OUTCOMES.names} | {"bundle": bundle} for row in outcomes]
@@ -130,9 +129,8 @@ def restore_shard(lake: Lake, spec: FeatureSpec, bundle: str, kept: Sequence[tup
         If a segment does not give what it gave: another version of a decoder, say.
     """
     with lake.create(Lake.shard(spec.spec_id, bundle)) as shard, sandbox() as box:
-        end = 0
-        for work, before in kept:
-            outcome, end = _write_work(box, shard.name, end, work, spec)
+        found = _written(box, shard.name, [work for work, _ in kept], spec)
+        for (work, outcome), (_, before) in zip(found, kept, strict=True):
             now = outcome["windows"], outcome["reason"] or DONE
             if now != (before["windows"], DONE):
                 raise RuntimeError(
@@ -150,17 +148,40 @@ def _write_outcomes(lake: Lake, spec: FeatureSpec, bundle: str, outcomes: Sequen
     lake.write(Lake.outcome(spec.spec_id, bundle), sink.getvalue())
 
 
-def _write_work(box: Sandbox, part: str, end: int, work: Work, spec: FeatureSpec) -> tuple[Row, int]:
-    """Append a segment's windows to the shard; a rejection takes back what was appended."""
+def _written(box: Sandbox, part: str, works: Sequence[Work], spec: FeatureSpec) -> Iterator[tuple[Work, Row]]:
+    """Append segments to a shard, one after the other: each with its outcome."""
+    end = 0
+    # The segments of a long recording follow each other: one in a bucket is fetched once for them all.
+    for uri, group in itertools.groupby(works, key=lambda work: work.files[0].uri):
+        with contextlib.ExitStack() as stack:
+            try:
+                path = stack.enter_context(at_hand(uri))
+            except OSError as error:
+                gone = Rejected("decode", "unreadable", detail=str(error))
+                yield from ((work, _rejection(work, gone)) for work in group)
+                continue
+            for work in group:
+                outcome, end = _write_work(box, part, end, work, path, spec)
+                yield work, outcome
+
+
+def _outcome(work: Work) -> Row:
     segment, file = work.segment, work.files[0]
     outcome: Row = dict.fromkeys(OUTCOMES.names) | {"recording_id": segment.recording_id, "uri": file.uri}
     outcome |= {"size": file.size, "mtime_ns": file.mtime_ns, "probe": json.dumps(astuple(work.probe))}
-    outcome |= {"first": segment.first, "count": segment.key()[2], "expected": segment.windows}
+    return outcome | {"first": segment.first, "count": segment.key()[2], "expected": segment.windows}
+
+
+def _rejection(work: Work, error: Rejected) -> Row:
+    outcome = _outcome(work) | {"status": REJECTED, "stage": error.stage, "reason": error.reason}
+    return outcome | {"detail": error.detail, "windows": 0, "silent_windows": 0, "samples": 0, "cpu_s": 0.0}
+
+
+def _write_work(box: Sandbox, part: str, end: int, work: Work, path: str | bytes, spec: FeatureSpec) -> tuple[Row, int]:
+    """Append a segment's windows to the shard; a rejection takes back what was appended."""
     try:
-        with at_hand(file.uri) as path:
-            found, after = box.call(write_segment, part, end, path, work.probe, spec, segment, stage="decode")
-        return outcome | {"status": DONE} | found, after
+        found, after = box.call(write_segment, part, end, path, work.probe, spec, work.segment, stage="decode")
+        return _outcome(work) | {"status": DONE} | found, after
     except Rejected as error:
         os.truncate(part, end)
-        outcome |= {"status": REJECTED, "stage": error.stage, "reason": error.reason, "detail": error.detail}
-        return outcome | {"windows": 0, "silent_windows": 0, "samples": 0, "cpu_s": 0.0}, end
+        return _rejection(work, error), end

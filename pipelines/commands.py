@@ -121,14 +121,14 @@ def _quiet() -> Iterator[None]:
         os.close(nowhere)
 
 
-def _corpus_of(lake: Lake, audio: str, labels: str | None) -> tuple[str, str | None]:
-    """The uri of a corpus and of its labels, checked."""
+def _root_of(lake: Lake, audio: str) -> str:
+    """The uri of a corpus, checked."""
     from pipelines import corpus
 
     root = corpus.corpus_root(audio)
     if lake.is_local and (root == lake.root or root.startswith(lake.root + "/")):
         raise InputError(f"the corpus {audio} lies inside the lake {lake.root}: keep them apart")
-    return root, corpus.find_labels(root, labels)
+    return root
 
 
 def _retried(reason: str | None) -> frozenset[str]:
@@ -163,13 +163,14 @@ def extract(
         Then check every shard of the spec, and make again what is damaged; adds ``repair``
         (`pipelines.repair.repair`).
     """
+    root = _root_of(lake, audio)
+    retried = _retried(retry)
+    from pipelines import corpus, estimate
     from pipelines.runners import beam_options
 
-    root, found = _corpus_of(lake, audio, labels)
-    retried = _retried(retry)
     engine = beam_options(beam, workers=workers)
+    found = corpus.find_labels(root, labels)
     lake.initialise()
-    from pipelines import estimate
     from pipelines.extract import extract as extract_features
 
     settings = {"audio": root, "labels": found, "spec_id": spec.spec_id, "retry": retry, "beam": list(beam)}
@@ -225,12 +226,12 @@ def plan(
         As `pipelines.estimate.survey_corpus`, and ``estimate``: ``cpu_s``, ``bytes`` of shards, ``source`` of the rates
         in words, ``cores``, ``money`` by what it is for.
     """
+    root = _root_of(lake, audio)
+    from pipelines import corpus, estimate
     from pipelines.runners import beam_options
 
-    root, found_labels = _corpus_of(lake, audio, labels)
     engine = beam_options(beam, workers=workers)
-    from pipelines import estimate
-
+    found_labels = corpus.find_labels(root, labels)
     settings = {"audio": root, "labels": found_labels, "spec_id": spec.spec_id, "retry": retry, "beam": list(beam)}
     # A dry run makes no lake; where there is one, the plan is written down in it.
     there = lake.exists("lake.json")

@@ -12,11 +12,11 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO, cast
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from model.errors import InputError
-from pipelines.lake import file_system, storage_errors
+from pipelines.lake import storage_errors
 
 # Left out by name: what lies beside audio and never is. All else is listed, and the decoder judges by content.
 OTHER = frozenset(
@@ -179,34 +179,64 @@ def listing(root: str) -> Iterator[tuple[str, Entry] | None]:
 
 
 def _remote_listing(root: str) -> Iterator[tuple[str, Entry] | None]:
-    from pyarrow import fs
+    """The same for a bucket, through the file system that Beam has for its scheme."""
+    from apache_beam.io.filesystems import FileSystems
 
-    system, base = file_system(root)
-    prefix = root[: len(root) - len(base)] if root.endswith(base) else root.split("://")[0] + "://"
-    waiting = [base]
-    while waiting:
-        with storage_errors(prefix + waiting[-1]):
-            found = system.get_file_info(fs.FileSelector(waiting.pop()))
-        for info in sorted(found, key=lambda info: info.path):
-            if info.type == fs.FileType.Directory:
-                if not info.base_name.startswith("."):
-                    waiting.append(info.path)
-            elif _left_out(info.base_name.encode()):
-                yield None
-            else:
-                yield prefix + info.path, Entry(info.size or 0, info.mtime_ns or -1)
+    with storage_errors(root):
+        found = FileSystems.match([f"{root}/**"])[0].metadata_list
+    for info in found:
+        folders = info.path.removeprefix(f"{root}/").split("/")
+        # The second is how a console marks an empty folder.
+        if any(name.startswith(".") for name in folders[:-1]) or not folders[-1]:
+            continue
+        if _left_out(folders[-1].encode()):
+            yield None
+        else:
+            yield info.path, Entry(info.size_in_bytes, round(info.last_updated_in_seconds * 1e9))
+
+
+def open_file(uri: str) -> BinaryIO:
+    """A file of a corpus to read from, in a folder or a bucket, as it is: nothing is unpacked by its name.
+
+    Raises
+    ------
+    OSError
+        Whatever is wrong.
+    """
+    path = local_path(uri)
+    if path is not None:
+        return open(path, "rb")
+    from apache_beam.io.filesystem import CompressionTypes
+    from apache_beam.io.filesystems import FileSystems
+
+    return cast(BinaryIO, FileSystems.open(uri, compression_type=CompressionTypes.UNCOMPRESSED))
+
+
+def _is_file(uri: str) -> bool:
+    path = local_path(uri)
+    if path is not None:
+        return os.path.isfile(path)
+    from apache_beam.io.filesystems import FileSystems
+
+    with storage_errors(uri):
+        return bool(FileSystems.exists(uri))
 
 
 @contextlib.contextmanager
 def at_hand(uri: str) -> Iterator[bytes | str]:
-    """A local path of a recording; one in a bucket is copied to a temporary file for the length of the block."""
+    """A local path of a recording; one in a bucket is copied to a temporary file for the length of the block.
+
+    Raises
+    ------
+    OSError
+        If it cannot be copied.
+    """
     path = local_path(uri)
     if path is not None:
         yield path
         return
-    system, base = file_system(uri)
     with tempfile.NamedTemporaryFile(prefix="soundlake-") as copy:
-        with system.open_input_stream(base) as source:
+        with open_file(uri) as source:
             shutil.copyfileobj(source, copy, 4 << 20)
         copy.flush()
         yield copy.name
@@ -221,19 +251,10 @@ def find_labels(root: str, labels: str | None) -> str | None:
         If the named file does not exist.
     """
     if labels is not None:
-        system, base = file_system(labels)
-        from pyarrow import fs
-
-        if system.get_file_info(base).type != fs.FileType.File:
+        if not _is_file(labels):
             raise InputError(f"cannot read the labels {labels}: there is no such file")
         return labels
-    from pyarrow import fs
-
-    system, base = file_system(root)
-    for name in LABEL_FILES:
-        if system.get_file_info(f"{base}/{name}").type == fs.FileType.File:
-            return f"{root}/{name}"
-    return None
+    return next((f"{root}/{name}" for name in LABEL_FILES if _is_file(f"{root}/{name}")), None)
 
 
 def read_labels(labels: str, root: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -255,9 +276,8 @@ def read_labels(labels: str, root: str) -> Iterator[tuple[str, dict[str, Any]]]:
     InputError
         If the file has no column ``uri``, or cannot be read as what its name says.
     """
-    system, base = file_system(labels)
-    with storage_errors(labels), system.open_input_stream(base) as file:
-        data = bytes(file.read())
+    with storage_errors(labels), open_file(labels) as file:
+        data = file.read()
     rows: list[dict[str, Any]]
     if labels.endswith(".parquet"):
         import pyarrow as pa

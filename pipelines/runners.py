@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import apache_beam as beam
+from apache_beam.io.filesystems import FileSystems
 from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.windowed_value import WindowedValue
 
@@ -82,6 +83,8 @@ def beam_options(arguments: Sequence[str], *, workers: int = 0) -> Engine:
     unknown = sorted(set(a.split("=")[0] for a in given) - _known_flags(options))
     if unknown:
         raise InputError(f"Beam has no option {unknown[0]}; see the runner's page in Beam's documentation")
+    # For what is looked at before the pipeline starts; workers do this by themselves.
+    FileSystems.set_options(options)
     return Engine(options, threads, local)
 
 

@@ -24,7 +24,7 @@ from apache_beam.testing.util import assert_that, equal_to
 from model.errors import InputError
 from model.features import PRESETS
 from model.records import decode, read_framed
-from pipelines import account, commands, ledger, plan, survey
+from pipelines import account, commands, extract, ledger, plan, survey
 from pipelines.account import Candidate, Work
 from pipelines.audio import REASONS, Probe, probe
 from pipelines.corpus import uri_of
@@ -353,3 +353,23 @@ def test_good_files_among_hostile_ones_are_themselves(
     good = found[str(audio / "good.wav")]
     assert (good["windows"], good["duration_s"]) == (1, 1.0)
     assert found[str(audio / "duplicate-of-good.wav")]["recording_id"] == good["recording_id"]
+
+
+def test_counters_for_who_watches_the_runner() -> None:
+    """One for each status and each reason, in Beam's own metrics."""
+    bad = ledger.row(uri="/x", status="rejected", reason="damaged")
+    made = [bad, bad | {"uri": "/y"}, bad | {"uri": "/z", "reason": "silent"}]
+    made.append(ledger.row(uri="/a", status="done", windows=5, duration_s=7.4))
+    pipeline = TestPipeline(runner="FnApiRunner")
+    _ = pipeline | beam.Create([row | {ledger.REPLACES: None} for row in made]) | beam.ParDo(extract._Tally())
+    result = pipeline.run()
+    result.wait_until_finish()
+    counters = {c.key.metric.name: c.committed for c in result.metrics().query()["counters"]}
+    assert counters == {
+        "files_rejected": 3,
+        "files_done": 1,
+        "rejected_damaged": 2,
+        "rejected_silent": 1,
+        "windows": 5,
+        "audio_seconds": 7,
+    }
