@@ -1,11 +1,11 @@
-# make run · make run AUDIO=folder · make test · make check · make bench · make lock
+# make run · make run AUDIO=folder · make test · make check · make bench · make bench-cuts · make lock
 # PYTHON=python3.12 picks another interpreter (3.11 or 3.12), LAKE= another place for the lake.
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 LAKE ?= $(if $(AUDIO),lake,demo/lake)
 
-.PHONY: run test check bench lock clean
+.PHONY: run test check bench bench-cuts lock clean
 .DELETE_ON_ERROR:
 
 # The main job. Without AUDIO on a small corpus made from nothing: fewer steps, since it holds ten minutes of sound.
@@ -37,9 +37,14 @@ check: $(VENV)/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Slow: 100 random cuts of a corpus, searched for.
+# Speed and memory as ratios, a table each on the screen and as JSON in build/bench. Slow: about 20 minutes on 2 cores.
+BENCHES ?= log_mel decode extract encode training_input memory
 bench: $(VENV)/ready
-	$(BIN)/python benches/find_cuts.py --audio "$(or $(AUDIO),demo/audio)" --lake "$(LAKE)"
+	set -e; for name in $(BENCHES); do $(BIN)/python -m benches.$$name; done
+
+# 100 random cuts of a corpus, searched for.
+bench-cuts: $(VENV)/ready
+	$(BIN)/python -m benches.find_cuts --audio "$(or $(AUDIO),demo/audio)" --lake "$(LAKE)"
 
 # Needs uv, which is not in the lock: pip install uv
 lock:

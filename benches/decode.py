@@ -3,16 +3,15 @@
 `python -m benches.decode` · about two minutes
 """
 
+import functools
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import librosa
 import numpy as np
 import soundfile
 
-from benches.harness import Figure, faster, figure, interleaved, pin, report
+from benches.harness import Figure, faster, figure, interleaved, on_processor, pin, report
 from benches.sounds import sound
 from model.features import PRESETS, log_mel
 from pipelines.audio import probe, resampled
@@ -88,19 +87,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for suffix, path in write(Path(folder)).items():
             _, _, times, part = FORMATS[suffix]
-            sides: dict[str, Callable[[], Any]] = {
-                "librosa": lambda path=path: by_librosa(path),
-                "windows": lambda path=path: windows(path),
-                "floor": lambda path=path: floor(path),
+            sides = {
+                side.__name__: on_processor(functools.partial(side, path)) for side in (by_librosa, windows, floor)
             }
             took = interleaved(sides, rounds=ROUNDS)
             speed = [SECONDS / seconds for seconds in took["windows"]]
             kbits = path.stat().st_size * 8 / SECONDS / 1000
             name = suffix.upper()
             figures += [
-                faster(f"{name}: times librosa", took["librosa"], took["windows"], least=times, note=parity(path)),
+                faster(f"{name}: times librosa", took["by_librosa"], took["windows"], least=times, note=parity(path)),
                 faster(f"{name}: part of the floor's rate", took["floor"], took["windows"], least=part),
-                faster(f"{name}: the floor, times librosa", took["librosa"], took["floor"]),
+                faster(f"{name}: the floor, times librosa", took["by_librosa"], took["floor"]),
                 figure(f"{name}: times real time", speed, note=f"{kbits:.0f} kbit/s"),
             ]
     title = f"Decode → log-mel windows, one core, {SECONDS // 60} min of {RATE / 1000:g} kHz stereo, 16 bits"

@@ -1,4 +1,4 @@
-"""How often a random cut of a file finds that file first: `make bench AUDIO=folder LAKE=lake`.
+"""How often a random cut of a file finds that file first: `make bench-cuts AUDIO=folder LAKE=lake`.
 
 Cuts of two seconds are taken at random places of random files at their own rate, written as WAV, and searched for.
 Cuts for which search says that they hold no sound are counted apart and replaced.

@@ -5,10 +5,12 @@ MODEL_ID/ holds weights.weights.h5, encoder.onnx (log-mel in nats → posterior 
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -38,16 +40,43 @@ PARITY = 1e-4
 Array = npt.NDArray[np.float32]
 
 
+@contextlib.contextmanager
+def storage_errors(where: Path) -> Iterator[None]:
+    """Turn what a file system says into one line and the right exit code.
+
+    Raises
+    ------
+    InputError
+        Read-only, not permitted, not a folder: the same call fails again.
+    TryLaterError
+        Full, or anything else that storage says.
+    """
+    try:
+        yield
+    except OSError as error:
+        said = error.strerror or str(error)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise TryLaterError(f"no space left for {where}: free some and run the same command again") from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EEXIST):
+            raise InputError(f"cannot use {error.filename or where}: {said}") from error
+        raise TryLaterError(f"storage failed at {where}: {said}; run the same command again") from error
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write JSON whole, or not at all."""
-    handle, part = tempfile.mkstemp(prefix=".part-", dir=path.parent)
-    with os.fdopen(handle, "w") as file:
-        json.dump(value, file, indent=1, sort_keys=True)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.chmod(part, 0o644)
-    os.replace(part, path)
+    with storage_errors(path):
+        handle, part = tempfile.mkstemp(prefix=".part-", dir=path.parent)
+        try:
+            with os.fdopen(handle, "w") as file:
+                json.dump(value, file, indent=1, sort_keys=True)
+                file.write("\n")
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(part, 0o644)
+            os.replace(part, path)
+        except BaseException:
+            os.unlink(part)
+            raise
 
 
 def model_id(identity: Mapping[str, Any]) -> str:
@@ -209,6 +238,9 @@ def export(vae: Any, directory: Path, *, mean: Array, std: Array, examples: Arra
     import keras
     from keras import ops
 
+    # HDF5 takes the process down with it when the disk is full in the middle of a file: better asked before.
+    if shutil.disk_usage(directory).free < 2 * sum(weight.nbytes for weight in vae.get_weights()) + (1 << 20):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory))
     vae.save_weights(directory / WEIGHTS)
     raw = keras.Input((vae.config.n_frames, vae.config.n_mels), name="log_mel")
     encoder = keras.Model(raw, list(vae.posterior((raw - mean) / std)), name="encode")

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 # Frames that go through the mel product together; where a block begins is fixed by the recording's first frame.
 BLOCK_FRAMES = 192
 # Frames that go through the FFT together: with their spectrum they fit the cache. A divisor of BLOCK_FRAMES.
-FFT_FRAMES = 64
+FFT_FRAMES = 96
 
 
 class FeatureSpec(BaseModel):
@@ -164,7 +164,8 @@ class LogMel:
         self.spec = spec
         self._window = _fft_window(spec)
         self._windowed = np.zeros((FFT_FRAMES, spec.n_fft))
-        self._spectrum = np.empty((FFT_FRAMES, spec.n_fft // 2 + 1), np.complex64)
+        self._spectrum = np.empty((FFT_FRAMES, spec.n_fft // 2 + 1), np.complex128)
+        self._rounded = np.empty(self._spectrum.shape, np.complex64)
         self._power = np.zeros((BLOCK_FRAMES, spec.n_fft // 2 + 1), np.float32)
         self._mels = np.empty((BLOCK_FRAMES, spec.n_mels), np.float32)
         self._products = [
@@ -176,20 +177,15 @@ class LogMel:
         spec = self.spec
         if samples.ndim != 1:
             raise ValueError(f"log_mel takes a mono waveform of shape (n_samples,), got shape {samples.shape}")
-        if centred:
-            n_frames = spec.n_frames(len(samples))
-            samples = np.pad(samples, spec.n_fft // 2)
-        else:
-            n_frames = max(0, 1 + (len(samples) - spec.n_fft) // spec.hop_length)
-        out = np.empty((n_frames, spec.n_mels), np.float32)
-        if n_frames == 0:
-            return out
-        frames = np.lib.stride_tricks.sliding_window_view(samples, spec.n_fft)[:: spec.hop_length]
+        n_frames = spec.n_frames(len(samples)) if centred else 1 + (len(samples) - spec.n_fft) // spec.hop_length
+        out = np.empty((max(0, n_frames), spec.n_mels), np.float32)
         with np.errstate(over="ignore", invalid="ignore"):  # infinite power is for `quantise` to reject
             for first in range(0, n_frames, BLOCK_FRAMES):
                 count = min(BLOCK_FRAMES, n_frames - first)
+                start = first * spec.hop_length - (spec.n_fft // 2 if centred else 0)
+                frames = self._frames(samples, start, count)
                 for row in range(0, count, FFT_FRAMES):
-                    self._powers(frames[first + row : first + min(row + FFT_FRAMES, count)], row)
+                    self._powers(frames[row : row + FFT_FRAMES], row)
                 # Always BLOCK_FRAMES rows, what an earlier block left included: BLAS may round by the number of rows,
                 # and a frame's values must not depend on how many others came with it.
                 for power, weights, mels in self._products:
@@ -198,18 +194,26 @@ class LogMel:
                 np.log(self._mels[:count], out=out[first : first + count])
         return out
 
+    def _frames(self, samples: npt.NDArray[np.float32], start: int, count: int) -> npt.NDArray[np.float32]:
+        """View of `count` frames, (count, n_fft), the first from sample `start` on; beyond the ends lie zeros."""
+        length = (count - 1) * self.spec.hop_length + self.spec.n_fft
+        piece = samples[max(0, start) : start + length]
+        if len(piece) < length:
+            piece = np.pad(piece, (max(0, -start), length - len(piece) - max(0, -start)))
+        return np.lib.stride_tricks.sliding_window_view(piece, self.spec.n_fft)[:: self.spec.hop_length]
+
     def _powers(self, frames: npt.NDArray[np.float32], row: int) -> None:
         """Power spectra of at most FFT_FRAMES frames, into the rows of the block from `row` on."""
-        from scipy import fft
-
         count = len(frames)
-        windowed, spectrum = self._windowed[:count], self._spectrum[:count]
+        windowed, spectrum, rounded = self._windowed[:count], self._spectrum[:count], self._rounded[:count]
         windowed[:] = frames
         windowed *= self._window[:count]
-        spectrum[:] = fft.rfft(windowed, axis=1)
-        parts = spectrum.view(np.float32)
+        # NumPy's FFT and not SciPy's: as fast in float64, the same bits, and it writes where it is told to.
+        np.fft.rfft(windowed, axis=1, out=spectrum)
+        rounded[:] = spectrum
+        parts = rounded.view(np.float32)
         np.square(parts, out=parts)
-        np.add(spectrum.real, spectrum.imag, out=self._power[row : row + count])
+        np.add(rounded.real, rounded.imag, out=self._power[row : row + count])
 
 
 def log_mel(samples: npt.NDArray[np.float32], spec: FeatureSpec, *, centred: bool = True) -> npt.NDArray[np.float32]:

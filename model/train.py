@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import signal
 import threading
 import time
@@ -22,7 +23,7 @@ import numpy as np
 import tensorflow as tf
 
 from model import artifact, dataset, report, splits, vae
-from model.errors import InputError
+from model.errors import InputError, TryLaterError
 from model.features import FeatureSpec
 from model.trainer import Trainer, TrainSettings, window_seconds
 
@@ -63,6 +64,22 @@ def identity(
         "data_digest": hashlib.sha256(data.encode()).hexdigest(),
         "split_rule": splits.SPLIT_RULE,
     }
+
+
+# Below this a disk counts as full.
+_FULL_BYTES = 1 << 20
+
+
+@contextmanager
+def _storage_errors(directory: Path) -> Iterator[None]:
+    """`artifact.storage_errors`, for TensorFlow's own errors, too: of a full disk, not of a full GPU."""
+    try:
+        with artifact.storage_errors(directory):
+            yield
+    except tf.errors.ResourceExhaustedError as error:
+        if "No space left" in str(error) or shutil.disk_usage(directory).free < _FULL_BYTES:
+            raise TryLaterError(f"no space left for {directory}: free some and run the same command again") from error
+        raise
 
 
 class _Stop:
@@ -118,9 +135,9 @@ def train(
     Raises
     ------
     InputError
-        If there is nothing to train on, or a shard is damaged.
+        If there is nothing to train on, a shard is damaged, or the model's place cannot be written.
     TryLaterError
-        If another process is training the same model.
+        If another process is training the same model, or the disk is full.
     KeyboardInterrupt
         After SIGINT or SIGTERM; the last checkpoint is saved, and the same call goes on from it.
     """
@@ -130,7 +147,7 @@ def train(
     if not artifact.is_finished(directory):
         if not shards or not groups:
             raise InputError("no window to train on: the ledger names no recording that is done and not silent")
-        with artifact.being_made(directory):
+        with _storage_errors(directory), artifact.being_made(directory):
             if not artifact.is_finished(directory):
                 manifest = _made(shards, spec, groups, directory, settings, made_from, origin, progress=progress)
                 return TrainResult(model_id, directory, manifest["metrics"], True)

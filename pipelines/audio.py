@@ -140,6 +140,19 @@ def _open_pyav(file: BinaryIO) -> Any:
     return av.open(file, metadata_errors="replace", options={"protocol_whitelist": "none"})
 
 
+def _tells_its_length(file: BinaryIO) -> bool:
+    """Whether an MP3 has a Xing, Info or VBRI header, in the frame after its ID3 tags."""
+    file.seek(0)
+    head = file.read(10)
+    while head[:3] == b"ID3" and len(head) == 10:
+        size = functools.reduce(lambda total, byte: total << 7 | byte & 0x7F, head[6:], 0)
+        file.seek(size, os.SEEK_CUR)
+        head = file.read(10)
+    # The largest frame of MPEG audio has 1,441 bytes.
+    first = head + file.read(1431)
+    return any(name in first for name in (b"Xing", b"Info", b"VBRI"))
+
+
 def _probe_soundfile(file: BinaryIO, size: int) -> Probe | None:
     """Probe by libsndfile; None where PyAV should have the file."""
     import soundfile
@@ -157,6 +170,9 @@ def _probe_soundfile(file: BinaryIO, size: int) -> Probe | None:
     if frames <= 0:
         return None
     seekable = (container in SEEKABLE_CONTAINERS and codec in SEEKABLE_CODECS) or container == "FLAC"
+    # Without a word on its length libsndfile guesses one from the first frame, and stops there in silence.
+    if container == "MP3" and not _tells_its_length(file):
+        return None
     # Unknown totals and absurd ones make libsndfile fail or ask for 256 GiB.
     if container == "FLAC" and frames > size * FLAC_FRAMES_PER_BYTE:
         return None
@@ -248,7 +264,8 @@ def _soundfile_blocks(file: BinaryIO, found: Probe, start: int, stop: int | None
 
     pcm16 = found.codec == "PCM_16"
     frames = min(BLOCK_FRAMES, max(512, 2**19 // found.channels))
-    buffer = np.empty((frames, found.channels), np.int16 if pcm16 else np.float32)
+    values = np.empty((frames, found.channels), np.float32)
+    buffer = np.empty(values.shape, np.int16) if pcm16 else values
     at = 0
     # By its descriptor: libsndfile reads by itself, instead of calling back to Python for every few kilobytes.
     with Sound(file.fileno(), closefd=False) as sound:
@@ -260,7 +277,9 @@ def _soundfile_blocks(file: BinaryIO, found: Probe, start: int, stop: int | None
             # Never soundfile.blocks(): it ignores short reads and hands out what the buffer held before.
             got = len(sound.read(want, out=buffer))
             if got:
-                yield at, _mean(buffer[:got].T, 1 / 32768 if pcm16 else 1.0, 0.0)
+                if pcm16:
+                    values[:got] = buffer[:got]
+                yield at, _mean(values[:got].T, 1 / 32768 if pcm16 else 1.0, 0.0)
                 at += got
             if got < want:
                 # Where the length is exact, less of it means the decoder stopped early without a word.
@@ -321,6 +340,7 @@ def mono_blocks(
     if stop == start:
         return
     end = start if probe.seekable else 0
+    integers = probe.reader == "soundfile" and probe.codec.startswith("PCM_")
     with _open(path, "decode") as file:
         blocks = (_soundfile_blocks if probe.reader == "soundfile" else _pyav_blocks)(file, probe, start, stop)
         with contextlib.closing(blocks):
@@ -337,8 +357,7 @@ def mono_blocks(
                 end = at + len(block)
                 skip = max(0, start - at)
                 part = block[skip : None if stop is None else max(0, stop - at)]
-                finite = np.isfinite(part)
-                if not finite.all():
+                if not integers and not (finite := np.isfinite(part)).all():
                     second = (at + skip + int(np.argmin(finite))) / probe.sample_rate
                     raise Rejected("decode", "not-finite", detail=f"at {second:.3f} s")
                 if len(part):

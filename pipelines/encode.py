@@ -409,7 +409,10 @@ def encode(lake: Lake, model: Any, *, run: Run, engine: Engine) -> dict[str, Any
                     [text for piece in pieces for text in piece["fragments"]],
                     summary["dropped"],
                 )
-        lake.remove(Lake.staging(model.model_id))
+        # Of this version and older ones: another run may be on its way from the new one already.
+        for name in lake.names(Lake.staging(model.model_id)):
+            if int(name) <= dataset.version:
+                lake.remove(f"{Lake.staging(model.model_id)}/{name}")
         encoded, written = (sum(piece[name] for piece in pieces) for name in ("encoded", "rows"))
         totals = {"encoded": encoded, "renamed": written - encoded, "stale_recordings": summary["stale"]}
         totals["rows"] = table.need_table(lake, model.model_id).count_rows()

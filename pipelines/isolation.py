@@ -30,17 +30,18 @@ PRELOADED = ["pipelines.windows", "soundfile", "soxr", "av", "scipy.fft", "scipy
 _STOPPED = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 _SERVER_LOST = 255
 
-# In a child: seconds of the call at hand, 0 between calls and in any other process; and the process it was forked from.
+# In a child: seconds of the call at hand, 0 between calls and in any other process; and the process that calls.
 _seconds = 0.0
-_server = 0
+_parent: Any = None
 
 
 def alive() -> None:
     """Tell that a long call goes on. Does nothing outside a sandbox."""
     if _seconds:
         signal.setitimer(signal.ITIMER_REAL, _seconds)
-        if os.getppid() != _server:
-            # The parent was killed: nobody waits for this any more.
+        # Not `getppid`: that is the server, which lives as long as this.
+        if not _parent.is_alive():
+            # Killed: nobody waits for this any more.
             os._exit(1)
 
 
@@ -56,14 +57,15 @@ def _limit_memory(extra: int) -> None:
 
 def _serve(calls: Any, seconds: float, memory: int) -> None:
     """The child: answer calls until the parent hangs up."""
-    global _seconds, _server
-    _server = os.getppid()
+    global _seconds, _parent
+    _parent = multiprocessing.parent_process()
     # Ctrl-C is for the parent. The alarm has no handler: the kernel ends this process even in the middle of C code.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     # libmpg123 and FFmpeg talk to stderr; what matters comes home as an exception.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     _limit_memory(memory)
+    calls.send("ready")
     while True:
         try:
             function, arguments = calls.recv()
@@ -110,9 +112,24 @@ class Sandbox:
         context.set_forkserver_preload(PRELOADED)
         self._calls, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(theirs, self._seconds, self._memory), daemon=True)
-        process.start()
+        with theirs:
+            try:
+                process.start()
+            except (OSError, EOFError) as error:
+                raise TryLaterError(
+                    f"the system starts no process for a decoder ({error}): run the same command again"
+                ) from error
         self._process = process
-        theirs.close()
+        self._calls.recv()
+
+    def _buried(self) -> int:
+        """The exit code of a child that died; `TryLaterError` if somebody stopped it."""
+        self._process.join()
+        code = int(self._process.exitcode)
+        self._process = None
+        if -code in _STOPPED or code == _SERVER_LOST:
+            raise TryLaterError("a decoding process was stopped from outside: run the same command again")
+        return code
 
     def stop(self) -> None:
         """End the child in the middle of a call; from any thread."""
@@ -147,37 +164,41 @@ class Sandbox:
         Rejected
             With reason ``'decoder-crashed'``, ``'decoder-hangs'`` or ``'too-much-memory'`` if the process died, twice.
         TryLaterError
-            If somebody stopped the process.
+            If somebody stopped the process, or the system starts none.
+        RuntimeError
+            If the process dies before it can be called.
         Exception
             Whatever the function raised.
         """
         for attempt in (1, 2):
-            if self._process is None:
-                self._start()
+            ready = False
             try:
+                if self._process is None:
+                    self._start()
+                ready = True
                 self._calls.send((function, arguments))
                 good, answer = self._calls.recv()
             except (EOFError, ConnectionError) as error:
-                self._process.join()
-                code = self._process.exitcode
-                self._process = None
-                if -code in _STOPPED or code == _SERVER_LOST:
-                    raise TryLaterError(
-                        "a decoding process was stopped from outside: run the same command again"
-                    ) from error
+                code = self._buried()
+                if attempt == 2 and not ready:
+                    raise RuntimeError(f"a decoding process could not start: exit code {code}") from error
                 if attempt == 2:
                     raise _rejection(code, stage, self._seconds) from error
+                continue
             except BaseException:
                 # Interrupted in the middle of an answer: the next call would take it for its own.
-                self._process.kill()
-                self._process = None
+                if self._process is not None:
+                    self._process.kill()
+                    self._process = None
                 raise
-            else:
-                if good:
-                    return answer
-                if isinstance(answer, MemoryError):
-                    raise Rejected(stage, "too-much-memory", detail=f"more than {self._memory >> 20} MB") from answer
+            if good:
+                return answer
+            if not isinstance(answer, MemoryError):
                 raise answer
+            # Not the next call's to pay for: the process may hold what it took, for this call or for one before.
+            self.close()
+            if attempt == 2:
+                raise Rejected(stage, "too-much-memory", detail=f"more than {self._memory >> 20} MB") from answer
         raise AssertionError("unreachable")
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from model.features import PRESETS, FeatureSpec, dequantise, log_mel, quantise, windows
+from model.features import PRESETS, FeatureSpec, LogMel, dequantise, log_mel, quantise, windows
 
 GOLDEN = Path(__file__).with_name("golden")
 # Frames kept in a golden file, spread over the signal.
@@ -107,6 +107,16 @@ def test_a_frame_does_not_depend_on_its_company() -> None:
     for first, count in ((0, 1), (5, 3), (40, 50)):
         part = y[first * spec.hop_length : (first + count - 1) * spec.hop_length + spec.n_fft]
         np.testing.assert_array_equal(log_mel(part, spec, centred=False), whole[first : first + count])
+
+
+def test_buffers_that_are_used_again_leave_no_trace() -> None:
+    spec = PRESETS["general"]
+    y, compute = signal(spec), LogMel(spec)
+    first = compute(y)
+    kept = first.copy()
+    compute(np.full(3000, np.nan, np.float32))
+    np.testing.assert_array_equal(compute(y[:5000]), log_mel(y[:5000], spec))
+    np.testing.assert_array_equal(first, kept)
 
 
 def test_silence_is_the_floor() -> None:

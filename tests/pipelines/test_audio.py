@@ -103,6 +103,14 @@ def test_formats_and_slices(tmp_path: Path, container: str, codec: str, toleranc
         np.testing.assert_array_equal(whole(path, found, start=start, stop=stop), got[start:stop])
 
 
+@pytest.mark.parametrize("rate", [16000, 22050, 44100])
+def test_mp3_in_blocks_is_mp3_in_one_piece(tmp_path: Path, rate: int) -> None:
+    """Where soundfile seeks after each read, libmpg123 gave other sound at some of the seams."""
+    path = tmp_path / "a.mp3"
+    soundfile.write(path, synth(rate, 20), rate)
+    np.testing.assert_allclose(whole(path, probe(path)), soundfile.read(path, dtype="float32")[0], atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("name", "codec", "rate", "video"),
     [("a.m4a", "aac", 44100, False), ("a.webm", "libopus", 48000, False), ("a.mp4", "aac", 44100, True)],
@@ -122,7 +130,8 @@ def test_pyav_formats(tmp_path: Path, name: str, codec: str, rate: int, video: b
     np.testing.assert_array_equal(whole_at(path, found, 16000, start=777, stop=30001), at_16k[777:30001])
 
 
-@pytest.mark.parametrize("rate", [4000, 8000, 22051, 44100, 48000, 192000])
+# At 1000 Hz a decoded block is longer than a chunk.
+@pytest.mark.parametrize("rate", [1000, 4000, 8000, 22051, 44100, 48000, 192000])
 @pytest.mark.parametrize("container", ["WAV", "FLAC"])
 def test_resampled_by_chunks(tmp_path: Path, rate: int, container: str) -> None:
     path = tmp_path / "a"
@@ -263,3 +272,26 @@ def test_nasty_files(tmp_path: Path) -> None:
         if crashed or (row["expect"] != "either" and not outcome.startswith(row["expect"])):
             wrong.append((row["file"], row["expect"], outcome))
     assert not wrong
+
+
+def test_an_mp3_without_a_word_on_its_length_is_read_to_its_end(tmp_path: Path) -> None:
+    """libsndfile guesses a length from the first frame and stops there; stream dumps and joined files go on."""
+    rate = 16_000
+    rng = np.random.default_rng(3)
+    loud = rng.standard_normal(20 * rate) * 0.2
+    # Silence after a loud start, at a variable bit rate: the guess from the first frame is far too short or too long.
+    sound = np.concatenate([loud, np.zeros(40 * rate), loud]).clip(-1, 1)
+    soundfile.write(tmp_path / "a.mp3", sound, rate, format="MP3", bitrate_mode="VARIABLE", compression_level=0.5)
+    data = (tmp_path / "a.mp3").read_bytes()
+    at = max(data.find(b"Xing"), data.find(b"Info"))
+    assert at > 0
+    # The frame after the one that tells the length.
+    second = data.index(data[:2], at)
+    (tmp_path / "bare.mp3").write_bytes(data[second:])
+    (tmp_path / "joined.mp3").write_bytes(data[second:] * 3)
+    whole = sum(map(len, mono_blocks(tmp_path / "a.mp3", probe(tmp_path / "a.mp3"))))
+    assert probe(tmp_path / "a.mp3").reader == "soundfile"
+    for name, times in (("bare", 1), ("joined", 3)):
+        found = probe(tmp_path / f"{name}.mp3")
+        got = sum(map(len, mono_blocks(tmp_path / f"{name}.mp3", found)))
+        assert got == pytest.approx(times * whole, abs=times * 4 * 1152), name

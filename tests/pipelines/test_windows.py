@@ -8,7 +8,7 @@ import soundfile
 
 from model.features import PRESETS, log_mel, quantise, windows
 from pipelines.audio import Rejected, probe, resampled
-from pipelines.windows import SegmentWindows
+from pipelines.windows import CHUNK_FRAMES, SegmentWindows
 
 
 def write(path: Path, seconds: float, rate: int, subtype: str = "PCM_16", form: str = "WAV") -> Path:
@@ -51,6 +51,21 @@ def test_any_cut_gives_the_same_windows(tmp_path: Path, count: int, form: str, s
         assert [(w, v) for w, v, _ in part] == [(w, v) for w, v, _ in whole[first : first + count]]
         for (_, _, a), (_, _, b) in zip(part, whole[first : first + count], strict=True):
             np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("name", ["speech", "general"])
+def test_a_sound_that_ends_about_where_a_chunk_does(tmp_path: Path, name: str) -> None:
+    spec = PRESETS[name]
+    half = spec.n_fft // 2
+    full = (CHUNK_FRAMES - 1) * spec.hop_length + spec.n_fft - half
+    path = tmp_path / "a.wav"
+    for more in (-half, -half + 1, -1, 0, 1, spec.hop_length, half + 1):
+        soundfile.write(path, np.random.default_rng(1).uniform(-0.5, 0.5, full + more), spec.sample_rate)
+        frames = log_mel(np.concatenate(list(resampled(path, probe(path), spec.sample_rate))), spec)
+        got = list(SegmentWindows(path, probe(path), spec))
+        assert len(got) == spec.n_windows(full + more)
+        window, valid, values = got[-1]
+        np.testing.assert_array_equal(values[:valid], quantise(frames, spec)[window * spec.window_step :])
 
 
 def test_a_segment_beyond_the_end_is_empty(tmp_path: Path) -> None:

@@ -1,0 +1,98 @@
+"""Encode against the bare model on ready batches, on one core.
+
+`python -m benches.encode` · about three minutes
+
+A table holds each window's reconstruction error, so the bare model is encoder and decoder: the same calls of ONNX
+Runtime on float32 batches that lie in memory. The command's time holds all else, from the ledger to the index: reading
+shards, rows, fragments, commit. Both sides have loaded what they import before the clock runs. The model is the default
+preset after three steps: what its weights are changes no speed.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from benches.harness import faster, figure, interleaved, pin, report
+from benches.sides import Side, together
+
+HOURS, ROUNDS = 2, 5
+
+
+def command(lake: str) -> Callable[[], Callable[[], None]]:
+    """The job of a side: encode a lake whose table was taken away."""
+    from pipelines import commands
+    from pipelines.lake import Lake
+
+    def clear() -> None:
+        shutil.rmtree(Path(lake, "tables"))
+
+    def job() -> Callable[[], None]:
+        found = commands.encode(Lake.at(lake), workers=1)
+        assert found["encoded"] == found["rows"] > 0, found
+        return clear
+
+    job()()
+    return job
+
+
+def model(lake: str, parts: str) -> Callable[[], None]:
+    """The job of a side: all windows of a lake through the model, as ready batches."""
+    import numpy as np
+
+    from model.features import dequantise
+    from pipelines import commands
+    from pipelines.encode import BATCH_WINDOWS, read_shard
+    from pipelines.lake import Lake
+
+    where = Lake.at(lake)
+    found = commands.find_model(where, None)
+    shards = (name.removesuffix(".tfrecord") for name in where.names(f"{Lake.spec(found.spec.spec_id)}/shards"))
+    values = [record.values for shard in shards for record, _ in read_shard(where, found.spec, shard)]
+    batches = [
+        dequantise(np.stack(values[first : first + BATCH_WINDOWS]), found.spec)
+        for first in range(0, len(values), BATCH_WINDOWS)
+    ]
+    encoder, decoder = found.encoder(), found.decoder()
+
+    def job() -> None:
+        for batch in batches:
+            mean, _ = encoder.encode(batch)
+            if parts == "both":
+                decoder.decode(mean)
+
+    job()
+    return job
+
+
+def main() -> None:
+    """Measure all sides in turn; print and write the table."""
+    from benches import lakes
+    from pipelines import commands
+    from pipelines.lake import Lake
+
+    cores = pin(1)
+    with tempfile.TemporaryDirectory() as name:
+        lake = str(lakes.extracted(Path(name), hours=HOURS))
+        lakes.soundlake("train", "--lake", lake, "--steps", "3")
+        spec = next(iter(commands.status(Lake.at(lake))["specs"].values()))
+        windows = spec["windows"]
+        sides = {
+            "command": Side("benches.encode:command", lake, cores=cores),
+            "both": Side("benches.encode:model", lake, "both", cores=cores),
+            "encoder": Side("benches.encode:model", lake, "encoder", cores=cores),
+        }
+        took = interleaved({key: lambda side=side: together(side) for key, side in sides.items()}, rounds=ROUNDS)
+        for side in sides.values():
+            side.close()
+    figures = [
+        faster("encode, part of the bare model's rate", took["both"], took["command"], least=0.85),
+        faster("encode, part of the bare encoder's rate", took["encoder"], took["command"], note="no decoder"),
+        figure("encode, windows a second", [windows / seconds for seconds in took["command"]]),
+        figure("encode, seconds a run", took["command"]),
+    ]
+    report("encode", f"Encode, {windows:,} windows, default preset, one core", figures)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""The whole extract pipeline against the same functions in a bare loop, on one core; and two workers against one.
+
+`python -m benches.extract` · about four minutes
+
+The loop probes each file, digests it, plans the same bundles, and writes their windows as records: one process, no
+Beam, no process apart for the decoders, no ledger, nothing waited for on the disk. Both sides are warm before the clock
+runs: what is imported is there, and so is the server that decoders are forked from. The pipeline's time holds its own
+construction, the comparison with an empty ledger, and the commit.
+"""
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from benches.harness import faster, figure, interleaved, pin, report
+from benches.sides import KEEP_MEMORY, Side, together
+from model.features import PRESETS
+
+SPEC = PRESETS["general"]
+FILES, ROUNDS = 80, 4
+
+
+def pipeline(corpus: str, warm: str, folder: str, workers: str) -> Callable[[], Callable[[], None]]:
+    """The job of a side: extract `corpus` into a fresh lake in `folder`."""
+    from pipelines import commands
+    from pipelines.lake import Lake
+
+    def extract(audio: str) -> str:
+        lake = tempfile.mkdtemp(dir=folder)
+        found = commands.extract(Lake.at(lake), audio, spec=SPEC, workers=int(workers))
+        assert found["done"] == found["listed"], found
+        return lake
+
+    def job() -> Callable[[], None]:
+        lake = extract(corpus)
+        return lambda: shutil.rmtree(lake)
+
+    shutil.rmtree(extract(warm))
+    return job
+
+
+def loop(corpus: str, warm: str, folder: str, part: str, parts: str) -> Callable[[], Callable[[], None]]:
+    """The job of a side: every `parts`-th file of `corpus`, from the `part`-th on, to shards in `folder`."""
+    from model.records import Record, encode, write_framed
+    from pipelines import plan
+    from pipelines.audio import Probe, probe
+    from pipelines.windows import SegmentWindows
+
+    def bundles(found: dict[str, tuple[str, Probe, int]]) -> Iterator[tuple[plan.Segment, ...]]:
+        """As the pipeline plans them."""
+        segments = [s for name, (_, head, size) in found.items() for s in plan.segments(name, head, size, SPEC)]
+        total = sum(segment.windows for segment in segments)
+        buckets: dict[int, list[plan.Segment]] = {}
+        for segment in segments:
+            buckets.setdefault(plan.bucket_of(segment, total), []).append(segment)
+        for bucket in buckets.values():
+            yield from plan.pack(bucket, total)
+
+    def extract(paths: list[str]) -> str:
+        shards = tempfile.mkdtemp(dir=folder)
+        found = {}
+        for path in paths:
+            head = probe(path)
+            with open(path, "rb") as file:
+                found[hashlib.file_digest(file, "sha256").hexdigest()] = path, head, os.path.getsize(path)
+        for bundle in bundles(found):
+            with open(f"{shards}/{plan.bundle_id(SPEC, bundle)}.tfrecord", "wb") as shard:
+                for segment in bundle:
+                    path, head, _ = found[segment.recording_id]
+                    cut = SegmentWindows(path, head, SPEC, first=segment.first, count=segment.count)
+                    for window, valid_frames, values in cut:
+                        if values.any():
+                            write_framed(shard, encode(Record(segment.recording_id, window, valid_frames, values)))
+        return shards
+
+    def files(folder: str) -> list[str]:
+        # By format first: each part gets as many of each.
+        return sorted(map(str, Path(folder).iterdir()), key=lambda path: (Path(path).suffix, path))
+
+    def job() -> Callable[[], None]:
+        shards = extract(files(corpus)[int(part) :: int(parts)])
+        return lambda: shutil.rmtree(shards)
+
+    shutil.rmtree(extract(files(warm)))
+    return job
+
+
+def main() -> None:
+    """Measure all sides in turn; print and write the table."""
+    from benches import corpora
+
+    cores = pin(2)
+    if len(cores) < 2:
+        print("one core only: the speed-up of two workers says nothing here")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        seconds = corpora.mixed(folder / "corpus", count=FILES)
+        corpora.mixed(folder / "warm", count=10, seconds=10)
+        given = str(folder / "corpus"), str(folder / "warm"), name
+        one = [
+            Side("benches.extract:pipeline", *given, "1", cores=cores[:1]),
+            Side("benches.extract:loop", *given, "0", "1", cores=cores[:1], environment=KEEP_MEMORY),
+        ]
+        two = Side("benches.extract:pipeline", *given, "2", cores=cores)
+        roomy = Side("benches.extract:pipeline", *given, "1", cores=cores)
+        halves = [
+            Side("benches.extract:loop", *given, str(part), "2", cores=cores, environment=KEEP_MEMORY)
+            for part in range(2)
+        ]
+        sides = {
+            "pipeline": lambda: together(one[0]),
+            "loop": lambda: together(one[1]),
+            "two": lambda: together(two),
+            "halves": lambda: together(*halves),
+            "roomy": lambda: together(roomy),
+        }
+        took = interleaved(sides, rounds=ROUNDS)
+        for side in (*one, two, roomy, *halves):
+            side.close()
+    gained = [a / b for a, b in zip(took["pipeline"], took["two"], strict=True)]
+    control = [a / b for a, b in zip(took["loop"], took["halves"], strict=True)]
+    figures = [
+        faster("pipeline, part of the bare loop's rate", took["loop"], took["pipeline"], least=0.9),
+        figure("two workers on two cores, times one on one", gained, least=1.7, note="or the next but one"),
+        figure("    the same of two bare processes", control, note="the control"),
+        figure("    part of the control", [a / b for a, b in zip(gained, control, strict=True)], least=0.9),
+        faster("two workers, times one, both on two cores", took["roomy"], took["two"]),
+        figure("pipeline, one core, times real time", [seconds / one for one in took["pipeline"]]),
+    ]
+    report("extract", f"Extract, {FILES} files, {seconds / 3600:.1f} h, mostly 44.1 kHz stereo", figures)
+
+
+if __name__ == "__main__":
+    main()

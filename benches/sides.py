@@ -1,0 +1,94 @@
+"""Sides of a comparison in processes of their own, each on its own cores, started and warm before the clock runs.
+
+A side is made by a function of a module: its arguments are texts, and it returns the job, which may return what is to
+be done after the clock has stopped, such as to remove what was written.
+"""
+
+import importlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+# Bare loops that free what they took ask the system for it anew each time, unless glibc is told to keep it.
+KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": "536870912", "MALLOC_MMAP_THRESHOLD_": "536870912"}
+
+Job = Callable[[], Callable[[], Any] | None]
+
+
+class Side:
+    """A process that waits until it is told to do its job once more.
+
+    Parameters
+    ----------
+    maker : str
+        ``module:function``, which gives the job.
+    arguments : str
+        For the function.
+    cores : sequence of int
+        Where the process and all that it starts may run.
+    environment : mapping of str to str
+        On top of this process's own.
+    """
+
+    def __init__(
+        self, maker: str, *arguments: str, cores: Sequence[int], environment: Mapping[str, str] | None = None
+    ) -> None:
+        # No file as its main module: processes that it starts would import that anew.
+        program = "from benches.sides import serve; serve()"
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", program, ",".join(map(str, cores)), maker, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=os.environ | {"OMP_NUM_THREADS": str(len(cores))} | dict(environment or {}),
+            text=True,
+        )
+        self.expect("ready")
+
+    def tell(self) -> None:
+        """Start the job."""
+        assert self._process.stdin is not None
+        print("go", file=self._process.stdin, flush=True)
+
+    def expect(self, word: str) -> None:
+        """Wait until the process says so."""
+        assert self._process.stdout is not None
+        said = self._process.stdout.readline().strip()
+        if said != word:
+            raise SystemExit(f"a side of the comparison failed: {said or 'see above'}")
+
+    def close(self) -> None:
+        """End the process."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def together(*sides: Side) -> float:
+    """Wall seconds until all of these sides, started at the same time, have done their jobs."""
+    began = time.perf_counter()
+    for side in sides:
+        side.tell()
+    for side in sides:
+        side.expect("done")
+    seconds = time.perf_counter() - began
+    for side in sides:
+        side.expect("ready")
+    return seconds
+
+
+def serve() -> None:
+    """The process of a `Side`."""
+    cores, maker, *arguments = sys.argv[1:]
+    os.sched_setaffinity(0, {int(core) for core in cores.split(",")})
+    module, name = maker.split(":")
+    job: Job = getattr(importlib.import_module(module), name)(*arguments)
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        after = job()
+        print("done", flush=True)
+        if after is not None:
+            after()
+        print("ready", flush=True)
