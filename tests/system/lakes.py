@@ -30,6 +30,9 @@ cli.script()
 """
 WHOLE = "from pipelines.cli import script; script()"
 
+# Root loses the right to ignore permissions (capability 1) at the next execution; nobody else has it.
+BOUND = "import ctypes, os, sys; ctypes.CDLL(None).prctl(24, 1, 0, 0, 0); os.execv(sys.argv[1], sys.argv[1:])"
+
 # In the environment of a command and of every process that it starts.
 MARK = "SOUNDLAKE_TEST_MARK"
 
@@ -43,25 +46,23 @@ class Command:
         What follows ``soundlake``.
     small : bool
         Whether bundles are small and checkpoints frequent.
-    user : int or None
-        Whose process it is to be; None for the test's own.
+    bound : bool
+        Whether permissions bind it even where the test runs as root.
     """
 
-    def __init__(self, *arguments: str | Path, small: bool = False, user: int | None = None) -> None:
+    def __init__(self, *arguments: str | Path, small: bool = False, bound: bool = False) -> None:
         self._mark = uuid.uuid4().hex
         # Files, not pipes: what a killed command leaves behind may hold them open.
         self._out, self._err = (tempfile.TemporaryFile() for _ in range(2))  # noqa: SIM115
+        first = [sys.executable, "-c", BOUND] if bound else []
         self.process = subprocess.Popen(
-            [sys.executable, "-c", SMALL if small else WHOLE, *map(str, arguments)],
+            [*first, sys.executable, "-c", SMALL if small else WHOLE, *map(str, arguments)],
             cwd=ROOT,
             stdin=subprocess.DEVNULL,
             stdout=self._out,
             stderr=self._err,
             start_new_session=True,
             env={**os.environ, MARK: self._mark, "PYTHONDONTWRITEBYTECODE": "1"},
-            user=user,
-            group=user,
-            extra_groups=None if user is None else [],
         )
 
     def end(self) -> int:
@@ -183,5 +184,5 @@ def half_made(lake: Path) -> Iterator[Path]:
 
 
 def temporary(lake: Path) -> list[Path]:
-    """What was to become a file and did not."""
-    return [path for path in lake.rglob("*") if path.name.startswith((".part-", "part-"))]
+    """What was to become a file and did not: ours, and Lance's."""
+    return [path for path in lake.rglob("*") if path.name.startswith((".part-", "part-", ".tmp")) or "#" in path.name]
