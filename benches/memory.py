@@ -3,25 +3,31 @@
 `python -m benches.memory` · about seven minutes, 2 GB of disk
 
 Memory: 20,000 short files against 1,000, and ten hours in one recording against one minute, both where a recording is
-cut into segments (WAV) and where it cannot be (MP3). Counted is the proportional share (PSS) of the command and of all
-processes that it starts, added up at one moment, the most of many moments. Time: 16 and 4 hours of sound against one;
-what a run takes on a single file is subtracted, and measured in the same rounds.
+cut into segments (WAV) and where it cannot be (MP3). Counted is what the command and all processes that it starts hold
+at one moment, the most of many moments: the proportional shares (PSS) of pages that lie in no file, and the pages of
+libraries once, of the process that has most of them. Their proportional shares, which are told beside, would depend on
+who else on the machine maps the same files.
+
+Time: 16 and 4 hours of sound against one. What a run takes on a single file is measured in the same rounds and
+subtracted.
 """
 
+import contextlib
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from benches import corpora
-from benches.harness import Figure, faster, figure, interleaved, pin, report
+from benches.harness import Figure, faster, figure, pin, report
 
 LOOK_SECONDS = 0.1
+PAGE = os.sysconf("SC_PAGE_SIZE")
 ROUNDS, TIMED_ROUNDS = 2, 3
 SHORT_FILES, LONG_MINUTES = 20_000, 600
 HOURS, FILE_MINUTES, RATE = (1, 4, 16), 3, 44_100
@@ -34,36 +40,63 @@ def command(corpus: Path, lake: Path) -> list[str]:
     return [str(program), "extract", str(corpus), "--lake", str(lake), "--workers", "1", "--json"]
 
 
-def held(session: int) -> tuple[int, int]:
-    """Kilobytes that the processes of a session hold: proportional share of all, and of what is in no file."""
-    total = anonymous = 0
+def started(corpus: Path, lake: Path) -> subprocess.Popen[bytes]:
+    """Begin an extract into a fresh lake, in a session of its own: whatever it starts can be told from all others."""
+    shutil.rmtree(lake, ignore_errors=True)
+    nowhere = subprocess.DEVNULL
+    return subprocess.Popen(command(corpus, lake), start_new_session=True, stdout=nowhere, stderr=nowhere)
+
+
+def ended(process: subprocess.Popen[bytes]) -> None:
+    """Stop the bench if the command failed."""
+    if process.returncode:
+        raise SystemExit(f"{' '.join(map(str, process.args))} ended with {process.returncode}")  # type: ignore[arg-type]
+
+
+def processes(session: int) -> Iterator[str]:
+    """The folders in /proc of a session's processes."""
     for name in os.listdir("/proc"):
-        try:
-            if not name.isdigit() or os.getsid(int(name)) != session:
-                continue
-            with open(f"/proc/{name}/smaps_rollup") as file:
-                found = {line[0]: int(line[1]) for line in map(str.split, file) if line[0] in ("Pss:", "Pss_Anon:")}
-        except OSError:  # it has ended
-            continue
-        total += found.get("Pss:", 0)
-        anonymous += found.get("Pss_Anon:", 0)
-    return total, anonymous
+        with contextlib.suppress(OSError):
+            if name.isdigit() and os.getsid(int(name)) == session:
+                yield f"/proc/{name}"
+
+
+def held(session: int) -> tuple[float, float]:
+    """Megabytes that a session's processes hold: as on a machine of their own, and by proportional shares."""
+    anonymous = files = shares = 0
+    for folder in processes(session):
+        with contextlib.suppress(OSError), open(f"{folder}/smaps_rollup") as rollup, open(f"{folder}/statm") as statm:
+            found = {line[0]: int(line[1]) for line in map(str.split, rollup) if line[0] in ("Pss:", "Pss_Anon:")}
+            anonymous += found.get("Pss_Anon:", 0)
+            shares += found.get("Pss:", 0)
+            files = max(files, int(statm.read().split()[2]) * PAGE // 1024)
+    return (anonymous + files) / 1024, shares / 1024
 
 
 def peak(corpus: Path, lake: Path) -> tuple[float, float]:
-    """Most megabytes that an extract into a fresh lake held at a moment: in all, and of what is in no file."""
-    shutil.rmtree(lake, ignore_errors=True)
-    # A session of its own: its processes can be told from all others, whatever becomes of their parents.
-    process = subprocess.Popen(
-        command(corpus, lake), start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    most = (0, 0)
+    """The most that an extract held at a moment, by each of the two counts."""
+    process = started(corpus, lake)
+    own = shares = 0.0
     while process.poll() is None:
-        most = tuple(map(max, most, held(process.pid)))  # type: ignore[assignment]
+        now = held(process.pid)
+        own, shares = max(own, now[0]), max(shares, now[1])
         time.sleep(LOOK_SECONDS)
-    if process.returncode:
-        raise SystemExit(f"extract of {corpus} ended with {process.returncode}")
-    return most[0] / 1024, most[1] / 1024
+    ended(process)
+    return own, shares
+
+
+def timed(corpus: Path, lake: Path) -> tuple[float, float]:
+    """Seconds of an extract: by the wall's clock, and of processors."""
+    began = time.perf_counter()
+    process = started(corpus, lake)
+    spent: dict[str, int] = {}
+    while process.poll() is None:
+        for folder in processes(process.pid):
+            with contextlib.suppress(OSError), open(f"{folder}/stat") as file:
+                spent[folder] = sum(map(int, file.read().rpartition(")")[2].split()[11:13]))
+        time.sleep(LOOK_SECONDS / 2)
+    ended(process)
+    return time.perf_counter() - began, sum(spent.values()) / os.sysconf("SC_CLK_TCK")
 
 
 def memory(folder: Path) -> list[Figure]:
@@ -80,53 +113,40 @@ def memory(folder: Path) -> list[Figure]:
     figures = []
     for what, names in pairs.items():
         rounds = [[peak(folder / name, folder / "lake") for name in names] for _ in range(ROUNDS)]
-        ratios, own = ([large[i] / small[i] for large, small in rounds] for i in (0, 1))
-        mb = " : ".join(f"{max(one[i][0] for one in rounds):.0f}" for i in (0, 1))
-        figures.append(figure(f"memory, {what}", ratios, **NEAR, note=f"{mb} MB"))
-        mb = " : ".join(f"{max(one[i][1] for one in rounds):.0f}" for i in (0, 1))
-        figures.append(figure("    without pages of files", own, note=f"{mb} MB"))
+        for count, (text, promise) in enumerate({f"memory, {what}": NEAR, "    by proportional shares": {}}.items()):
+            mb = " : ".join(f"{statistics.median(one[i][count] for one in rounds):.0f}" for i in (0, 1))
+            ratios = [large[count] / small[count] for large, small in rounds]
+            figures.append(figure(text, ratios, **promise, note=f"{mb} MB"))
     return figures
 
 
 def linearity(folder: Path) -> list[Figure]:
     """Time an hour of sound takes in corpora of several sizes."""
-    most = HOURS[-1] * 60 // FILE_MINUTES
-    corpora.mp3_files(folder / "hours", count=most, minutes=FILE_MINUTES, rate=RATE)
-    files = sorted((folder / "hours").iterdir())
     counts = {0: 1} | {hours: hours * 60 // FILE_MINUTES for hours in HOURS}
-    sides: dict[Any, Callable[[], Any]] = {}
+    corpora.mp3_files(folder / "all", count=counts[HOURS[-1]], minutes=FILE_MINUTES, rate=RATE)
+    files = sorted((folder / "all").iterdir())
     for hours, count in counts.items():
-        part = folder / f"{hours} hours"
-        part.mkdir()
+        (folder / str(hours)).mkdir()
         for path in files[:count]:
-            os.link(path, part / path.name)
+            os.link(path, folder / str(hours) / path.name)
+    timed(folder / "0", folder / "lake")
+    took: dict[int, list[tuple[float, float]]] = {hours: [] for hours in counts}
+    for _ in range(TIMED_ROUNDS):
+        for hours, seconds in took.items():
+            seconds.append(timed(folder / str(hours), folder / "lake"))
 
-        def side(part: Path = part) -> None:
-            lake = folder / "lake"
-            shutil.rmtree(lake, ignore_errors=True)
-            subprocess.run(command(part, lake), check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    def an_hour(hours: int, clock: int) -> list[float]:
+        """What an hour of sound takes beyond the start-up, a number a round."""
+        sound = (counts[hours] - counts[0]) * FILE_MINUTES / 60
+        return [(one[clock] - none[clock]) / sound for one, none in zip(took[hours], took[0], strict=True)]
 
-        sides[hours] = side
-    sides[0]()
-    took = interleaved(sides, rounds=TIMED_ROUNDS, warm=0)
-    an_hour = {
-        hours: [
-            (seconds - none) / ((counts[hours] - 1) * FILE_MINUTES / 60)
-            for seconds, none in zip(took[hours], took[0], strict=True)
-        ]
-        for hours in HOURS
-    }
-    figures = [
-        figure(
-            f"time an hour, {hours} h of sound, times {HOURS[0]} h",
-            [large / small for large, small in zip(an_hour[hours], an_hour[HOURS[0]], strict=True)],
-            least=0.85,
-            most=1.15,
-            note="start-up subtracted",
-        )
-        for hours in HOURS[1:]
-    ]
-    return [*figures, faster("start-up, part of the run on one hour", took[0], took[HOURS[0]])]
+    figures = []
+    for hours in HOURS[1:]:
+        texts = {f"time an hour, {hours} h of sound, times {HOURS[0]} h": {"least": 0.85, "most": 1.15}}
+        for clock, (text, promise) in enumerate((texts | {"    time of processors": {}}).items()):
+            figures.append(faster(text, an_hour(hours, clock), an_hour(HOURS[0], clock), **promise))
+    none, one = ([wall for wall, _ in took[hours]] for hours in (0, HOURS[0]))
+    return [*figures, faster("start-up, subtracted, part of the run on one hour", none, one)]
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
-from model.errors import InputError, TryLaterError
+from model.errors import InputError, TryLaterError, storage_errors
 from model.features import FeatureSpec
 
 FORMAT_VERSION = 1
@@ -38,28 +38,6 @@ MANIFEST, WEIGHTS, ENCODER, DECODER, REPORT = (
 PARITY = 1e-4
 
 Array = npt.NDArray[np.float32]
-
-
-@contextlib.contextmanager
-def storage_errors(where: Path) -> Iterator[None]:
-    """Turn what a file system says into one line and the right exit code.
-
-    Raises
-    ------
-    InputError
-        Read-only, not permitted, not a folder: the same call fails again.
-    TryLaterError
-        Full, or anything else that storage says.
-    """
-    try:
-        yield
-    except OSError as error:
-        said = error.strerror or str(error)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise TryLaterError(f"no space left for {where}: free some and run the same command again") from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EEXIST):
-            raise InputError(f"cannot use {error.filename or where}: {said}") from error
-        raise TryLaterError(f"storage failed at {where}: {said}; run the same command again") from error
 
 
 def write_json(path: Path, value: Any) -> None:

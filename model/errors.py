@@ -1,5 +1,10 @@
 """The two kinds of failure that are not a fault of ours; the command line turns each into its exit code."""
 
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+
 
 class InputError(ValueError):
     """The call or its input is wrong: the same call gives the same answer. Exit code 2.
@@ -13,3 +18,25 @@ class TryLaterError(RuntimeError):
 
     The message is one line: what happened, where, what to do.
     """
+
+
+@contextlib.contextmanager
+def storage_errors(where: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn what a file system says into one line and the right exit code.
+
+    Raises
+    ------
+    InputError
+        Missing, not a folder, read-only, or not permitted: the same call fails again.
+    TryLaterError
+        Full, or anything else that storage says.
+    """
+    try:
+        yield
+    except OSError as error:
+        said = error.strerror or str(error)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise TryLaterError(f"no space left for {where}: free some and run the same command again") from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EEXIST):
+            raise InputError(f"cannot use {where}: {said}") from error
+        raise TryLaterError(f"storage failed at {where}: {said}; run the same command again") from error

@@ -171,7 +171,6 @@ class LogMel:
         self.spec = spec
         self._window = _fft_window(spec)
         self._windowed = np.zeros((FFT_FRAMES, spec.n_fft), precision(spec))
-        self._spectrum = np.empty((FFT_FRAMES, spec.n_fft // 2 + 1), np.complex64)
         self._power = np.zeros((BLOCK_FRAMES, spec.n_fft // 2 + 1), np.float32)
         self._mels = np.empty((BLOCK_FRAMES, spec.n_mels), np.float32)
         self._products = [
@@ -213,11 +212,11 @@ class LogMel:
         from scipy import fft
 
         count = len(frames)
-        windowed, spectrum = self._windowed[:count], self._spectrum[:count]
+        windowed = self._windowed[:count]
         windowed[:] = frames
         windowed *= self._window[:count]
         # SciPy's FFT and not NumPy's, which computes in float64 whatever it is given.
-        spectrum[:] = fft.rfft(windowed, axis=1, overwrite_x=True)
+        spectrum = fft.rfft(windowed, axis=1).astype(np.complex64, copy=False)
         parts = spectrum.view(np.float32)
         np.square(parts, out=parts)
         np.add(spectrum.real, spectrum.imag, out=self._power[row : row + count])

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
-from model.errors import InputError
-from pipelines.lake import storage_errors
+from model.errors import InputError, storage_errors
 
 # Left out by name: what lies beside audio and never is. All else is listed, and the decoder judges by content.
 OTHER = frozenset(

@@ -5,7 +5,6 @@ A `Lake` is a root and nothing else, so that it travels to workers as it is. Nam
 """
 
 import contextlib
-import errno
 import functools
 import json
 import os
@@ -19,33 +18,11 @@ from datetime import UTC, datetime
 from importlib import metadata
 from typing import IO, Any, BinaryIO
 
-from model.errors import InputError, TryLaterError
+from model.errors import InputError, TryLaterError, storage_errors
 
 FORMAT_VERSION = 1
 # Runs whose manifests are looked at.
 LAST_RUNS = 50
-
-
-@contextlib.contextmanager
-def storage_errors(where: str) -> Iterator[None]:
-    """Turn what a file system says into one line and the right exit code.
-
-    Raises
-    ------
-    InputError
-        Missing, not a folder, read-only, or not permitted: the same call fails again.
-    TryLaterError
-        Full, or anything else that storage says.
-    """
-    try:
-        yield
-    except OSError as error:
-        said = error.strerror or str(error)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise TryLaterError(f"no space left for {where}: free some and run the same command again") from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EEXIST):
-            raise InputError(f"cannot use {where}: {said}") from error
-        raise TryLaterError(f"storage failed at {where}: {said}; run the same command again") from error
 
 
 @functools.lru_cache(maxsize=8)

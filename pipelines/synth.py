@@ -13,8 +13,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from model.errors import InputError
-from pipelines.lake import storage_errors
+from model.errors import InputError, storage_errors
 
 Signal = npt.NDArray[np.float64]
 Rng = np.random.Generator

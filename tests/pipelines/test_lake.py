@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from model.errors import InputError, TryLaterError
-from pipelines.lake import Lake, run_manifest, storage_errors
+from model.errors import InputError, TryLaterError, storage_errors
+from pipelines.lake import Lake, run_manifest
 
 
 @pytest.fixture

@@ -181,6 +181,24 @@ def test_what_was_encoded_is_kept(undisturbed: Undisturbed, tmp_path: Path) -> N
     assert table_rows(lake) == table_rows(undisturbed.lake)
 
 
+@pytest.mark.parametrize(("command", "dataset"), [("extract", "features/*/ledger.lance"), ("encode", "tables/*.lance")])
+def test_killed_in_the_middle_of_a_first_commit(
+    undisturbed: Undisturbed, tmp_path: Path, command: str, dataset: str
+) -> None:
+    """What Lance has on the disk then, for some microseconds: half a version, under a name that is none."""
+    lake = copy_without(undisturbed.lake, tmp_path / "lake", *(["tables"] if command == "extract" else []))
+    (path,) = lake.glob(dataset)
+    (first,) = path.glob("_versions/18446744073709551614.manifest")
+    half = first.read_bytes()[: first.stat().st_size // 2]
+    for file in [*path.glob("_versions/*"), *lake.glob("tables/*.json")]:
+        file.unlink()
+    Path(f"{first}#1").write_bytes(half)
+    done("status", "--lake", lake)
+    done(*undisturbed.call(command, lake), small=True)
+    rows = ledger_rows if command == "extract" else table_rows
+    assert rows(lake) == rows(undisturbed.lake)
+
+
 def test_a_decoder_stops_when_nobody_waits_for_it(tmp_path: Path) -> None:
     """Only the main process is killed, in the middle of a recording that takes far longer than the wait here."""
     audio, lake = tmp_path / "audio", tmp_path / "lake"
