@@ -1,5 +1,6 @@
 """Corpora made from nothing for the benches: many files that differ, or few long ones, written fast."""
 
+import io
 import struct
 from pathlib import Path
 
@@ -10,13 +11,8 @@ from numpy.typing import NDArray
 from benches.sounds import sound
 
 MINUTE = 60
-# Suffix: format and coding for soundfile, and a mixed corpus' share of such files in ten.
-MIXED = {
-    "wav": ("WAV", "PCM_16", 6),
-    "flac": ("FLAC", "PCM_16", 2),
-    "ogg": ("OGG", "VORBIS", 1),
-    "mp3": ("MP3", "MPEG_LAYER_III", 1),
-}
+# Suffixes of a mixed corpus, in turn. Vorbis takes longest to encode.
+MIXED = ("ogg", *("flac", "wav", "mp3", "wav", "wav") * 3, "flac", "wav", "mp3", "wav")
 # Frames that a Vorbis encoder is handed at a time: libsndfile puts as many on its stack.
 BLOCK = 65_536
 
@@ -65,29 +61,29 @@ def wav_files(folder: Path, *, count: int, minutes: int, rate: int, channels: in
                 file.write(values)
 
 
-def mp3_files(folder: Path, *, count: int, minutes: int, rate: int) -> None:
-    """`count` MP3 files of whole minutes: no place to cut them exactly. One minute's frames again and again.
-
-    Each begins at another of the frames, so that every file differs and no second minute is encoded.
-    """
-    folder.mkdir(parents=True)
-    path = folder / "0000.mp3"
-    # A constant bit rate: without a table of contents the length then still follows from the size.
+def _mp3_minute(values: NDArray[np.int16], rate: int) -> list[bytes]:
+    """Frames of an MP3 of a constant bit rate: without a table of contents its length then follows from the size."""
+    file = io.BytesIO()
     soundfile.write(
-        path,
-        minute(rate=rate),
-        rate,
-        format="MP3",
-        subtype="MPEG_LAYER_III",
-        bitrate_mode="CONSTANT",
-        compression_level=0.8,
+        file, values, rate, format="MP3", subtype="MPEG_LAYER_III", bitrate_mode="CONSTANT", compression_level=0.8
     )
-    frames = _mp3_frames(path.read_bytes())[1:]  # the first holds the encoder's notes on the length
+    return _mp3_frames(file.getvalue())[1:]  # the first holds the encoder's notes on the length
+
+
+def _mp3(path: Path, frames: list[bytes], *, number: int, count: int) -> None:
+    """Write `count` frames, again and again those that there are, from the `number`-th on."""
+    with open(path, "wb") as file:
+        for place in range(number, number + count, len(frames)):
+            part = frames[number:] + frames[:number]
+            file.write(b"".join(part[: number + count - place]))
+
+
+def mp3_files(folder: Path, *, count: int, minutes: int, rate: int) -> None:
+    """`count` MP3 files of whole minutes, every one different: no place to cut them exactly. Encoded is one minute."""
+    folder.mkdir(parents=True)
+    frames = _mp3_minute(minute(rate=rate), rate)
     for number in range(count):
-        body = b"".join(frames[number:] + frames[:number])
-        with open(folder / f"{number:04d}.mp3", "wb") as file:
-            for _ in range(minutes):
-                file.write(body)
+        _mp3(folder / f"{number:04d}.mp3", frames, number=number, count=minutes * len(frames))
 
 
 def _mp3_frames(data: bytes) -> list[bytes]:
@@ -109,16 +105,21 @@ def mixed(folder: Path, *, count: int, seconds: int = 60, rate: int = 44_100, ch
     """`count` files of `seconds` to twice as many, in several formats in turn; their seconds in all."""
     folder.mkdir(parents=True)
     base = minute(rate=rate, channels=channels)
-    suffixes = [suffix for suffix, (_, _, share) in MIXED.items() for _ in range(share)]
+    frames = _mp3_minute(base, rate)
     total = 0
     for number in range(count):
-        suffix = suffixes[number * 3 % len(suffixes)]
-        form, coding, _ = MIXED[suffix]
+        suffix = MIXED[number % len(MIXED)]
         length = seconds + number * 37 % (seconds + 1)
         total += length
-        values = np.resize(_turned(base, number), (length * rate, channels))
         path = folder / f"{number:04d}.{suffix}"
-        with soundfile.SoundFile(path, "w", rate, channels, format=form, subtype=coding) as file:
+        if suffix == "mp3":
+            _mp3(path, frames, number=number, count=length * len(frames) // MINUTE)
+            continue
+        values = np.resize(_turned(base, number), (length * rate, channels))
+        if suffix == "wav":
+            path.write_bytes(_wav_header(len(values), rate=rate, channels=channels) + values.tobytes())
+            continue
+        with soundfile.SoundFile(path, "w", rate, channels) as file:
             for place in range(0, len(values), BLOCK):
                 file.write(values[place : place + BLOCK])
     return float(total)

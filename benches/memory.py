@@ -20,11 +20,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 from benches import corpora
 from benches.harness import Figure, faster, figure, pin, report
+from benches.sides import processes, processor_seconds
 
 LOOK_SECONDS = 0.1
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -51,14 +51,6 @@ def ended(process: subprocess.Popen[bytes]) -> None:
     """Stop the bench if the command failed."""
     if process.returncode:
         raise SystemExit(f"{' '.join(map(str, process.args))} ended with {process.returncode}")  # type: ignore[arg-type]
-
-
-def processes(session: int) -> Iterator[str]:
-    """The folders in /proc of a session's processes."""
-    for name in os.listdir("/proc"):
-        with contextlib.suppress(OSError):
-            if name.isdigit() and os.getsid(int(name)) == session:
-                yield f"/proc/{name}"
 
 
 def held(session: int) -> tuple[float, float]:
@@ -89,14 +81,12 @@ def timed(corpus: Path, lake: Path) -> tuple[float, float]:
     """Seconds of an extract: by the wall's clock, and of processors."""
     began = time.perf_counter()
     process = started(corpus, lake)
-    spent: dict[str, int] = {}
+    spent: dict[str, float] = {}
     while process.poll() is None:
-        for folder in processes(process.pid):
-            with contextlib.suppress(OSError), open(f"{folder}/stat") as file:
-                spent[folder] = sum(map(int, file.read().rpartition(")")[2].split()[11:13]))
+        spent |= processor_seconds(process.pid)
         time.sleep(LOOK_SECONDS / 2)
     ended(process)
-    return time.perf_counter() - began, sum(spent.values()) / os.sysconf("SC_CLK_TCK")
+    return time.perf_counter() - began, sum(spent.values())
 
 
 def memory(folder: Path) -> list[Figure]:

@@ -4,18 +4,36 @@ A side is made by a function of a module: its arguments are texts, and it return
 be done after the clock has stopped, such as to remove what was written.
 """
 
+import contextlib
 import importlib
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 # Bare loops that free what they took ask the system for it anew each time, unless glibc is told to keep it.
 KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": "536870912", "MALLOC_MMAP_THRESHOLD_": "536870912"}
 
 Job = Callable[[], Callable[[], Any] | None]
+
+
+def processes(session: int) -> Iterator[str]:
+    """The folders in /proc of a session's processes."""
+    for name in os.listdir("/proc"):
+        with contextlib.suppress(OSError):
+            if name.isdigit() and os.getsid(int(name)) == session:
+                yield f"/proc/{name}"
+
+
+def processor_seconds(session: int) -> dict[str, float]:
+    """Seconds of processors that each process of a session has taken so far."""
+    tick, found = os.sysconf("SC_CLK_TCK"), {}
+    for folder in processes(session):
+        with contextlib.suppress(OSError), open(f"{folder}/stat") as file:
+            found[folder] = sum(map(int, file.read().rpartition(")")[2].split()[11:13])) / tick
+    return found
 
 
 class Side:
@@ -42,9 +60,11 @@ class Side:
             [sys.executable, "-c", program, ",".join(map(str, cores)), maker, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=os.environ | {"OMP_NUM_THREADS": str(len(cores))} | dict(environment or {}),
+            env=os.environ | {"OMP_NUM_THREADS": str(len(cores)), "LANCE_LOG": "error"} | dict(environment or {}),
+            start_new_session=True,  # what it starts can be told from all others
             text=True,
         )
+        self.session = self._process.pid
         self.expect("ready")
 
     def tell(self) -> None:
@@ -66,17 +86,31 @@ class Side:
         self._process.wait()
 
 
-def together(*sides: Side) -> float:
-    """Wall seconds until all of these sides, started at the same time, have done their jobs."""
+def together(*sides: Side) -> tuple[float, float]:
+    """Seconds until all of these sides, started at the same time, have done their jobs: by the wall, of processors."""
+    before = sum(sum(processor_seconds(side.session).values()) for side in sides)
     began = time.perf_counter()
     for side in sides:
         side.tell()
     for side in sides:
         side.expect("done")
     seconds = time.perf_counter() - began
+    taken = sum(sum(processor_seconds(side.session).values()) for side in sides) - before
     for side in sides:
         side.expect("ready")
-    return seconds
+    return seconds, taken
+
+
+def in_turn(sides: Mapping[str, Sequence[Side]], *, rounds: int) -> tuple[Mapping[str, list[float]], ...]:
+    """Each side, or several at once, in turn: seconds by the wall, and of processors, a number a round."""
+    wall: dict[str, list[float]] = {name: [] for name in sides}
+    processor: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(rounds):
+        for name, several in sides.items():
+            seconds, taken = together(*several)
+            wall[name].append(seconds)
+            processor[name].append(taken)
+    return wall, processor
 
 
 def serve() -> None:

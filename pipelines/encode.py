@@ -16,6 +16,7 @@ from typing import Any
 
 import apache_beam as beam
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 from apache_beam.ml.inference.base import ModelHandler, RunInference
 from apache_beam.pvalue import AsList, AsSingleton, TaggedOutput
@@ -29,7 +30,7 @@ from pipelines.account import packed
 from pipelines.joins import joined
 from pipelines.lake import Lake, Run
 from pipelines.progress import Progress
-from pipelines.runners import Engine, run_pipeline
+from pipelines.runners import Engine, keep_freed_memory, run_pipeline
 
 BATCH_WINDOWS = 64
 # Runs that commit to one table at the same time plan again; more often than this is no coincidence.
@@ -82,14 +83,20 @@ class LoadedModel:
         self.encoder, self.decoder = self.model.encoder(), self.model.decoder()
         self.columns = table.schema(self.model.settings["latent_dim"])
 
+    def _error(self, features: npt.NDArray[np.float32], decoded: npt.NDArray[np.float32]) -> float:
+        """Mean square error of a window's valid frames, of unit variance; a window at a time, which fits the cache."""
+        difference = self.model.normalise(features)
+        difference -= decoded
+        return float(np.vdot(difference, difference)) / difference.size
+
     def rows(self, batch: Sequence[Window]) -> pa.RecordBatch:
         """Rows of a batch of windows, of any size."""
         spec = self.model.spec
         features = dequantise(np.stack([window.record.values for window in batch]), spec)
         mean, log_variance = self.encoder.encode(features)
-        normalised = self.decoder.decode(mean)
-        squares = np.square(self.model.normalise(features) - normalised).mean(axis=2)
+        decoded = self.decoder.decode(mean)
         valid = np.array([window.record.valid_frames for window in batch])
+        errors = [self._error(x[:n], y[:n]) for x, y, n in zip(features, decoded, valid, strict=True)]
         start = np.array([window.record.window for window in batch]) * spec.step_seconds
         vectors = pa.FixedSizeListArray.from_arrays(pa.array(mean.reshape(-1)), mean.shape[1])
         arrays = {
@@ -103,7 +110,7 @@ class LoadedModel:
             "end_s": start + valid * spec.hop_length / spec.sample_rate,
             "embedding": vectors,
             "posterior_std": np.exp(log_variance / 2).mean(axis=1),
-            "reconstruction_error": np.array([s[:n].mean() for s, n in zip(squares, valid, strict=True)], np.float32),
+            "reconstruction_error": np.array(errors, np.float32),
             "bundle": [window.bundle for window in batch],
             "record_offset": [window.offset for window in batch],
         }
@@ -389,6 +396,7 @@ def encode(lake: Lake, model: Any, *, run: Run, engine: Engine) -> dict[str, Any
     known = ledger.open_ledger(lake, spec.spec_id)
     if known is None:
         raise InputError(f"the lake {lake.root} has no features of spec {spec.spec_id}: run extract first")
+    keep_freed_memory(True)
     for _ in range(ATTEMPTS):
         dataset = table.create(lake, model.model_id, model.settings["latent_dim"])
         pipeline = functools.partial(

@@ -24,7 +24,7 @@ from pipelines.joins import joined
 from pipelines.lake import Lake, Run
 from pipelines.ledger import DONE, REJECTED, Row
 from pipelines.progress import Progress
-from pipelines.runners import Concurrently, Engine, run_pipeline
+from pipelines.runners import Concurrently, Engine, keep_freed_memory, run_pipeline
 from pipelines.survey import bundles, survey, weight
 
 # Rows that wait in a worker to be written as one file.
@@ -242,6 +242,7 @@ def extract(
     spec_name = f"{Lake.spec(spec.spec_id)}/spec.json"
     if not lake.exists(spec_name):
         lake.write(spec_name, spec.canonical_json().encode() + b"\n")
+    keep_freed_memory(False)
     for _ in range(ATTEMPTS):
         before = ledger.open_ledger(lake, spec.spec_id)
         pipeline = functools.partial(

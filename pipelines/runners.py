@@ -72,8 +72,6 @@ def beam_options(arguments: Sequence[str], *, workers: int = 0) -> Engine:
         given += ["--runner=FnApiRunner"]
     local = "--runner=FnApiRunner" in given
     threads = 1
-    if local:
-        _return_freed_memory()
     if local and not any(a.startswith("--direct_") for a in given):
         given += ["--direct_running_mode=in_memory", "--direct_num_workers=1"]
         threads = workers or len(os.sched_getaffinity(0))
@@ -88,18 +86,24 @@ def beam_options(arguments: Sequence[str], *, workers: int = 0) -> Engine:
     return Engine(options, threads, local)
 
 
-def _return_freed_memory() -> None:
-    """Have freed blocks of a megabyte go back to the system, where glibc would keep ever larger ones for later.
+def keep_freed_memory(keep: bool) -> None:
+    """Whether freed blocks of a megabyte and more stay with this process, where the C library can be told.
 
-    The local engine moves all that is shuffled in one block a step, and several copies of it: kept, they add up.
+    The local engine moves all that is shuffled in one block a step, and several copies of it: kept, they add up. The
+    batches of a model come and go a thousand times: given back, each costs a page fault every 4 kB.
+
+    Parameters
+    ----------
+    keep : bool
     """
     import ctypes
 
     m_trim_threshold, m_mmap_threshold, m_arena_max = -1, -3, -8
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        for name, value in ((m_mmap_threshold, 1 << 20), (m_trim_threshold, 1 << 17), (m_arena_max, 2)):
-            mallopt(name, value)
+        mallopt(m_mmap_threshold, 32 << 20 if keep else 1 << 20)
+        mallopt(m_trim_threshold, 512 << 20 if keep else 1 << 17)
+        mallopt(m_arena_max, 2)
 
 
 def _known_flags(options: Any) -> set[str]:

@@ -1,5 +1,6 @@
 """Two of the same command at once, on one lake: together they do what one does, and each thing once."""
 
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def alone(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return lake
 
 
-@pytest.mark.parametrize("attempt", range(3))
+@pytest.mark.parametrize("attempt", range(2))
 def test_two_extracts(alone: Path, made: Made, tmp_path: Path, attempt: int) -> None:
     lake = tmp_path / "lake"
     for command in both("extract", made.audio, "--lake", lake):
@@ -45,17 +46,14 @@ def test_two_extracts(alone: Path, made: Made, tmp_path: Path, attempt: int) -> 
     assert once_each(lake, table=False)
 
 
-@pytest.mark.parametrize("attempt", range(3))
+@pytest.mark.parametrize("attempt", range(2))
 def test_two_encodes(alone: Path, tmp_path: Path, attempt: int) -> None:
-    import shutil
-
     lake = tmp_path / "lake"
     shutil.copytree(alone, lake, ignore=lambda _, names: [name for name in names if name == "tables"])
     for command in both("encode", "--lake", lake):
         assert command.process.returncode == 0, command.err
     assert table_rows(lake) == table_rows(alone)
     assert once_each(lake)
-    assert not list(lake.glob("tables/*.staged"))
 
 
 def test_two_runs(alone: Path, made: Made, tmp_path: Path) -> None:
