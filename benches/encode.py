@@ -16,7 +16,7 @@ from pathlib import Path
 from benches.harness import faster, figure, pin, report
 from benches.sides import Side, in_turn
 
-HOURS, ROUNDS = 2, 5
+HOURS, ROUNDS = 5, 3
 
 
 def command(lake: str) -> Callable[[], Callable[[], None]]:

@@ -138,9 +138,10 @@ def main() -> None:
     sides = {"ours": ours} | {name: side for name, (side, _, _) in rivals.items()}
     took = interleaved({name: on_processor(side) for name, side in sides.items()}, rounds=ROUNDS)
     fastest = min(rivals, key=lambda name: statistics.median(took[name]))
-    figures: list[Figure] = [
-        faster("times the fastest of them", took[fastest], took["ours"], least=1.4, note=f"{fastest} is the fastest")
-    ]
+    missing = len(INSTALL) + 1 - len(rivals)
+    # The promise is about all of them.
+    least, note = None if missing else 1.4, f"{fastest} is the fastest"
+    figures: list[Figure] = [faster("times the fastest of them", took[fastest], took["ours"], least=least, note=note)]
     for name, (side, wanted, what) in rivals.items():
         most, usual = errors(side(), wanted)
         note = f"{what}; to float64: most {most:.1e}, p99.9 {usual:.1e} nats"
@@ -151,7 +152,6 @@ def main() -> None:
         figure("our error to librosa in float64, p99.9, nats", [usual], most=5e-5),
         figure("times real time", [SECONDS / seconds for seconds in took["ours"]]),
     ]
-    missing = len(INSTALL) + 1 - len(rivals)
     title = f"Log-mel alone, one core, {SECONDS} s at {SPEC.sample_rate / 1000:g} kHz, {SPEC.n_fft}/{SPEC.hop_length}"
     report("log_mel", title + (f" ({missing} rivals not installed)" if missing else ""), figures)
 

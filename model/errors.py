@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import re
 from collections.abc import Iterator
 
 
@@ -34,9 +35,13 @@ def storage_errors(where: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        said = error.strerror or str(error)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        said, number = error.strerror or str(error), error.errno
+        # Lance has the number only in its words.
+        if number is None and (found := re.search(r"\(os error (\d+)\)", said)):
+            number = int(found[1])
+            said = os.strerror(number)
+        if number in (errno.ENOSPC, errno.EDQUOT):
             raise TryLaterError(f"no space left for {where}: free some and run the same command again") from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EEXIST):
+        if number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EEXIST):
             raise InputError(f"cannot use {where}: {said}") from error
         raise TryLaterError(f"storage failed at {where}: {said}; run the same command again") from error

@@ -18,7 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 BLOCK_FRAMES = 192
 # Frames that go through the FFT together: with their spectrum they fit the cache. A divisor of BLOCK_FRAMES.
 FFT_FRAMES = 96
-# From this offset on an FFT in float32 errs by less than 1e-4 nats, half of what 16 bits do; at 1e-10 by 1e-2.
+# From this offset on an FFT in float32 errs by 1e-5 nats on recordings, and by 5e-4 at most: beside a pure tone of full
+# scale, in bands 110 dB below it. At an offset of 1e-10 it errs by 1e-2.
 SINGLE_PRECISION_OFFSET = 1e-5
 
 

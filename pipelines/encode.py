@@ -417,9 +417,9 @@ def encode(lake: Lake, model: Any, *, run: Run, engine: Engine) -> dict[str, Any
                     [text for piece in pieces for text in piece["fragments"]],
                     summary["dropped"],
                 )
-        # Of this version and older ones: another run may be on its way from the new one already.
+        # Of older versions: another run may be on its way from this one, and finds out when it is done.
         for name in lake.names(Lake.staging(model.model_id)):
-            if int(name) <= dataset.version:
+            if int(name) < dataset.version:
                 lake.remove(f"{Lake.staging(model.model_id)}/{name}")
         encoded, written = (sum(piece[name] for piece in pieces) for name in ("encoded", "rows"))
         totals = {"encoded": encoded, "renamed": written - encoded, "stale_recordings": summary["stale"]}

@@ -10,6 +10,14 @@ from typing import Any
 
 import pyarrow as pa
 
+from model.errors import storage_errors
+from pipelines.lake import Lake
+
+
+def is_there(lake: Lake, name: str) -> bool:
+    """Whether a dataset has a version: its folders alone may be what a killed first commit left."""
+    return any(found.endswith(".manifest") for found in lake.names(f"{name}/_versions"))
+
 
 def of(uri: str, version: int, fragment: int) -> Any:
     """One fragment of a dataset at a pinned version: what a worker reads of it."""
@@ -32,7 +40,8 @@ def write(uri: str, rows: pa.Table) -> list[str]:
     """Write rows where no reader sees them; return the fragments as JSON for `commit`."""
     import lance
 
-    written = lance.fragment.write_fragments(rows, uri, schema=rows.schema, mode="append")
+    with storage_errors(uri):
+        written = lance.fragment.write_fragments(rows, uri, schema=rows.schema, mode="append")
     return [json.dumps(fragment.to_json()) for fragment in written]
 
 
@@ -58,7 +67,8 @@ def drop(element: tuple[int, Iterable[str]], uri: str, version: int, column: str
         The fragment, and what is left of it as JSON for `commit`; None if no row is.
     """
     number, values = element
-    kept = of(uri, version, number).delete(in_list(column, sorted(set(values))))
+    with storage_errors(uri):
+        kept = of(uri, version, number).delete(in_list(column, sorted(set(values))))
     return number, None if kept is None else json.dumps(kept.to_json())
 
 
@@ -91,4 +101,5 @@ def commit(
             updated_fragments=[FragmentMetadata.from_json(text) for _, text in gone if text is not None],
             new_fragments=new,
         )
-    return int(lance.LanceDataset.commit(uri, operation, read_version=version or None).version)
+    with storage_errors(uri):
+        return int(lance.LanceDataset.commit(uri, operation, read_version=version or None).version)

@@ -21,6 +21,8 @@ from typing import IO, Any, BinaryIO
 from model.errors import InputError, TryLaterError, storage_errors
 
 FORMAT_VERSION = 1
+# What a lake holds at its root. ``lake.json``, too: another process may make the same lake at the same time.
+OWN = ("features", "lake.json", "models", "runs", "tables")
 # Runs whose manifests are looked at.
 LAST_RUNS = 50
 
@@ -122,16 +124,17 @@ class Lake:
         system, base = file_system(self.root)
         return system.open_input_file(f"{base}/{name}")
 
-    def write(self, name: str, data: bytes) -> None:
-        """Write a file whole, or not at all."""
-        with self.create(name) as file:
+    def write(self, name: str, data: bytes, *, durable: bool = True) -> None:
+        """Write a file whole, or not at all; see `create`."""
+        with self.create(name, durable=durable) as file:
             file.write(data)
 
     @contextlib.contextmanager
-    def create(self, name: str) -> Iterator[IO[bytes]]:
+    def create(self, name: str, *, durable: bool = True) -> Iterator[IO[bytes]]:
         """A file to write, not yet visible; it appears whole when the block ends without an exception.
 
-        Its `name` is a local path: another process may write it, too.
+        Its `name` is a local path: another process may write it, too. If not `durable`, a power cut may undo it: for
+        what nobody needs after one.
         """
         with storage_errors(self.uri(name)):
             if self.is_local:
@@ -145,7 +148,8 @@ class Lake:
                     with open(part, "w+b") as file:
                         yield file
                         file.flush()
-                        os.fsync(file.fileno())
+                        if durable:
+                            os.fsync(file.fileno())
                     os.chmod(part, 0o644)
                     os.replace(part, target)
                 except BaseException:
@@ -219,7 +223,7 @@ class Lake:
         """
         with storage_errors(self.uri("lake.json")):
             if not self.exists("lake.json"):
-                strangers = [name for name in self.names("") if name not in ("features", "models", "tables", "runs")]
+                strangers = [name for name in self.names("") if name not in OWN]
                 if strangers:
                     raise InputError(
                         f"{self.root} is not a lake and holds other things ({strangers[0]!r}): name an empty folder"

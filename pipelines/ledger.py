@@ -79,14 +79,14 @@ def open_ledger(lake: Lake, spec_id: str, version: int | None = None) -> Any:
     """The ledger as a Lance dataset, at a version or the newest; None if nothing was extracted yet."""
     import lance
 
-    if not lake.exists(f"{Lake.spec(spec_id)}/ledger.lance/_versions"):
+    if not fragments.is_there(lake, f"{Lake.spec(spec_id)}/ledger.lance"):
         return None
     return lance.dataset(lake.ledger_uri(spec_id), version=version)
 
 
 def specs(lake: Lake) -> list[str]:
     """Ids of the specs that have a ledger, sorted."""
-    return [name for name in lake.names("features") if lake.exists(f"{Lake.spec(name)}/ledger.lance/_versions")]
+    return [name for name in lake.names("features") if fragments.is_there(lake, f"{Lake.spec(name)}/ledger.lance")]
 
 
 def only_spec(lake: Lake) -> str:

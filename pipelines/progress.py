@@ -35,12 +35,12 @@ class Progress:
 
     def expect(self, work: int) -> int:
         """Say how much there is to do, in the measure of ``work``; gives it back."""
-        self.lake.write(f"{self.folder}/expected.json", json.dumps({"work": work}).encode())
+        self.lake.write(f"{self.folder}/expected.json", json.dumps({"work": work}).encode(), durable=False)
         return work
 
     def tell(self, piece: str, numbers: dict[str, float]) -> None:
         """Say what a piece did: ``work``, and whatever is to be shown; a name with a space in it is only added up."""
-        self.lake.write(f"{self.folder}/done/{piece}.json", json.dumps(numbers).encode())
+        self.lake.write(f"{self.folder}/done/{piece}.json", json.dumps(numbers).encode(), durable=False)
 
 
 class Watch:

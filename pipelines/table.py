@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from model.errors import InputError
+from model.errors import InputError, storage_errors
 from pipelines import fragments
 from pipelines.lake import Lake
 
@@ -43,7 +43,7 @@ def open_table(lake: Lake, model_id: str, version: int | None = None) -> Any:
     """The table as a Lance dataset, at a version or the newest; None if nothing was encoded yet."""
     import lance
 
-    if not lake.exists(f"tables/{model_id}.lance/_versions"):
+    if not fragments.is_there(lake, f"tables/{model_id}.lance"):
         return None
     return lance.dataset(lake.table_uri(model_id), version=version)
 
@@ -64,7 +64,9 @@ def create(lake: Lake, model_id: str, latent_dim: int) -> Any:
         found = open_table(lake, model_id)
         if found is None:
             columns = schema(latent_dim)
-            found = lance.write_dataset(columns.empty_table(), lake.table_uri(model_id), schema=columns)
+            uri = lake.table_uri(model_id)
+            with storage_errors(uri):
+                found = lance.write_dataset(columns.empty_table(), uri, schema=columns)
     return found
 
 

@@ -87,11 +87,18 @@ def test_small_offsets_are_computed_in_float64(offset: float) -> None:
     assert error.max() < 5e-6
 
 
-def test_single_precision_costs_less_than_storage() -> None:
-    """Half a step of the 16 bits is 2.1e-4 nats."""
-    for spec in PRESETS.values():
-        y = signal(spec)
-        assert np.abs(log_mel(y, spec) - reference(y, spec)).max() < spec.value_span / 65_535 / 2 / 2
+@pytest.mark.parametrize("name", PRESETS)
+def test_single_precision_beside_pure_tones(name: str) -> None:
+    """The hardest for it: all power in one place, next to bands that hold none. At a tenth of full scale within the
+    bounds of all else; at full scale 5e-4 nats was the worst of 60 tones a preset."""
+    spec = PRESETS[name]
+    times = np.arange(spec.sample_rate) / spec.sample_rate
+    for frequency in np.random.default_rng(4).uniform(100, spec.sample_rate / 2.2, 12):
+        tone = np.sin(2 * np.pi * frequency * times)
+        quiet = (0.1 * tone).astype(np.float32)
+        hold(log_mel(quiet, spec), reference(quiet, spec))
+        loud = tone.astype(np.float32)
+        assert np.abs(log_mel(loud, spec) - reference(loud, spec)).max() < 1e-3
 
 
 @pytest.mark.parametrize("name", PRESETS)
