@@ -295,9 +295,9 @@ class _Loop:
     def run(self, training: Any, validation: Any) -> None:
         """Train until the budget is spent or nothing improves, then go back to the best weights."""
         settings = self.trainer.settings
-        writer = tf.summary.create_file_writer(str(self.directory / "logs"))
-        batches = self.trainer.distributed(training)
         with _stopping() as stop, self._bar() as advance:
+            writer = tf.summary.create_file_writer(str(self.directory / "logs"))
+            batches = self.trainer.distributed(training)
             while not self.reason and self.step < settings.max_steps:
                 self.sums += self.trainer.train_step(next(batches)).numpy()
                 step = self.step

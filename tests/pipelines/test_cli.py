@@ -81,7 +81,9 @@ def test_a_lake_that_cannot_be_written(capsys: pytest.CaptureFixture[str], made:
 def test_interrupted_is_130_and_says_what_is_kept(made: Made, tmp_path: Path, command: str) -> None:
     lake = made.copy(tmp_path) if command == "train" else Lake.at(str(tmp_path / "lake"))
     arguments = ["extract", str(made.audio)] if command == "extract" else ["train", "--steps", "100000", "--seed", "5"]
-    code = f"import sys; from pipelines.cli import main; sys.exit(main({[*arguments, '--lake', lake.root]!r}))"
+    # A shell starts what it puts in the background with SIGINT ignored, and these tests may be that.
+    listen = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code = f"{listen}; from pipelines.cli import main; sys.exit(main({[*arguments, '--lake', lake.root]!r}))"
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
     # Once it is at work: extract has made the lake, train has its first checkpoint's folder or its logs.
     sign = "features/*" if command == "extract" else "models/*/logs/*"
