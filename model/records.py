@@ -4,15 +4,18 @@ Workers that write shards and workers that encode them never import TensorFlow. 
 what ``tf.train.Example`` (keys sorted) and ``tf.io.TFRecordWriter`` write; the tests hold it to that.
 """
 
+import functools
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf.message import DecodeError
 
-# Feature names, in the order in which a map with sorted keys is written.
+# Feature names.
 RECORDING_ID, VALID_FRAMES, VALUES, WINDOW = "recording_id", "valid_frames", "values", "window"
 
 
@@ -42,71 +45,41 @@ class Record:
     values: npt.NDArray[np.uint16]
 
 
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
+@functools.cache
+def _example() -> Any:
+    """``tf.train.Example`` as a protobuf message class, from TensorFlow's example.proto and feature.proto."""
+    kind = descriptor_pb2.FieldDescriptorProto
+    file = descriptor_pb2.FileDescriptorProto(name="example.proto", package="tensorflow", syntax="proto3")
 
+    def message(of: Any, name: str, *fields: tuple[str, int, int, str], repeated: bool = False, **where: Any) -> Any:
+        made = of.add(name=name)
+        for field, number, type_, type_name in fields:
+            label = kind.LABEL_REPEATED if repeated else kind.LABEL_OPTIONAL
+            made.field.add(name=field, number=number, type=type_, type_name=type_name or None, label=label, **where)
+        return made
 
-def _field(number: int, payload: bytes) -> bytes:
-    """A length-delimited protobuf field."""
-    return _varint(number << 3 | 2) + _varint(len(payload)) + payload
-
-
-def _bytes_feature(name: str, value: bytes) -> bytes:
-    return _field(1, _field(1, name.encode()) + _field(2, _field(1, _field(1, value))))
-
-
-def _int_feature(name: str, value: int) -> bytes:
-    return _field(1, _field(1, name.encode()) + _field(2, _field(3, _field(1, _varint(value)))))
+    top = file.message_type
+    message(top, "BytesList", ("value", 1, kind.TYPE_BYTES, ""), repeated=True)
+    message(top, "Int64List", ("value", 1, kind.TYPE_INT64, ""), repeated=True)
+    lists = ("bytes_list", 1, kind.TYPE_MESSAGE, "BytesList"), ("int64_list", 3, kind.TYPE_MESSAGE, "Int64List")
+    message(top, "Feature", *lists, oneof_index=0).oneof_decl.add(name="kind")
+    features = message(top, "Features", ("feature", 1, kind.TYPE_MESSAGE, "Features.FeatureEntry"), repeated=True)
+    pair = ("key", 1, kind.TYPE_STRING, ""), ("value", 2, kind.TYPE_MESSAGE, "Feature")
+    message(features.nested_type, "FeatureEntry", *pair).options.map_entry = True
+    message(top, "Example", ("features", 1, kind.TYPE_MESSAGE, "Features"))
+    # In a pool of its own: TensorFlow, where it is imported, registers the same names.
+    return message_factory.GetMessages([file], descriptor_pool.DescriptorPool())["tensorflow.Example"]
 
 
 def encode(record: Record) -> bytes:
     """A window as a serialised ``tf.train.Example``; `values` as little-endian bytes, frames first."""
-    return _field(
-        1,
-        _bytes_feature(RECORDING_ID, record.recording_id.encode())
-        + _int_feature(VALID_FRAMES, record.valid_frames)
-        + _bytes_feature(VALUES, record.values.astype("<u2", copy=False).tobytes())
-        + _int_feature(WINDOW, record.window),
-    )
-
-
-def _read_varint(data: memoryview, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[at]
-        value |= (byte & 0x7F) << shift
-        at += 1
-        if byte < 0x80:
-            return value, at
-        shift += 7
-
-
-def _fields(data: memoryview) -> Iterator[tuple[int, memoryview | int]]:
-    """Fields of a protobuf message that holds varints and length-delimited fields only."""
-    at = 0
-    while at < len(data):
-        tag, at = _read_varint(data, at)
-        value, at = _read_varint(data, at)
-        if tag & 7 == 2:
-            if at + value > len(data):
-                raise DamagedShardError("a field runs past the end of its record")
-            yield tag >> 3, data[at : at + value]
-            at += value
-        elif tag & 7 == 0:
-            yield tag >> 3, value
-        else:
-            raise DamagedShardError(f"a field of wire type {tag & 7}")
-
-
-def _only(data: memoryview) -> memoryview:
-    value = next(_fields(data))[1]
-    assert isinstance(value, memoryview)
-    return value
+    example = _example()()
+    feature = example.features.feature
+    feature[RECORDING_ID].bytes_list.value.append(record.recording_id.encode())
+    feature[VALID_FRAMES].int64_list.value.append(record.valid_frames)
+    feature[VALUES].bytes_list.value.append(record.values.astype("<u2", copy=False).tobytes())
+    feature[WINDOW].int64_list.value.append(record.window)
+    return bytes(example.SerializeToString(deterministic=True))
 
 
 def decode(data: bytes, *, window_frames: int, n_mels: int) -> Record:
@@ -117,22 +90,15 @@ def decode(data: bytes, *, window_frames: int, n_mels: int) -> Record:
     DamagedShardError
         If `data` is not a record of this shape.
     """
-    found: dict[str, memoryview] = {}
     try:
-        for _, entry in _fields(_only(memoryview(data))):
-            assert isinstance(entry, memoryview)
-            pair = dict(_fields(entry))
-            name, feature = pair[1], pair[2]
-            assert isinstance(name, memoryview)
-            assert isinstance(feature, memoryview)
-            found[bytes(name).decode()] = _only(_only(feature))
+        feature = _example().FromString(data).features.feature
         return Record(
-            recording_id=bytes(found[RECORDING_ID]).decode(),
-            window=_read_varint(found[WINDOW], 0)[0],
-            valid_frames=_read_varint(found[VALID_FRAMES], 0)[0],
-            values=np.frombuffer(found[VALUES], "<u2").reshape(window_frames, n_mels),
+            recording_id=feature[RECORDING_ID].bytes_list.value[0].decode(),
+            window=feature[WINDOW].int64_list.value[0],
+            valid_frames=feature[VALID_FRAMES].int64_list.value[0],
+            values=np.frombuffer(feature[VALUES].bytes_list.value[0], "<u2").reshape(window_frames, n_mels),
         )
-    except (AssertionError, IndexError, KeyError, StopIteration, UnicodeDecodeError, ValueError) as error:
+    except (DecodeError, IndexError, ValueError) as error:
         raise DamagedShardError(f"not a record of {window_frames} x {n_mels} values: {error!r}") from error
 
 
