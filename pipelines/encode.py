@@ -82,10 +82,15 @@ class LoadedModel:
         self.model = artifact.load(directory)
         self.encoder, self.decoder = self.model.encoder(), self.model.decoder()
         self.columns = table.schema(self.model.settings["latent_dim"])
+        # Once for each frame: arithmetic of equal shapes takes half the time of a broadcast over short rows.
+        self._mean, self._std = (
+            np.tile(values, (self.model.spec.window_frames, 1)) for values in (self.model.mean, self.model.std)
+        )
 
     def _error(self, features: npt.NDArray[np.float32], decoded: npt.NDArray[np.float32]) -> float:
         """Mean square error of a window's valid frames, of unit variance; a window at a time, which fits the cache."""
-        difference = self.model.normalise(features)
+        difference = features - self._mean[: len(features)]
+        difference /= self._std[: len(features)]
         difference -= decoded
         return float(np.vdot(difference, difference)) / difference.size
 
