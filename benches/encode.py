@@ -41,12 +41,12 @@ def model(lake: str, parts: str) -> Callable[[], None]:
     import numpy as np
 
     from model.features import dequantise
-    from pipelines import commands
+    from pipelines import lookup
     from pipelines.encode import BATCH_WINDOWS, read_shard
     from pipelines.lake import Lake
 
     where = Lake.at(lake)
-    found = commands.find_model(where, None)
+    found = lookup.find_model(where, None)
     shards = (name.removesuffix(".tfrecord") for name in where.names(f"{Lake.spec(found.spec.spec_id)}/shards"))
     values = [record.values for shard in shards for record, _ in read_shard(where, found.spec, shard)]
     batches = [

@@ -14,7 +14,7 @@ import numpy as np
 import soundfile
 
 from model.errors import InputError
-from pipelines import commands, ledger, table
+from pipelines import ledger, lookup, table
 from pipelines.audio import mono_blocks, probe
 from pipelines.corpus import corpus_root, local_path
 from pipelines.lake import Lake
@@ -32,7 +32,7 @@ def main() -> None:
     call = parser.parse_args()
 
     lake, root = Lake.at(call.lake), corpus_root(call.audio)
-    model = commands.find_model(lake, None)
+    model = lookup.find_model(lake, None)
     searcher = Searcher(lake, model, table.need_table(lake, model.model_id))
     rows = ledger.open_ledger(lake, model.spec.spec_id).to_table(filter="status = 'done'").to_pylist()
     # Copies of one recording are one answer.

@@ -6,6 +6,7 @@ be done after the clock has stopped, such as to remove what was written.
 
 import contextlib
 import importlib
+import logging
 import os
 import subprocess
 import sys
@@ -115,6 +116,7 @@ def in_turn(sides: Mapping[str, Sequence[Side]], *, rounds: int) -> tuple[Mappin
 
 def serve() -> None:
     """The process of a `Side`."""
+    logging.basicConfig(level=logging.ERROR)  # as the command line has it
     cores, maker, *arguments = sys.argv[1:]
     os.sched_setaffinity(0, {int(core) for core in cores.split(",")})
     module, name = maker.split(":")

@@ -24,11 +24,11 @@ def sides(lake: str) -> tuple[dict[str, Callable[[], Any]], int]:
 
     from model import dataset, splits
     from model.trainer import Trainer, TrainSettings
-    from pipelines import commands, ledger
+    from pipelines import ledger, lookup
     from pipelines.lake import Lake
 
     where = Lake.at(lake)
-    spec = commands.spec_of_lake(where, None)
+    spec = lookup.spec_of_lake(where, None)
     bundles, groups = ledger.training_input(ledger.open_ledger(where, spec.spec_id))
     shards = {where.uri(Lake.shard(spec.spec_id, bundle)): recordings for bundle, recordings in bundles.items()}
     split_of = splits.assign(groups)

@@ -37,6 +37,9 @@ MANIFEST, WEIGHTS, ENCODER, DECODER, REPORT = (
 # Largest difference of the ONNX copies from the Keras model, relative to the largest value.
 PARITY = 1e-4
 
+# What a file system without locks says.
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP}
+
 Array = npt.NDArray[np.float32]
 
 
@@ -261,9 +264,10 @@ def being_made(directory: Path) -> Iterator[None]:
             raise TryLaterError(
                 f"another process is training this very model in {directory}: run the same command when it is done"
             ) from error
-        except OSError:
-            # A file system without locks: two trainings would write the same files with the same content.
-            pass
+        except OSError as error:
+            # Without locks two trainings would write the same files with the same content.
+            if error.errno not in NO_LOCKS:
+                raise
         yield
 
 

@@ -12,6 +12,7 @@ import errno
 import functools
 import math
 import os
+import re
 import stat
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
@@ -140,17 +141,31 @@ def _open_pyav(file: BinaryIO) -> Any:
     return av.open(file, metadata_errors="replace", options={"protocol_whitelist": "none"})
 
 
+def _id3_bytes(head: bytes) -> int:
+    """Length of the ID3v2 tag that begins with these ten bytes, from the tag's own header; 0 if none does."""
+    if head[:3] != b"ID3" or len(head) < 10:
+        return 0
+    return 10 + functools.reduce(lambda total, byte: total << 7 | byte & 0x7F, head[6:10], 0)
+
+
 def _tells_its_length(file: BinaryIO) -> bool:
-    """Whether an MP3 has a Xing, Info or VBRI header, in the frame after its ID3 tags."""
-    file.seek(0)
-    head = file.read(10)
-    while head[:3] == b"ID3" and len(head) == 10:
-        size = functools.reduce(lambda total, byte: total << 7 | byte & 0x7F, head[6:], 0)
-        file.seek(size, os.SEEK_CUR)
-        head = file.read(10)
-    # The largest frame of MPEG audio has 1,441 bytes.
-    first = head + file.read(1431)
-    return any(name in first for name in (b"Xing", b"Info", b"VBRI"))
+    """Whether an MP3 says in its first frame how long it is, and ends there: files joined into one go on.
+
+    The headers Xing (Info, at a constant bit rate) and VBRI, as FFmpeg's mp3dec.c reads them.
+    """
+    start, tag = 0, -1
+    while tag:
+        file.seek(start)
+        # The largest frame of MPEG audio has 1,441 bytes.
+        first = file.read(1441)
+        start += (tag := _id3_bytes(first))
+    found = re.search(rb"(?:Xing|Info)...([\x03\x07\x0b\x0f])....(....)|VBRI.{6}(....)", first, re.DOTALL)
+    if found is None:
+        return False
+    # Bytes of the frames, this one included; behind them come tags, or nothing.
+    file.seek(start + int.from_bytes(found[2] or found[3]))
+    after = file.read(3)
+    return after != b"ID3" and not (after[:1] == b"\xff" and after[1:2] >= b"\xe0")
 
 
 def _probe_soundfile(file: BinaryIO, size: int) -> Probe | None:
@@ -170,7 +185,7 @@ def _probe_soundfile(file: BinaryIO, size: int) -> Probe | None:
     if frames <= 0:
         return None
     seekable = (container in SEEKABLE_CONTAINERS and codec in SEEKABLE_CODECS) or container == "FLAC"
-    # Without a word on its length libsndfile guesses one from the first frame, and stops there in silence.
+    # libsndfile stops in silence at the length that the first frame tells, or that it guesses from that frame.
     if container == "MP3" and not _tells_its_length(file):
         return None
     # Unknown totals and absurd ones make libsndfile fail or ask for 256 GiB.
@@ -292,11 +307,22 @@ _PYAV_SCALES = {"u8": (1 / 128, -128.0), "s16": (1 / 32768, 0.0), "s32": (2.0**-
 _PYAV_SCALES |= {"flt": (1.0, 0.0), "dbl": (1.0, 0.0)}
 
 
+def _pyav_frames(container: Any, codec: str) -> Iterator[Any]:
+    """Frames of the first audio stream. Tags between MP3s that were joined into one are no sound, and are left out."""
+    tag_end = 0
+    for packet in container.demux(container.streams.audio[0]):
+        if codec.startswith("mp3") and packet.pos is not None:
+            tag_end = max(tag_end, packet.pos + _id3_bytes(bytes(packet)[:10]))
+            if packet.pos < tag_end:
+                continue
+        yield from packet.decode()
+
+
 def _pyav_blocks(file: BinaryIO, found: Probe, start: int, stop: int | None) -> _Blocks:
     """Decode by FFmpeg, always from the beginning."""
     at, waiting, parts = 0, 0, []
     with contextlib.closing(_open_pyav(file)) as container:
-        for frame in container.decode(container.streams.audio[0]):
+        for frame in _pyav_frames(container, found.codec):
             if frame.sample_rate != found.sample_rate:
                 change = f"{found.sample_rate} to {frame.sample_rate} Hz after {at + waiting} frames"
                 raise Rejected("decode", "format-changes", detail=change)

@@ -272,16 +272,24 @@ def extract(
                 f"the corpus {corpus} is empty now, and the ledger knows {totals['gone']} files of it: is it mounted? "
                 "If they are to leave the ledger, add --allow-empty"
             )
-        version = fragments.version_of(before)
-        if not (summary["fragments"] or summary["dropped"]):
+        version = _committed(lake, spec.spec_id, fragments.version_of(before), summary)
+        if version is not None:
             return totals | {"ledger_version": version}
-        with lake.locked(f"{Lake.spec(spec.spec_id)}/ledger"):
-            if fragments.version_of(ledger.open_ledger(lake, spec.spec_id)) != version:
-                continue  # another run was faster: what it did is known now, what this one decoded is kept
-            new, dropped = summary["fragments"], summary["dropped"]
-            version = fragments.commit(lake.ledger_uri(spec.spec_id), version, ledger.SCHEMA, new, dropped)
-        return totals | {"ledger_version": version}
     raise TryLaterError(f"other runs keep changing the ledger of {lake.root}: run the same command when they are done")
+
+
+def _committed(lake: Lake, spec_id: str, version: int, summary: Mapping[str, Any]) -> int | None:
+    """The ledger's new version, the same if nothing changed; None if another run was faster.
+
+    What that one did is known then, and what this one decoded is kept.
+    """
+    new, dropped = summary["fragments"], summary["dropped"]
+    if not (new or dropped):
+        return version
+    with lake.locked(f"{Lake.spec(spec_id)}/ledger"):
+        if fragments.version_of(ledger.open_ledger(lake, spec_id)) != version:
+            return None
+        return fragments.commit(lake.ledger_uri(spec_id), version, ledger.SCHEMA, new, dropped)
 
 
 def totalled(counts: Mapping[str, float]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """What the commands say, in words."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from pipelines.audio import REASONS
@@ -111,3 +111,80 @@ def repaired(found: dict[str, Any], spec_id: str, say: Callable[[str], None]) ->
         same = one["moved_to"] == one["bundle"]
         how = "made again, byte for byte" if same else f"what is left of its recordings is in {one['moved_to']} now"
         say(f"    {Lake.shard(spec_id, one['bundle'])}: {one['damage']}; {how}")
+
+
+def run(result: dict[str, Any], say: Callable[[str], None]) -> None:
+    """Say what the main job made."""
+    found, extracted, encoded = result["ledger"], result["extract"], result["encode"]
+    say(f"files       {files(extracted)}")
+    say(
+        f"recordings  {found['recordings']} done, {found['rejected']} files rejected, {found['hours']:.2f} hours, "
+        f"{found['windows']} windows in {found['shards']} shards, {found['silent_windows']} silent windows left out"
+    )
+    rejects(found, say)
+    model = result["model"]
+    how = "trained" if result["train"] and result["train"]["trained"] else "there already"
+    say(f"model       {model['model_id']} {how}: {elbo(model['metrics'])}")
+    did = f"{encoded['encoded']} windows encoded" if encoded["encoded"] else "nothing to encode"
+    say(f"table       {encoded['rows']} windows, {did}, search is {encoded['index']['kind']}")
+    say(f"report      {result['report']}")
+
+
+def trained(result: dict[str, Any], lake: str, say: Callable[[str], None]) -> None:
+    """Say what train made, and what is to be done with it."""
+    metrics = result["metrics"]
+    how = (
+        f"trained in {metrics['steps']} steps, {metrics['seconds']} s"
+        if result["trained"]
+        else "nothing to do: it is there"
+    )
+    say(f"model   {result['model_id']}{' (promoted)' if result['promoted'] else ''}: {how}")
+    active = f"{metrics['active_dimensions']} of {len(metrics['kl_per_dim'])} dimensions active"
+    say(f"        {elbo(metrics)}; {active}")
+    say(f"report  {result['report']}")
+    if not result["promoted"]:
+        say(f"to use it: soundlake promote {result['model_id']} --lake {lake}")
+
+
+def status(result: dict[str, Any], say: Callable[[str], None]) -> None:
+    """Say what is in a lake."""
+    say(f"lake {result['lake']}")
+    if not result["specs"]:
+        say("  no features yet: soundlake run AUDIO")
+    for spec_id, found in result["specs"].items():
+        say(f"  features {spec_id}{' (' + found['preset'] + ')' if found['preset'] else ''}")
+        say(
+            f"    {found['listed']} files = {found['done']} done + {found['rejected']} rejected; "
+            f"{found['recordings']} recordings, {found['hours']:.2f} hours, {found['windows']} windows, "
+            f"{found['shards']} shards"
+        )
+        other_length(found, say)
+        rejects(found, say)
+        if found["estimate"] is not None:
+            say(f"    {estimate_error(found['estimate'])}")
+    for model_id, found in result["models"].items():
+        mark = ", promoted" if found["promoted"] else ""
+        loss = found["validation"]["negative_elbo"]
+        say(f"  model {model_id}: spec {found['spec_id']}{mark}, validation loss {loss:.0f} nats, {found['report']}")
+    for model_id, found in result["tables"].items():
+        fresh = "up to date" if found["up_to_date"] else "behind the ledger: soundlake encode"
+        kind = (found["index"] or {}).get("kind", "exact")
+        recall = (found["index"] or {}).get("recall")
+        say(
+            f"  table {model_id}: {found['rows']} windows, {fresh}, search is {kind}"
+            + (f", recall {recall:.3f}" if recall is not None else "")
+        )
+
+
+def hits(results: Sequence[dict[str, Any]], say: Callable[[str], None], *, filtered: bool) -> None:
+    """Say what was found for each query: rank, the very same sound marked, distance, place, label."""
+    for one in results:
+        if len(results) > 1:
+            say(f"{shown(one['query'])}:")
+        if not one["hits"]:
+            say("no window of the table passes the filter" if filtered else "the table holds nothing else")
+        for rank, hit in enumerate(one["hits"], start=1):
+            mark = "=" if hit.same_sound else " "
+            distance = "" if hit.distance is None else f"{hit.distance:10.3f}"
+            label = f"  [{shown(hit.label)}]" if hit.label else ""
+            say(f"{rank:>4} {mark}{distance}  {hit.start_s:8.2f}–{hit.end_s:.2f} s  {shown(hit.uri)}{label}")

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import apache_beam as beam
 from apache_beam.io.filesystems import FileSystems
+from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.windowed_value import WindowedValue
 
@@ -36,6 +37,16 @@ class Engine:
     local: bool = True
 
 
+class _Options(PipelineOptions):
+    """Beam's options with each view made once: one takes a millisecond, and building a pipeline asks for a thousand."""
+
+    def view_as(self, cls: Any) -> Any:
+        views: dict[Any, Any] = self.__dict__.setdefault("_views", {})
+        if cls not in views:
+            views[cls] = super().view_as(cls)
+        return views[cls]
+
+
 def beam_options(arguments: Sequence[str], *, workers: int = 0) -> Engine:
     """Beam's pipeline options, and how many calls run side by side.
 
@@ -52,8 +63,6 @@ def beam_options(arguments: Sequence[str], *, workers: int = 0) -> Engine:
     InputError
         If an argument is none that Beam knows, or a mode that loses records.
     """
-    from apache_beam.options.pipeline_options import PipelineOptions
-
     given = list(arguments)
     for argument in given:
         if not argument.startswith("--"):
@@ -77,7 +86,7 @@ def beam_options(arguments: Sequence[str], *, workers: int = 0) -> Engine:
         threads = workers or len(os.sched_getaffinity(0))
     # In this process an error comes back as an exception, and is told once.
     logging.getLogger("apache_beam").setLevel(logging.CRITICAL if local else logging.ERROR)
-    options = PipelineOptions(given)
+    options = _Options(given)
     unknown = sorted(set(a.split("=")[0] for a in given) - _known_flags(options))
     if unknown:
         raise InputError(f"Beam has no option {unknown[0]}; see the runner's page in Beam's documentation")
@@ -109,8 +118,6 @@ def keep_freed_memory(keep: bool) -> None:
 def _known_flags(options: Any) -> set[str]:
     """Every flag that any of Beam's option classes declares."""
     import argparse
-
-    from apache_beam.options.pipeline_options import PipelineOptions
 
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, conflict_handler="resolve")
     for options_class in PipelineOptions.__subclasses__():

@@ -4,8 +4,8 @@ from typing import Any
 
 from model.features import PRESETS
 from pipelines import ledger, table
-from pipelines.commands import models_dir
 from pipelines.lake import Lake, manifests
+from pipelines.lookup import models_dir
 
 
 def status(lake: Lake) -> dict[str, Any]:

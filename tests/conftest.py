@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pipelines import commands
+from pipelines import commands, lookup
 from pipelines.lake import Lake
 from pipelines.synth import synthesise
 
@@ -45,7 +45,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     result = commands.run(
         lake,
         str(folder / "audio"),
-        spec=commands.parse_spec("general"),
+        spec=lookup.parse_spec("general"),
         settings={"max_steps": 60, "batch_size": 32},
     )
     return Made(folder / "audio", lake, result)

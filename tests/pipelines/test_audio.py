@@ -289,9 +289,14 @@ def test_an_mp3_without_a_word_on_its_length_is_read_to_its_end(tmp_path: Path) 
     second = data.index(data[:2], at)
     (tmp_path / "bare.mp3").write_bytes(data[second:])
     (tmp_path / "joined.mp3").write_bytes(data[second:] * 3)
+    # Each part tells its own length; the middle one begins with a tag, a picture of 8 kB in it.
+    tag = b"ID3\x04\x00\x00\x00\x00\x40\x00" + rng.bytes(8192)
+    (tmp_path / "whole-and-joined.mp3").write_bytes(data + tag + data + data)
     whole = sum(map(len, mono_blocks(tmp_path / "a.mp3", probe(tmp_path / "a.mp3"))))
-    assert probe(tmp_path / "a.mp3").reader == "soundfile"
-    for name, times in (("bare", 1), ("joined", 3)):
+    # As it is, and between the tags that people put there.
+    (tmp_path / "tagged.mp3").write_bytes(tag + data + b"TAG" + bytes(125))
+    assert probe(tmp_path / "a.mp3").reader == probe(tmp_path / "tagged.mp3").reader == "soundfile"
+    for name, times in (("bare", 1), ("joined", 3), ("whole-and-joined", 3), ("tagged", 1)):
         found = probe(tmp_path / f"{name}.mp3")
         got = sum(map(len, mono_blocks(tmp_path / f"{name}.mp3", found)))
         assert got == pytest.approx(times * whole, abs=times * 4 * 1152), name

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.cli import app, main
+from pipelines.cli import app
 from pipelines.lake import Lake
+from pipelines.program import main
 from tests.conftest import Made
 
 
@@ -83,7 +84,7 @@ def test_interrupted_is_130_and_says_what_is_kept(made: Made, tmp_path: Path, co
     arguments = ["extract", str(made.audio)] if command == "extract" else ["train", "--steps", "100000", "--seed", "5"]
     # A shell starts what it puts in the background with SIGINT ignored, and these tests may be that.
     listen = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)"
-    code = f"{listen}; from pipelines.cli import main; sys.exit(main({[*arguments, '--lake', lake.root]!r}))"
+    code = f"{listen}; from pipelines.program import main; sys.exit(main({[*arguments, '--lake', lake.root]!r}))"
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
     # Once it is at work: extract has made the lake, train has its first checkpoint's folder or its logs.
     sign = "features/*" if command == "extract" else "models/*/logs/*"
@@ -264,9 +265,8 @@ def test_every_help_ends_with_an_example() -> None:
 
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["search", "--help"]])
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
-    code = (
-        f"import sys; from pipelines.cli import main; main({arguments!r}); print(sorted(sys.modules), file=sys.stderr)"
-    )
+    listed = "print(sorted(sys.modules), file=sys.stderr)"
+    code = f"import sys; from pipelines.program import main; main({arguments!r}); {listed}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     heavy = {"tensorflow", "keras", "apache_beam", "librosa", "lance", "pyarrow", "numpy", "scipy", "onnxruntime"}
     assert not heavy & set(eval(done.stderr.splitlines()[-1]))
@@ -275,7 +275,7 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
 
 def test_status_imports_no_engine(made: Made) -> None:
     code = (
-        f"import sys; from pipelines.cli import main; main(['status', '--lake', {made.lake.root!r}]); "
+        f"import sys; from pipelines.program import main; main(['status', '--lake', {made.lake.root!r}]); "
         "print(sorted({'tensorflow', 'keras', 'apache_beam', 'librosa', 'scipy'} & set(sys.modules)))"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

@@ -10,7 +10,7 @@ import pytest
 from model import artifact
 from model.errors import InputError
 from model.features import dequantise
-from pipelines import commands, ledger, table
+from pipelines import commands, ledger, lookup, table
 from pipelines.encode import LoadedModel, Name, Window, read_shard
 from pipelines.lake import Lake
 from tests.conftest import Made
@@ -21,7 +21,7 @@ def rows_of(lake: Lake, model_id: str) -> list[dict]:
 
 
 def records_of(made: Made) -> list:
-    spec = commands.spec_of_lake(made.lake, None)
+    spec = lookup.spec_of_lake(made.lake, None)
     bundles, _ = ledger.training_input(ledger.open_ledger(made.lake, spec.spec_id))
     return [(record, b, offset) for b in bundles for record, offset in read_shard(made.lake, spec, b)]
 
@@ -70,7 +70,7 @@ def test_new_gone_and_renamed(made: Made, tmp_path: Path) -> None:
     """Only what is new is encoded; rows of what is gone leave; a renamed file's rows get its new name."""
     lake, audio = made.copy(tmp_path), tmp_path / "audio"
     shutil.copytree(made.audio, audio)
-    spec = commands.parse_spec("general")
+    spec = lookup.parse_spec("general")
     model_id = made.result["model"]["model_id"]
     kept = {row["id"]: row for row in rows_of(lake, model_id)}
     commands.extract(lake, str(audio), spec=spec)  # the same recordings under other names: copies

@@ -174,7 +174,7 @@ def test_search_needs_no_tensorflow(made: Made) -> None:
     import sys
 
     code = (
-        "import sys; from pipelines.cli import main; "
+        "import sys; from pipelines.program import main; "
         f"main(['search', {str(sorted(made.audio.glob('bell/*'))[0])!r}, '--lake', {made.lake.root!r}]); "
         "print(sorted({'tensorflow', 'keras', 'apache_beam'} & set(sys.modules)))"
     )

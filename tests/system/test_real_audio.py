@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from pipelines import commands, ledger
+from pipelines import commands, ledger, lookup
 from pipelines.lake import Lake
 from tests.conftest import need_corpus
 
@@ -37,11 +37,11 @@ def audio(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_from_files_to_answers(audio: Path, tmp_path: Path) -> None:
     lake = Lake.at(str(tmp_path / "lake"))
     result = commands.run(
-        lake, str(audio), spec=commands.parse_spec("general"), settings={"max_steps": 60, "batch_size": 32}
+        lake, str(audio), spec=lookup.parse_spec("general"), settings={"max_steps": 60, "batch_size": 32}
     )
     assert result["extract"]["done"] == 4 * EACH
     assert result["extract"]["rejected"] == 0
-    rows = ledger.open_ledger(lake, commands.parse_spec("general").spec_id).to_table().to_pylist()
+    rows = ledger.open_ledger(lake, lookup.parse_spec("general").spec_id).to_table().to_pylist()
     for row in rows:
         info = soundfile.info(row["uri"])
         assert row["sample_rate"] == info.samplerate

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from pipelines import commands, plan, survey
+from pipelines import commands, lookup, plan, survey
 from pipelines.lake import Lake
 from tests.system.lakes import done, half_made, ledger_rows, shards
 
@@ -73,7 +73,7 @@ def test_any_order_of_the_listing(
 
     monkeypatch.setattr(survey, "listing", shuffled)
     lake = Lake.at(str(tmp_path / "lake"))
-    commands.extract(lake, str(audio), spec=commands.parse_spec("general"))
+    commands.extract(lake, str(audio), spec=lookup.parse_spec("general"))
     in_order = repr(list(listing(str(audio))))
     assert sorted(order.read_text()) == sorted(in_order)
     assert order.read_text() != in_order

@@ -1,0 +1,45 @@
+"""Options that several commands share: each is described once, and reads the same everywhere."""
+
+from typing import Annotated
+
+import typer
+
+# Options of Beam's own follow `--`.
+BEAM = {"allow_extra_args": True}
+
+_verbose = False
+
+
+def _set_verbose(value: bool) -> None:
+    global _verbose
+    _verbose = _verbose or value
+
+
+def verbose() -> bool:
+    """Whether ``--verbose`` was given."""
+    return _verbose
+
+
+Audio = Annotated[str, typer.Argument(help="Folder or bucket prefix of audio files.")]
+LakeAt = Annotated[str, typer.Option("--lake", envvar="SOUNDLAKE_LAKE", help="Where the lake lies.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")]
+Verbose = Annotated[
+    bool,
+    typer.Option("-v", "--verbose", callback=_set_verbose, expose_value=False, help="Show the traceback of an error."),
+]
+SpecToWrite = Annotated[str, typer.Option("--spec", help="speech, music, wildlife, general, or a JSON file.")]
+SpecToRead = Annotated[
+    str | None, typer.Option("--spec", help="Preset, JSON file or spec_id; needed where the lake holds several.")
+]
+ModelId = Annotated[str | None, typer.Option("--model", help="model_id; by default the promoted one.")]
+Retry = Annotated[
+    str | None,
+    typer.Option("--retry-rejected", metavar="[REASON]", help="Try rejects again: for one reason, or all of them."),
+]
+Labels = Annotated[
+    str | None, typer.Option("--labels", help="CSV or Parquet with uri, label, group; by default labels.csv in AUDIO.")
+]
+Workers = Annotated[int, typer.Option("--workers", min=0, help="Threads of the local runner; 0 for one a core.")]
+Preset = Annotated[str | None, typer.Option("--preset", help="VAE: default, or seed (the article's).")]
+Steps = Annotated[int | None, typer.Option("--steps", help="Training steps at most.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Seed of weights, order and noise.")]
