@@ -37,7 +37,7 @@ check: $(VENV)/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Speed and memory as ratios, a table each on the screen and as JSON in build/bench. Slow: about 20 minutes on 2 cores.
+# Speed and memory as ratios, a table each on the screen and as JSON in build/bench. Slow: about 30 minutes on 2 cores.
 BENCHES ?= log_mel decode extract encode training_input memory
 bench: $(VENV)/ready
 	set -e; for name in $(BENCHES); do $(BIN)/python -m benches.$$name; done

@@ -15,6 +15,8 @@ from model.records import RECORDING_ID, VALUES, DamagedShardError, decode, read_
 
 # Windows that a shuffle holds: 128 MB at 128 x 128.
 SHUFFLE_WINDOWS = 4096
+# Windows that are parsed together.
+PARSED_WINDOWS = 64
 # Windows that the statistics are taken from, at most.
 STATISTICS_WINDOWS = 20_000
 MIN_STD = 1e-3
@@ -119,19 +121,21 @@ def _membership(shards: Shards, split_of: Mapping[str, str], wanted: Sequence[st
 
 
 def _records(shard: Any, members: Any) -> Any:
-    """Serialised records of a shard whose recordings are members."""
-    feature = {RECORDING_ID: tf.io.FixedLenFeature((), tf.string)}
-    return tf.data.TFRecordDataset(shard).filter(
-        lambda data: members.lookup(shard + tf.io.parse_single_example(data, feature)[RECORDING_ID])
-    )
+    """Quantised values, as bytes, of a shard's windows whose recordings are members."""
+    feature = {name: tf.io.FixedLenFeature((), tf.string) for name in (RECORDING_ID, VALUES)}
+
+    def parsed(data: Any) -> Any:
+        found = tf.io.parse_example(data, feature)
+        return tf.boolean_mask(found[VALUES], members.lookup(shard + found[RECORDING_ID]))
+
+    # Parsed many at a time, which takes a third of the time.
+    return tf.data.TFRecordDataset(shard).batch(PARSED_WINDOWS).map(parsed).unbatch()
 
 
 def _decoded(batch: Any, spec: FeatureSpec) -> Any:
-    """Serialised records (batch,) → log-mel in nats (batch, window_frames, n_mels), as `dequantise` gives it."""
-    feature = {VALUES: tf.io.FixedLenFeature((), tf.string)}
-    values = tf.io.decode_raw(tf.io.parse_example(batch, feature)[VALUES], tf.uint16)
-    values = tf.reshape(tf.cast(values, tf.float32), (-1, spec.window_frames, spec.n_mels))
-    return values * (spec.value_span / 65535) + spec.floor
+    """Quantised values as bytes (batch,) → log-mel in nats (batch, window_frames, n_mels), as `dequantise` gives it."""
+    values = tf.reshape(tf.io.decode_raw(batch, tf.uint16), (-1, spec.window_frames, spec.n_mels))
+    return tf.cast(values, tf.float32) * (spec.value_span / 65535) + spec.floor
 
 
 def training_batches(
