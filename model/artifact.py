@@ -34,6 +34,8 @@ MANIFEST, WEIGHTS, ENCODER, DECODER, REPORT = (
     "decoder.onnx",
     "report.html",
 )
+# What evaluate found, beside them: it may be found anew.
+METRICS = "metrics.json"
 # Largest difference of the ONNX copies from the Keras model, relative to the largest value.
 PARITY = 1e-4
 
@@ -90,6 +92,25 @@ class _Session:
     def run(self, values: Array) -> list[Array]:
         name = self._session.get_inputs()[0].name
         return list(self._session.run(None, {name: np.ascontiguousarray(values, np.float32)}))
+
+
+def pooled(means: Array) -> Array:
+    """The clip embedding: mean and standard deviation of the posterior means of a recording's windows.
+
+    Parameters
+    ----------
+    means : ndarray of float32, shape (n, latent_dim)
+
+    Returns
+    -------
+    ndarray of float32, shape (2 * latent_dim,)
+    """
+    return np.concatenate([means.mean(axis=0), means.std(axis=0)])
+
+
+def pooled_width(latent_dim: int) -> int:
+    """Numbers of a clip embedding."""
+    return 2 * latent_dim
 
 
 class Encoder(_Session):

@@ -53,6 +53,21 @@ def strategy_for_devices() -> Any:
     return tf.distribute.MirroredStrategy([device.name for device in devices])
 
 
+def fresh(spec: FeatureSpec, settings: TrainSettings) -> vae.VAE:
+    """The network that a training begins with."""
+    # Keras takes the seeds of its initialisers from here. Its own `set_random_seed` would also set TensorFlow's global
+    # seed, with which a dataset's shuffle no longer takes a tensor as its seed.
+    random.seed(settings.seed)
+    return vae.build(
+        vae.VaeConfig(
+            preset=settings.preset,
+            n_frames=spec.window_frames,
+            n_mels=spec.n_mels,
+            latent_dim=settings.latent_dim,
+        )
+    )
+
+
 class Trainer:
     """Model, optimizer and the compiled steps under a strategy.
 
@@ -85,18 +100,8 @@ class Trainer:
             raise InputError(f"--batch-size {settings.batch_size} cannot be shared evenly among {replicas} devices")
         self._local = settings.batch_size // replicas
         self._mean, self._std = tf.constant(normalisation.mean), tf.constant(normalisation.std)
-        # Keras takes the seeds of its initialisers from here. Its own `set_random_seed` would also set TensorFlow's
-        # global seed, with which a dataset's shuffle no longer takes a tensor as its seed.
-        random.seed(settings.seed)
         with self.strategy.scope():
-            self.model = vae.build(
-                vae.VaeConfig(
-                    preset=settings.preset,
-                    n_frames=spec.window_frames,
-                    n_mels=spec.n_mels,
-                    latent_dim=settings.latent_dim,
-                )
-            )
+            self.model = fresh(spec, settings)
             self.optimizer = keras.optimizers.Adam(self._learning_rate(), global_clipnorm=None)
             self.optimizer.build(self.model.trainable_variables)
         self.train_step = tf.function(self._train_step)

@@ -254,6 +254,24 @@ def encode_command(
     print(f"{did}{gone}; the table holds {result['rows']} windows, search is {result['index']['kind']}")
 
 
+@app.command("evaluate", epilog="Example: soundlake evaluate --lake ~/lake")
+def evaluate_command(
+    lake: LakeAt = "./lake",
+    spec: SpecToRead = None,
+    model: ModelId = None,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """What a model is worth, beside log-mel statistics, principal components and the untrained encoder."""
+    from pipelines import commands, messages
+
+    result = commands.evaluate(_lake(lake), spec=spec, model_id=model)
+    if as_json:
+        _out(result)
+    else:
+        messages.evaluation(result, print)
+
+
 @app.command("status", epilog="Example: soundlake status --lake ~/lake")
 def status_command(lake: LakeAt = "./lake", as_json: Json = False, verbose: Verbose = False) -> None:
     """The lake at a glance: recordings, rejects by reason, models, tables."""
@@ -313,6 +331,10 @@ def export_command(
     target: Annotated[str, typer.Argument(help="File to write: .parquet, .csv or .npz.")],
     lake: LakeAt = "./lake",
     where: Annotated[str | None, typer.Option("--where", help="SQL filter on the table's columns.")] = None,
+    by: Annotated[
+        Literal["windows", "recordings"],
+        typer.Option("--by", help="A row a window, or a recording with its clip embedding."),
+    ] = "windows",
     spec: SpecToRead = None,
     model: ModelId = None,
     as_json: Json = False,
@@ -321,11 +343,11 @@ def export_command(
     """Write the table to a file for other tools."""
     from pipelines import commands
 
-    result = commands.export(_lake(lake), target, where=where, spec=spec, model_id=model)
+    result = commands.export(_lake(lake), target, where=where, by=by, spec=spec, model_id=model)
     if as_json:
         _out(result)
     else:
-        print(f"{result['rows']} windows written to {result['file']}")
+        print(f"{result['rows']} {result['by']} written to {result['file']}")
 
 
 @app.command("synth", epilog="Example: soundlake synth ./demo --recordings 96")

@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from model.errors import InputError
 from model.features import FeatureSpec
@@ -277,6 +277,20 @@ def encode(
     return totals
 
 
+def evaluate(lake: Lake, *, spec: str | None = None, model_id: str | None = None) -> dict[str, Any]:
+    """Judge a model beside baselines; see `pipelines.evaluation.evaluation`. Kept in the model's ``metrics.json``."""
+    model = find_model(lake, model_id, spec)
+    with _quiet():
+        from pipelines.evaluation import evaluation
+    from model import artifact
+
+    with run_manifest(lake, "evaluate", {"model_id": model.model_id}) as run:
+        found = evaluation(lake, model) | {"model_id": model.model_id, "run_id": run.run_id}
+        run.manifest["counts"] = found
+        artifact.write_json(model.directory / artifact.METRICS, found)
+    return found
+
+
 def run(
     lake: Lake,
     audio: str,
@@ -366,9 +380,17 @@ def search(
 
 
 def export(
-    lake: Lake, target: str, *, where: str | None = None, spec: str | None = None, model_id: str | None = None
+    lake: Lake,
+    target: str,
+    *,
+    where: str | None = None,
+    by: Literal["windows", "recordings"] = "windows",
+    spec: str | None = None,
+    model_id: str | None = None,
 ) -> dict[str, Any]:
-    """Write a model's table to a file; see `pipelines.table.export`."""
+    """Write a model's table to a file; see `pipelines.export.export`."""
+    from pipelines.export import export as write
+
     model = find_model(lake, model_id, spec)
-    rows = table.export(table.need_table(lake, model.model_id), target, where=where)
-    return {"model_id": model.model_id, "rows": rows, "file": target}
+    rows = write(table.need_table(lake, model.model_id), target, where=where, by=by)
+    return {"model_id": model.model_id, "rows": rows, "by": by, "file": target}

@@ -188,3 +188,42 @@ def hits(results: Sequence[dict[str, Any]], say: Callable[[str], None], *, filte
             distance = "" if hit.distance is None else f"{hit.distance:10.3f}"
             label = f"  [{shown(hit.label)}]" if hit.label else ""
             say(f"{rank:>4} {mark}{distance}  {hit.start_s:8.2f}–{hit.end_s:.2f} s  {shown(hit.uri)}{label}")
+
+
+MEASURES = {"linear": "linear probe", "knn": "5 nearest", "map": "retrieval mAP"}
+_DISTURBED = {"level": "at −6 dB", "noise": "noise at 20 dB", "later": "a quarter later", "cut": "a clip by its last"}
+
+
+def evaluation(found: dict[str, Any], say: Callable[[str], None]) -> None:
+    """Say what a model is worth, and its baselines."""
+    say(
+        f"model {found['model_id']} on {found['recordings']} recordings, {found['windows']} windows; "
+        f"{found['held_out_recordings']} recordings held out"
+    )
+    error, components = found["mse"]["model"], found["mse"]["PCA"]
+    say(f"reconstruction of those: mean square error {error:.3f}, principal components {components:.3f}")
+    if found["probes"] is None:
+        say(f"{found['labelled']} recordings with labels, {found['labels']} labels, no probes: {found['no_probes']}")
+    else:
+        say(f"clips of {found['labelled']} recordings, {found['labels']} labels, with 95 % intervals:")
+        for line in _table(MEASURES, found["probes"], lambda s: f"{s['value']:.3f} ({s['low']:.2f}–{s['high']:.2f})"):
+            say(line)
+        ahead = ", ".join(f"{MEASURES[name]} {100 * points:+.1f}" for name, points in found["ahead"].items())
+        say(f"points ahead of the best baseline: {ahead}")
+    say("windows held out that are found again:")
+    for line in _table(_DISTURBED, found["consistency"], lambda share: f"{share:.3f}"):
+        say(line)
+
+
+def _table(columns: dict[str, str], rows: dict[str, Any], cell: Callable[[Any], str]) -> list[str]:
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = {name: title for name, title in columns.items() if all(name in row for row in rows.values())}
+    table = Table("", *shown.values(), box=None, pad_edge=False)
+    for name, row in rows.items():
+        table.add_row(name, *(cell(row[column]) for column in shown))
+    console = Console(width=100, color_system=None)
+    with console.capture() as capture:
+        console.print(table)
+    return [f"  {line.rstrip()}" for line in capture.get().splitlines()]

@@ -1,0 +1,192 @@
+"""What embeddings are worth: probes with labels, by folds that no group straddles; consistency and health without.
+
+All of it works on arrays and on embedders, so that an embedding and its baselines are judged by the very same code.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from model.errors import InputError
+from model.features import FeatureSpec
+
+# Of the probes: regularisation of the linear one, neighbours of the other, folds.
+LINEAR_C, NEIGHBOURS, FOLDS = 0.1, 5, 5
+# Resamplings for an interval.
+RESAMPLES = 1000
+
+Array = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Score:
+    """A mean over clips, and the ends of its 95 % interval by the bootstrap over groups.
+
+    Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13; groups and not clips, since clips of one
+    group are alike.
+    """
+
+    value: float
+    low: float
+    high: float
+
+
+def fold_of(labels: Sequence[str], groups: Sequence[str]) -> npt.NDArray[np.int64]:
+    """A fold for each clip: labels spread evenly, no group in two of them.
+
+    Parameters
+    ----------
+    labels, groups : sequence of str
+        Of each clip.
+
+    Returns
+    -------
+    ndarray of int64, shape (clips,)
+
+    Raises
+    ------
+    InputError
+        If there are fewer than two labels or groups, or no label has two clips.
+    """
+    import warnings
+
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    # More folds than any label has clips would leave all of them without some label.
+    count = min(FOLDS, len(set(groups)), max(Counter(labels).values(), default=0))
+    if count < 2 or len(set(labels)) < 2:
+        raise InputError(
+            "a probe needs two labels, two clips of one, and two groups: what is learned is tried on others"
+        )
+    found = np.zeros(len(labels), np.int64)
+    with warnings.catch_warnings():
+        # Of labels with fewer clips than there are folds: they are in those that they are in.
+        warnings.simplefilter("ignore", UserWarning)
+        for number, (_, test) in enumerate(StratifiedGroupKFold(count).split(np.zeros(len(labels)), labels, groups)):
+            found[test] = number
+    return found
+
+
+def probe(
+    clips: npt.NDArray[np.floating], labels: Sequence[str], *, groups: Sequence[str], fold: npt.NDArray[np.int64]
+) -> dict[str, Score]:
+    """How well labels can be read off clip embeddings.
+
+    Parameters
+    ----------
+    clips : ndarray, shape (clips, size)
+    labels, groups : sequence of str
+        A label and a group for each clip.
+    fold : ndarray of int64, shape (clips,)
+        Each fold is judged by what was learned from the others.
+
+    Returns
+    -------
+    dict of str to Score
+        ``linear``: accuracy of a logistic regression. ``knn``: accuracy of the most frequent label among the nearest
+        clips by cosine. ``map``: mean average precision of retrieving clips of the same label, each clip a query
+        against those of the other folds. All on features standardised over the other folds: without, a few loud bands
+        decide which log-mel statistics are near.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler, normalize
+
+    names, codes = np.unique(np.asarray(labels), return_inverse=True)
+    hits = {name: np.full(len(codes), np.nan) for name in ("linear", "knn", "map")}
+    for number in np.unique(fold):
+        test, train = np.flatnonzero(fold == number), np.flatnonzero(fold != number)
+        scaler = StandardScaler().fit(np.asarray(clips[train], np.float64))
+        learned, asked = scaler.transform(clips[train]), scaler.transform(clips[test])
+        if len(set(codes[train])) > 1:
+            model = LogisticRegression(C=LINEAR_C, max_iter=2000).fit(learned, codes[train])
+            hits["linear"][test] = model.predict(asked) == codes[test]
+        order = np.argsort(-(normalize(asked) @ normalize(learned).T), axis=1, kind="stable")
+        for query, row in zip(test, codes[train][order], strict=True):
+            nearest = row[:NEIGHBOURS]
+            votes = np.bincount(nearest, minlength=len(names))
+            # Of labels with as many votes the one of the nearest clip.
+            hits["knn"][query] = nearest[np.argmax(votes[nearest] == votes.max())] == codes[query]
+            same = np.flatnonzero(row == codes[query])
+            if len(same):
+                hits["map"][query] = np.mean(np.arange(1, len(same) + 1) / (same + 1))
+    return {name: _interval(values, groups) for name, values in hits.items()}
+
+
+def _interval(values: npt.NDArray[np.float64], groups: Sequence[str]) -> Score:
+    counted = ~np.isnan(values)
+    _, group = np.unique(np.asarray(groups)[counted], return_inverse=True)
+    sums, sizes = np.bincount(group, values[counted]), np.bincount(group)
+    drawn = np.random.default_rng(0).integers(0, len(sums), (RESAMPLES, len(sums)))
+    low, high = np.quantile(sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1), (0.025, 0.975))
+    return Score(float(values[counted].mean()), float(low), float(high))
+
+
+def log_mel_statistics(frames: Array) -> Array:
+    """The plainest clip embedding: mean, deviation, and deviation of the change from frame to frame, of each mel band.
+
+    Parameters
+    ----------
+    frames : ndarray of float32, shape (frames, n_mels)
+        All of a recording, nats.
+
+    Returns
+    -------
+    ndarray of float32, shape (3 * n_mels,)
+    """
+    change = np.diff(frames, axis=0) if len(frames) > 1 else np.zeros_like(frames)
+    return np.concatenate([frames.mean(axis=0), frames.std(axis=0), change.std(axis=0)])
+
+
+def fidelity(means: Array) -> Array:
+    """Share of the variance of posterior means that the first 1, 2, … principal directions hold, shape (latent_dim,).
+
+    Caillon and Esling, RAVE (2021), section 3.2.
+
+    Parameters
+    ----------
+    means : ndarray of float32, shape (windows, latent_dim)
+    """
+    variances = np.linalg.eigvalsh(np.atleast_2d(np.cov(means, rowvar=False)))[::-1].clip(0)
+    return (np.cumsum(variances) / max(float(variances.sum()), 1e-12)).astype(np.float32)
+
+
+def disturbed(windows: Array, spec: FeatureSpec) -> dict[str, Array]:
+    """The same windows at another level, and with noise, as the sound would have given them.
+
+    A level scales the mel power. White noise adds to it, on average, its own: of the mean power of the window, in every
+    band, spread as the mean of two squared Gaussians is.
+
+    Parameters
+    ----------
+    windows : ndarray of float32, shape (n, window_frames, n_mels)
+        Nats.
+    """
+    power = np.maximum(np.exp(windows) - np.float32(spec.log_offset), 0)
+    noise = np.random.default_rng(0).chisquare(2, windows.shape).astype(np.float32) / 2
+    noise *= power.mean(axis=(1, 2), keepdims=True) / 100
+    offset = np.float32(spec.log_offset)
+    return {"level": np.log(power / 4 + offset), "noise": np.log(power + noise + offset)}
+
+
+def found_again(queries: Array, gallery: Array) -> float:
+    """Share of queries whose nearest in the gallery, by cosine, is the one at the same place.
+
+    Parameters
+    ----------
+    queries, gallery : ndarray of float32, shape (n, size)
+    """
+    from sklearn.preprocessing import normalize
+
+    nearest = np.argmax(normalize(queries) @ normalize(gallery).T, axis=1)
+    return float(np.mean(nearest == np.arange(len(queries))))
+
+
+def beaten(probes: Mapping[str, Mapping[str, Score]], name: str) -> dict[str, float]:
+    """Points by which one embedding is above the best of the others, a measure each."""
+    return {
+        measure: score.value - max(other[measure].value for key, other in probes.items() if key != name)
+        for measure, score in probes[name].items()
+    }

@@ -1,0 +1,182 @@
+"""What comes out of a table: its windows, or its recordings, as a stream and as files for other tools."""
+
+import os
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from model.artifact import pooled_width
+from model.errors import InputError
+from pipelines.table import filter_error
+
+WINDOW_COLUMNS = ["uri", "recording_id", "window", "start_s", "end_s", "label", "group", "posterior_std"]
+WINDOW_COLUMNS += ["reconstruction_error", "embedding"]
+# Recordings that are handed out together.
+BATCH_RECORDINGS = 1024
+
+
+def windows(dataset: Any, *, where: str | None = None) -> Iterator[pa.RecordBatch]:
+    """Rows of a table, `WINDOW_COLUMNS`, block by block.
+
+    Parameters
+    ----------
+    dataset : lance.LanceDataset
+    where : str or None
+        SQL filter.
+    """
+    yield from dataset.to_batches(columns=WINDOW_COLUMNS, filter=where)
+
+
+def recordings_schema(latent_dim: int) -> pa.Schema:
+    """Columns of the view of recordings, of a table whose embeddings have `latent_dim` numbers."""
+    return pa.schema(
+        [
+            pa.field("uri", pa.string(), nullable=False),
+            pa.field("recording_id", pa.string(), nullable=False),
+            pa.field("windows", pa.int64(), nullable=False),
+            pa.field("start_s", pa.float64(), nullable=False),
+            pa.field("end_s", pa.float64(), nullable=False),
+            pa.field("label", pa.string()),
+            pa.field("group", pa.string()),
+            pa.field("reconstruction_error", pa.float32(), nullable=False),  # mean over the windows
+            pa.field("embedding", pa.list_(pa.float32(), pooled_width(latent_dim)), nullable=False),
+        ]
+    )
+
+
+def recordings(dataset: Any, *, where: str | None = None) -> Iterator[pa.RecordBatch]:
+    """The table's recordings: one row each, with its clip embedding (`model.artifact.pooled`).
+
+    A fragment at a time; what is held are recordings that go on in a later one.
+
+    Parameters
+    ----------
+    dataset : lance.LanceDataset
+    where : str or None
+        SQL filter on windows; a clip embedding is that of the windows that pass.
+
+    Yields
+    ------
+    pyarrow.RecordBatch
+        Of `recordings_schema`.
+    """
+    latent_dim = dataset.schema.field("embedding").type.list_size
+    last: dict[str, int] = {}
+    for fragment in dataset.get_fragments():
+        for batch in fragment.to_batches(columns=["recording_id"], filter=where):
+            last |= dict.fromkeys(batch.column(0).unique().to_pylist(), fragment.fragment_id)
+    open_ones: dict[str, _Pool] = {}
+    ready: list[dict[str, Any]] = []
+    for fragment in dataset.get_fragments():
+        for batch in fragment.to_batches(columns=WINDOW_COLUMNS, filter=where):
+            vectors = np.asarray(batch.column("embedding").flatten(), np.float64).reshape(len(batch), latent_dim)
+            for i, row in enumerate(batch.drop_columns(["embedding"]).to_pylist()):
+                open_ones.setdefault(row["recording_id"], _Pool(row, latent_dim)).add(row, vectors[i])
+        for recording_id in [name for name in open_ones if last[name] == fragment.fragment_id]:
+            ready.append(open_ones.pop(recording_id).row())
+        while ready:
+            part, ready = ready[:BATCH_RECORDINGS], ready[BATCH_RECORDINGS:]
+            yield pa.RecordBatch.from_pylist(part, schema=recordings_schema(latent_dim))
+
+
+class _Pool:
+    """Sums over the windows of a recording."""
+
+    def __init__(self, row: dict[str, Any], latent_dim: int) -> None:
+        self._row = {name: row[name] for name in ("uri", "recording_id", "label", "group", "start_s", "end_s")}
+        self._count, self._error = 0, 0.0
+        self._sum, self._squares = np.zeros(latent_dim), np.zeros(latent_dim)
+
+    def add(self, row: dict[str, Any], vector: np.ndarray) -> None:
+        self._row["start_s"] = min(self._row["start_s"], row["start_s"])
+        self._row["end_s"] = max(self._row["end_s"], row["end_s"])
+        self._count, self._error = self._count + 1, self._error + row["reconstruction_error"]
+        self._sum += vector
+        self._squares += np.square(vector)
+
+    def row(self) -> dict[str, Any]:
+        mean = self._sum / self._count
+        deviation = np.sqrt(np.maximum(self._squares / self._count - np.square(mean), 0))
+        error = self._error / self._count
+        found = {"windows": self._count, "reconstruction_error": error, "embedding": np.concatenate([mean, deviation])}
+        return self._row | found
+
+
+def export(
+    dataset: Any, target: str, *, where: str | None = None, by: Literal["windows", "recordings"] = "windows"
+) -> int:
+    """Write the table to a Parquet, CSV or NPZ file, block by block where the format allows; return the rows.
+
+    Parameters
+    ----------
+    dataset : lance.LanceDataset
+    target : str
+        Local path; its ending says which. A CSV has one column a number of the embedding; an NPZ holds ``embedding``
+        (rows, numbers) float32 and one array a column.
+    where : str or None
+        SQL filter.
+    by : {"windows", "recordings"}
+        What a row is.
+
+    Raises
+    ------
+    InputError
+        If the ending is unknown or the filter wrong.
+    """
+    kind = os.path.splitext(target)[1].lower()
+    if kind not in (".parquet", ".csv", ".npz"):
+        raise InputError(f"cannot export to {target}: the name must end in .parquet, .csv or .npz")
+    rows = (recordings if by == "recordings" else windows)(dataset, where=where)
+    part = f"{target}.part"
+    try:
+        count = _write_npz(rows, part) if kind == ".npz" else _write_blocks(rows, part, kind)
+    except (ValueError, OSError) as error:
+        if os.path.exists(part):
+            os.unlink(part)
+        if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
+            raise InputError(f"cannot write {target}: {error.strerror}") from error
+        raise filter_error(dataset, where, error) from error
+    if not count:
+        raise InputError("nothing to export: no row of the table passes the filter")
+    os.replace(part, target)
+    return count
+
+
+def _write_npz(rows: Iterator[pa.RecordBatch], part: str) -> int:
+    batches = list(rows)
+    if not batches:
+        return 0
+    found = pa.Table.from_batches(batches)
+    arrays = {name: found[name].to_numpy(zero_copy_only=False) for name in found.column_names if name != "embedding"}
+    # Text as fixed-width Unicode: an object array would need pickle to be read back.
+    arrays = {n: a.astype(str) if a.dtype == object else a for n, a in arrays.items()}
+    vectors = found["embedding"].combine_chunks()
+    arrays["embedding"] = np.asarray(vectors.flatten()).reshape(len(found), -1)
+    with open(part, "wb") as file:
+        np.savez(file, **arrays)
+    return len(found)
+
+
+def _write_blocks(rows: Iterator[pa.RecordBatch], part: str, kind: str) -> int:
+    from pyarrow import csv, parquet
+
+    count = 0
+    writer: Any = None
+    try:
+        for batch in rows:
+            if kind == ".csv":
+                names = [name for name in batch.schema.names if name != "embedding"]
+                width = batch.schema.field("embedding").type.list_size
+                flat = batch.column("embedding").flatten().to_numpy().reshape(-1, width)
+                columns = [batch.column(name) for name in names] + [pa.array(c) for c in flat.T]
+                batch = pa.RecordBatch.from_arrays(columns, [*names, *(f"z{i}" for i in range(width))])
+            if writer is None:
+                writer = (csv.CSVWriter if kind == ".csv" else parquet.ParquetWriter)(part, batch.schema)
+            writer.write_batch(batch)
+            count += len(batch)
+    finally:
+        if writer is not None:
+            writer.close()
+    return count

@@ -1,0 +1,117 @@
+"""Probes and their neighbours: against scikit-learn's own, by hand, and by the sound itself."""
+
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.preprocessing import StandardScaler
+
+from model import evaluate
+from model.errors import InputError
+from model.features import PRESETS, log_mel
+
+SPEC = PRESETS["general"]
+
+
+def clips(count: int = 90, labels: int = 3, spread: float = 1.0) -> tuple[np.ndarray, list[str], list[str]]:
+    """Clips around a centre for each label; groups of three."""
+    rng = np.random.default_rng(1)
+    codes = np.arange(count) % labels
+    centres = rng.standard_normal((labels, 8))
+    values = centres[codes] + spread * rng.standard_normal((count, 8))
+    return values, [f"label {code}" for code in codes], [f"group {i // 3}" for i in range(count)]
+
+
+def test_no_group_is_in_two_folds() -> None:
+    _, labels, groups = clips()
+    fold = evaluate.fold_of(labels, groups)
+    assert set(fold) == set(range(evaluate.FOLDS))
+    assert all(len({f for f, g in zip(fold, groups, strict=True) if g == group}) == 1 for group in groups)
+    np.testing.assert_array_equal(fold, evaluate.fold_of(labels, groups))
+
+
+@pytest.mark.parametrize(
+    ("labels", "groups"), [([], []), (["a", "b"], ["g", "h"]), (["a", "a", "b"], ["g"] * 3), (["a", "a"], ["g", "h"])]
+)
+def test_too_few_to_probe(labels: list[str], groups: list[str]) -> None:
+    with pytest.raises(InputError, match="two labels, two clips of one, and two groups"):
+        evaluate.fold_of(labels, groups)
+
+
+def test_clear_labels_are_read_and_chance_is_chance() -> None:
+    values, labels, groups = clips(spread=0.01)
+    fold = evaluate.fold_of(labels, groups)
+    found = evaluate.probe(values, labels, groups=groups, fold=fold)
+    assert all(score == evaluate.Score(1.0, 1.0, 1.0) for score in found.values())
+    noise = np.random.default_rng(2).standard_normal((900, 8))
+    _, labels, groups = clips(900)
+    fold = evaluate.fold_of(labels, groups)
+    for score in evaluate.probe(noise, labels, groups=groups, fold=fold).values():
+        assert score.low < 1 / 3 + 0.03
+        assert score.high > 1 / 3 - 0.03
+        assert score.low < score.value < score.high
+
+
+def test_the_same_as_scikit_learns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate, "NEIGHBOURS", 1)
+    values, labels, groups = clips(spread=1.5)
+    codes = np.array(labels)
+    fold = evaluate.fold_of(labels, groups)
+    right, precisions = [], []
+    for number in range(evaluate.FOLDS):
+        test = fold == number
+        scaler = StandardScaler().fit(values[~test])
+        learned, asked = scaler.transform(values[~test]), scaler.transform(values[test])
+        # One neighbour: no vote is tied.
+        one = KNeighborsClassifier(1, metric="cosine").fit(learned, codes[~test])
+        right += list(one.predict(asked) == codes[test])
+        for query, label in zip(asked, codes[test], strict=True):
+            cosine = learned @ query / np.linalg.norm(learned, axis=1)
+            precisions.append(average_precision_score(codes[~test] == label, cosine))
+    found = evaluate.probe(values, labels, groups=groups, fold=fold)
+    assert 0.4 < found["knn"].value < 1
+    assert found["knn"].value == pytest.approx(np.mean(right))
+    assert found["map"].value == pytest.approx(np.mean(precisions))
+
+
+def test_a_label_of_one_clip_is_no_query() -> None:
+    values, labels, groups = clips()
+    labels[0] = "alone"
+    found = evaluate.probe(values, labels, groups=groups, fold=evaluate.fold_of(labels, groups))
+    assert all(np.isfinite(score.value) for score in found.values())
+
+
+def test_statistics_of_frames() -> None:
+    frames = np.array([[0, 1], [2, 1], [1, 4]], np.float32)
+    wanted = [1, 2, np.std([0, 2, 1]), np.std([1, 1, 4]), np.std([2, -1]), np.std([0, 3])]
+    np.testing.assert_allclose(evaluate.log_mel_statistics(frames), wanted, rtol=1e-6)
+    np.testing.assert_array_equal(evaluate.log_mel_statistics(frames[:1]), [0, 1, 0, 0, 0, 0])
+
+
+def test_fidelity_is_the_share_of_variance() -> None:
+    rng = np.random.default_rng(0)
+    turned, _ = np.linalg.qr(rng.standard_normal((3, 3)))
+    means = rng.standard_normal((20_000, 3)) * np.sqrt([6, 3, 1]) @ turned
+    np.testing.assert_allclose(evaluate.fidelity(means.astype(np.float32)), [0.6, 0.9, 1.0], atol=0.01)
+
+
+def test_a_level_is_that_of_the_sound() -> None:
+    sound = np.random.default_rng(0).standard_normal(SPEC.hop_length * 127).astype(np.float32) * 0.1
+    window = log_mel(sound, SPEC)[None]
+    found = evaluate.disturbed(window, SPEC)
+    np.testing.assert_allclose(found["level"][0], log_mel(sound / 2, SPEC), atol=1e-3)
+    added = np.exp(found["noise"]) - np.exp(window)
+    assert 10 * np.log10(added.mean() / (np.exp(window) - SPEC.log_offset).mean()) == pytest.approx(-20, abs=0.2)
+    assert added.min() > -1e-6
+
+
+def test_found_again() -> None:
+    gallery = np.eye(4, dtype=np.float32)
+    assert evaluate.found_again(3 * gallery, gallery) == 1.0
+    assert evaluate.found_again(gallery[[1, 0, 2, 3]], gallery) == 0.5
+
+
+def test_points_ahead() -> None:
+    scores = {name: {"knn": evaluate.Score(value, 0, 1)} for name, value in {"a": 0.5, "b": 0.7, "c": 0.6}.items()}
+    assert evaluate.beaten(scores, "a") == {"knn": pytest.approx(-0.2)}
+    assert evaluate.beaten(scores, "b") == {"knn": pytest.approx(0.1)}

@@ -1,0 +1,97 @@
+"""Evaluate, on a lake that the real commands made: its figures by other routes, and its words."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from model import artifact, splits
+from model.features import dequantise, log_mel
+from pipelines import commands, evaluation, ledger, lookup, table
+from pipelines.audio import probe, resampled
+from pipelines.lake import Lake
+from pipelines.program import main
+from tests.conftest import Made
+
+
+@pytest.fixture(scope="module")
+def lake(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Lake:
+    """A copy: evaluate writes into the model's folder."""
+    return made.copy(tmp_path_factory.mktemp("evaluated"))
+
+
+@pytest.fixture(scope="module")
+def clips(lake: Lake) -> list[evaluation.Clip]:
+    return evaluation.sample(lake, lookup.spec_of_lake(lake, None))
+
+
+def test_the_sample_is_the_lake(lake: Lake, clips: list[evaluation.Clip]) -> None:
+    spec = lookup.spec_of_lake(lake, None)
+    rows = ledger.open_ledger(lake, spec.spec_id).to_table(filter="status = 'done'").to_pylist()
+    assert [clip.recording_id for clip in clips] == sorted({row["recording_id"] for row in rows})
+    by_id = {row["recording_id"]: row for row in rows}
+    for clip in clips:
+        row = by_id[clip.recording_id]
+        assert (len(clip.windows), clip.label) == (row["windows"], row["label"])
+
+
+def test_frames_are_those_of_the_recording(lake: Lake, clips: list[evaluation.Clip]) -> None:
+    spec = lookup.spec_of_lake(lake, None)
+    rows = ledger.open_ledger(lake, spec.spec_id).to_table(filter="status = 'done' AND silent_windows = 0").to_pylist()
+    row = max(rows, key=lambda row: row["windows"])
+    clip = next(clip for clip in clips if clip.recording_id == row["recording_id"])
+    assert len(clip.windows) > 2
+    wanted = log_mel(np.concatenate(list(resampled(row["uri"], probe(row["uri"]), spec.sample_rate))), spec)
+    np.testing.assert_allclose(clip.frames(spec), wanted, atol=1e-3)
+
+
+def test_figures_by_other_routes(lake: Lake, clips: list[evaluation.Clip]) -> None:
+    found = commands.evaluate(lake)
+    model = lookup.find_model(lake, None)
+    spec = model.spec
+    groups = {clip.recording_id: "" if clip.group == clip.recording_id else clip.group for clip in clips}
+    held_out = {name for name, split in splits.assign(groups).items() if split != splits.TRAIN}
+    assert (found["recordings"], found["held_out_recordings"]) == (len(clips), len(held_out))
+    # The table holds each window's error over its frames of sound.
+    columns = ["recording_id", "reconstruction_error", "start_s", "end_s"]
+    rows = [row for row in table.need_table(lake, model.model_id).to_table(columns=columns).to_pylist()]
+    rows = [row for row in rows if row["recording_id"] in held_out]
+    frames = [row["end_s"] - row["start_s"] for row in rows]
+    wanted = np.average([row["reconstruction_error"] for row in rows], weights=frames)
+    assert found["mse"]["model"] == pytest.approx(wanted, rel=1e-4)
+
+    # Principal components as singular vectors.
+    def unit(wanted: bool) -> np.ndarray:
+        parts = [clip.values for clip in clips if (clip.recording_id in held_out) == wanted]
+        return model.normalise(dequantise(np.concatenate(parts), spec)).astype(np.float64)
+
+    seen, unseen = unit(False).reshape(-1, spec.window_frames * spec.n_mels), unit(True)
+    centre = seen.mean(axis=0)
+    count = min(model.settings["latent_dim"], len(seen))
+    basis = np.linalg.svd(seen - centre, full_matrices=False)[2][:count]
+    rest = unseen.reshape(len(unseen), -1) - centre
+    error = np.square(rest - rest @ basis.T @ basis).reshape(unseen.shape).mean(axis=2)
+    valid = np.concatenate([clip.valid for clip in clips if clip.recording_id in held_out])
+    sound = np.arange(spec.window_frames) < valid[:, None]
+    assert found["mse"]["PCA"] == pytest.approx(error[sound].mean(), rel=0.02)
+    assert list(found["probes"]) == ["embedding", "log-mel", "PCA", "untrained", "log-mel, 3 statistics"]
+    assert all(0 <= share <= 1 for one in found["consistency"].values() for share in one.values())
+    assert found["latent"]["fidelity"][-1] == pytest.approx(1.0)
+    kept = json.loads((model.directory / artifact.METRICS).read_text())
+    assert kept == json.loads(json.dumps(found))
+    assert commands.evaluate(lake) | {"run_id": 0} == found | {"run_id": 0}
+    assert artifact.load(model.directory).model_id == model.model_id
+
+
+def test_what_it_says(lake: Lake, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "--lake", lake.root]) == 0
+    said = capsys.readouterr().out
+    assert "points ahead of the best baseline: linear probe" in said
+    assert "log-mel, 3 statistics" in said
+    assert max(len(line) for line in said.splitlines()) <= 120
+
+
+def test_a_lake_without_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "--lake", str(tmp_path / "nowhere")]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
