@@ -1,6 +1,6 @@
 """Shards → tf.data batches of raw log-mel, by split; and the training split's statistics."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from model import splits
+from model import splits, vae
 from model.errors import InputError
 from model.features import FeatureSpec, dequantise
-from model.records import RECORDING_ID, VALUES, DamagedShardError, decode, read_framed
+from model.records import RECORDING_ID, VALUES, DamagedShardError, Record, decode, read_framed
 
 # Windows that a shuffle holds: 128 MB at 128 x 128.
 SHUFFLE_WINDOWS = 4096
@@ -20,6 +20,8 @@ PARSED_WINDOWS = 64
 # Windows that the statistics are taken from, at most.
 STATISTICS_WINDOWS = 20_000
 MIN_STD = 1e-3
+# Windows that principal components are learned from: 268 MB at 128 x 128; and the least that they may leave over.
+COMPONENT_WINDOWS, MIN_REST = 4096, 1e-6
 
 
 # Local paths of shards, and the recording_ids that are to be read from each: a shard may hold more.
@@ -105,6 +107,51 @@ def statistics(shards: Shards, spec: FeatureSpec, split_of: Mapping[str, str]) -
     mean = total / frames
     std = np.sqrt(np.maximum(squares / frames - mean**2, MIN_STD**2))
     return Statistics(Normalisation(mean.astype(np.float32), std.astype(np.float32)), counts)
+
+
+def components(
+    shards: Shards, spec: FeatureSpec, split_of: Mapping[str, str], statistics: Statistics, *, count: int
+) -> vae.Components:
+    """Principal components of the training split's normalised windows, by randomised SVD (Halko et al. 2011).
+
+    Parameters
+    ----------
+    shards, spec, split_of
+        As for `statistics`.
+    statistics : Statistics
+        Of the same shards.
+    count : int
+        Directions wanted; there are fewer if there are no more windows.
+    """
+    from sklearn.decomposition import PCA
+
+    total, normalisation = statistics.windows[splits.TRAIN], statistics.normalisation
+    every = -(-total // COMPONENT_WINDOWS)
+    rows = np.empty((-(-total // every), spec.window_frames * spec.n_mels), np.float32)
+    for number, record in enumerate(_training_records(shards, spec, split_of)):
+        if number % every == 0:
+            values = (dequantise(record.values, spec) - normalisation.mean) / normalisation.std
+            rows[number // every] = values.reshape(-1)
+    found = PCA(min(count, max(1, len(rows) - 1)), svd_solver="randomized", random_state=0).fit(rows)
+    # scikit-learn spreads what is left over the directions that it did not look for.
+    left = float(np.square(rows - found.inverse_transform(found.transform(rows))).mean())
+    return vae.Components(
+        found.mean_.astype(np.float32),
+        found.components_.astype(np.float32),
+        found.explained_variance_.astype(np.float32),
+        max(left, MIN_REST),
+    )
+
+
+def _training_records(shards: Shards, spec: FeatureSpec, split_of: Mapping[str, str]) -> Iterator[Record]:
+    """Records of the training split, shard by shard in the order of their names."""
+    for shard, recordings in sorted(shards.items()):
+        wanted = {name for name in recordings if split_of.get(name) == splits.TRAIN}
+        with open(shard, "rb") as file:
+            for data in read_framed(file):
+                record = decode(data, window_frames=spec.window_frames, n_mels=spec.n_mels)
+                if record.recording_id in wanted:
+                    yield record
 
 
 def _membership(shards: Shards, split_of: Mapping[str, str], wanted: Sequence[str]) -> Any:

@@ -168,7 +168,10 @@ def _made(
     """Train, write the model directory, and return its manifest."""
     split_of = splits.assign(groups)
     statistics = dataset.statistics(shards, spec, split_of)
-    trainer = Trainer(spec, settings, statistics.normalisation)
+    components = None
+    if settings.preset != "seed":
+        components = dataset.components(shards, spec, split_of, statistics, count=settings.latent_dim)
+    trainer = Trainer(spec, settings, statistics.normalisation, components=components)
     held_out = splits.VALIDATION if statistics.windows[splits.VALIDATION] else splits.TRAIN
     if held_out == splits.TRAIN:
         log.warning("too few recordings to hold any out: the validation figures are those of the training data")

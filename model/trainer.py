@@ -76,6 +76,8 @@ class Trainer:
     spec : FeatureSpec
     settings : TrainSettings
     normalisation : dataset.Normalisation
+    components : vae.Components or None
+        What the network starts from, where it has a linear part.
     strategy : tf.distribute.Strategy or None
         `strategy_for_devices` by default.
 
@@ -91,6 +93,7 @@ class Trainer:
         settings: TrainSettings,
         normalisation: dataset.Normalisation,
         *,
+        components: vae.Components | None = None,
         strategy: Any = None,
     ) -> None:
         self.spec, self.settings = spec, settings
@@ -102,6 +105,8 @@ class Trainer:
         self._mean, self._std = tf.constant(normalisation.mean), tf.constant(normalisation.std)
         with self.strategy.scope():
             self.model = fresh(spec, settings)
+            if components is not None:
+                self.model.start_from(components)
             self.optimizer = keras.optimizers.Adam(self._learning_rate(), global_clipnorm=None)
             self.optimizer.build(self.model.trainable_variables)
         self.train_step = tf.function(self._train_step)

@@ -4,14 +4,17 @@ No layer draws random numbers: the caller gives the noise, so that replicas, ste
 """
 
 import math
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Self
 
 import keras
+import numpy as np
+import numpy.typing as npt
 from keras import layers, ops
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 # Part of a model's identity: raised when the same settings come to train another network or another loss.
-VERSION = 1
+VERSION = 2
 # exp(±10) bounds the posterior's variance; beyond that float32 sums of exp() lose the rest.
 LOG_VARIANCE_LIMIT = 10.0
 OBSERVATION_SCALE = 10.0
@@ -25,7 +28,8 @@ class VaeConfig(BaseModel):
     Attributes
     ----------
     preset : {"default", "seed"}
-        ``seed`` is the architecture of the article that this project comes from; ``default`` learns more a second.
+        ``seed`` is the architecture of the article that this project comes from; ``default`` starts from the principal
+        components of the data, and learns more a second.
     n_frames, n_mels : int
         Shape of a window; multiples of 8.
     latent_dim : int
@@ -46,6 +50,27 @@ class VaeConfig(BaseModel):
                 f"a window of {self.n_frames} x {self.n_mels} cannot be halved three times: use multiples of 8"
             )
         return self
+
+
+@dataclass(frozen=True)
+class Components:
+    """Principal components of windows.
+
+    Attributes
+    ----------
+    mean : ndarray of float32, shape (n_frames * n_mels,)
+        Of normalised windows, frames first.
+    directions : ndarray of float32, shape (n, n_frames * n_mels)
+        Of length 1, the one of most variance first.
+    variances : ndarray of float32, shape (n,)
+    rest : float
+        Mean variance, a number of a window, that no direction explains.
+    """
+
+    mean: npt.NDArray[np.float32]
+    directions: npt.NDArray[np.float32]
+    variances: npt.NDArray[np.float32]
+    rest: float
 
 
 class ElboTerms(NamedTuple):
@@ -114,8 +139,12 @@ def _encoder(config: VaeConfig) -> keras.Model:
         x = layers.Conv2D(64, 4, strides=4, padding="same", activation="relu")(x)
         x = layers.Conv2D(128, 3, strides=2, padding="same", activation="relu")(x)
     x = layers.Flatten()(x)
-    mean = layers.Dense(config.latent_dim, name="mean")(x)
-    log_variance = layers.Dense(config.latent_dim, name="log_variance")(x)
+    start = "glorot_uniform" if config.preset == "seed" else "zeros"
+    mean = layers.Dense(config.latent_dim, kernel_initializer=start, name="mean")(x)
+    log_variance = layers.Dense(config.latent_dim, kernel_initializer=start, name="log_variance")(x)
+    if config.preset != "seed":
+        linear = layers.Dense(config.latent_dim, trainable=False, name="components")
+        mean = layers.Add()([mean, linear(layers.Flatten()(inputs))])
     return keras.Model(inputs, [mean, log_variance], name="encoder")
 
 
@@ -132,8 +161,9 @@ def _decoder(config: VaeConfig) -> keras.Model:
         x = layers.Dense(h * w * 64, activation="relu")(x)
         x = layers.Reshape((h, w, 64))(x)
         x = layers.Conv2D(64, 3, padding="same", activation="relu")(x)
-        x = layers.Conv2D(64, 3, padding="same")(x)
-        x = DepthToSpace(8)(x)
+        x = layers.Conv2D(64, 3, padding="same", kernel_initializer="zeros")(x)
+        linear = layers.Dense(config.n_frames * config.n_mels, trainable=False, name="components")
+        x = layers.Add()([layers.Flatten()(DepthToSpace(8)(x)), linear(inputs)])
     x = layers.Reshape((config.n_frames, config.n_mels))(x)
     return keras.Model(inputs, x, name="decoder")
 
@@ -160,6 +190,32 @@ class VAE(keras.Model):
         if config.preset != "seed":
             self.log_variance_scaled = self.add_weight(shape=(), initializer="zeros", name="log_variance_scaled")
         self.built = True
+
+    def start_from(self, components: Components) -> None:
+        """Make this probabilistic PCA, which is the best that a linear VAE can be; what is trained adds to it.
+
+        Tipping and Bishop, Probabilistic Principal Component Analysis (1999): with directions w of variance λ and σ²
+        left over, z = √(λ − σ²) / λ · wᵀ(x − μ), of posterior variance σ² / λ, and x = μ + √(λ − σ²) w z. That a linear
+        VAE has no better optimum: Lucas et al., Don't Blame the ELBO! (2019).
+
+        Raises
+        ------
+        ValueError
+            If the preset is one without a linear part.
+        """
+        if self.log_variance_scaled is None:
+            raise ValueError("the seed has no linear part to start from")
+        rest, missing = components.rest, self.config.latent_dim - len(components.variances)
+        explained = np.pad(components.variances, (0, missing))
+        basis = np.pad(components.directions, ((0, missing), (0, 0)))
+        # A direction of less variance than is left over tells nothing: its latent stays with the prior.
+        signal = np.maximum(explained - rest, 0)
+        into = basis.T * (np.sqrt(signal) / (signal + rest))
+        self.encoder.get_layer("components").set_weights([into, -components.mean @ into])
+        self.decoder.get_layer("components").set_weights([basis * np.sqrt(signal)[:, None], components.mean])
+        kernel, _ = self.encoder.get_layer("log_variance").get_weights()
+        self.encoder.get_layer("log_variance").set_weights([kernel, np.log(rest / (signal + rest))])
+        self.log_variance_scaled.assign(math.log(rest) / OBSERVATION_SCALE)
 
     def observation_log_variance(self) -> Any:
         """Log-variance of p(x|z), a scalar."""

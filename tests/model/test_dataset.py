@@ -119,3 +119,26 @@ def test_a_flipped_byte_is_named(tmp_path: Path) -> None:
 def test_nothing_to_train_on(tiny: Tiny) -> None:
     with pytest.raises(InputError, match="no window to train on"):
         dataset.statistics(tiny.shards, SPEC, {})
+
+
+def test_components_are_those_of_an_svd(tiny: Tiny) -> None:
+    split_of = splits.assign(tiny.groups)
+    statistics = dataset.statistics(tiny.shards, SPEC, split_of)
+    found = dataset.components(tiny.shards, SPEC, split_of, statistics, count=4)
+    mean, std = statistics.normalisation.mean, statistics.normalisation.std
+    rows = (tiny.features({name for name, split in split_of.items() if split == splits.TRAIN}) - mean) / std
+    rows = rows.reshape(len(rows), -1).astype(np.float64)
+    assert len(rows) == statistics.windows[splits.TRAIN]
+    _, sizes, directions = np.linalg.svd(rows - rows.mean(axis=0), full_matrices=False)
+    np.testing.assert_allclose(found.mean, rows.mean(axis=0), atol=1e-4)
+    np.testing.assert_allclose(found.variances, (sizes**2 / (len(rows) - 1))[:4], rtol=1e-2)
+    np.testing.assert_allclose(np.abs(np.sum(found.directions[:2] * directions[:2], axis=1)), 1, atol=1e-2)
+    assert found.rest == pytest.approx(np.square(sizes[4:]).sum() / rows.size, rel=1e-2)
+
+
+def test_components_of_a_few_windows(tiny: Tiny) -> None:
+    one = {name: splits.TRAIN if name == f"{0:064x}" else splits.TEST for name in tiny.groups}
+    statistics = dataset.statistics(tiny.shards, SPEC, one)
+    found = dataset.components(tiny.shards, SPEC, one, statistics, count=64)
+    assert found.directions.shape == (2, SPEC.window_frames * SPEC.n_mels)
+    assert found.rest > 0

@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 from scipy import stats
 
-from model.vae import DepthToSpace, VaeConfig, active_dimensions, build, gaussian_nll, kl_to_standard_normal
+from model.vae import Components, DepthToSpace, VaeConfig, active_dimensions, build, gaussian_nll, kl_to_standard_normal
 
 
 def numpy(value: object) -> np.ndarray:
@@ -116,3 +116,75 @@ def test_extreme_log_variances_stay_finite() -> None:
 
 def test_active_dimensions() -> None:
     assert active_dimensions([0.0, 0.009, 0.011, 3.0]) == 2
+
+
+def windows_of_low_rank(count: int = 60) -> np.ndarray:
+    """Windows that four numbers and a little noise make."""
+    rng = np.random.default_rng(4)
+    strong = rng.standard_normal((count, 4)) * [2, 1.5, 1, 0.5]
+    return (strong @ rng.standard_normal((4, 256)) + 0.3 * rng.standard_normal((count, 256)) + 2).astype(np.float32)
+
+
+def principal_components(rows: np.ndarray, count: int) -> Components:
+    centre = rows.mean(axis=0)
+    _, sizes, directions = np.linalg.svd(rows - centre, full_matrices=False)
+    directions = directions[:count]
+    rest = np.square((rows - centre) - (rows - centre) @ directions.T @ directions).mean()
+    return Components(centre, directions, (sizes**2 / (len(rows) - 1))[:count], float(rest))
+
+
+def test_it_starts_as_probabilistic_pca() -> None:
+    """Posterior and rebuilt mean by Bayes' rule for a Gaussian, with whole matrices."""
+    rows = windows_of_low_rank()
+    found = principal_components(rows, 4)
+    vae = build(VaeConfig(n_frames=16, n_mels=16, latent_dim=4))
+    vae.start_from(found)
+    mean, log_variance = (numpy(value) for value in vae.posterior(rows.reshape(-1, 16, 16)))
+    loading = found.directions.T * np.sqrt(found.variances - found.rest)
+    precision = np.eye(4) + loading.T @ loading / found.rest
+    posterior = np.linalg.solve(precision, loading.T @ (rows - found.mean).T / found.rest).T
+    np.testing.assert_allclose(mean, posterior, atol=1e-3)
+    np.testing.assert_allclose(np.exp(log_variance), np.tile(np.diag(np.linalg.inv(precision)), (60, 1)), rtol=1e-3)
+    rebuilt = numpy(vae(rows.reshape(-1, 16, 16))).reshape(60, 256)
+    np.testing.assert_allclose(rebuilt, posterior @ loading.T + found.mean, atol=1e-3)
+    assert float(numpy(vae.observation_log_variance())) == pytest.approx(math.log(found.rest), rel=1e-5)
+
+
+def test_no_small_step_from_there_lowers_the_loss() -> None:
+    """Of the linear part: probabilistic PCA is where its ELBO is highest."""
+    rows = windows_of_low_rank()
+    x = rows.reshape(-1, 16, 16)
+    vae = build(VaeConfig(n_frames=16, n_mels=16, latent_dim=4))
+    vae.start_from(principal_components(rows, 4))
+
+    def loss() -> float:
+        # Averaged over noise that comes with its opposite: what is linear in it cancels.
+        noises = np.random.default_rng(0).standard_normal((40, 60, 4)).astype(np.float32)
+        terms = [vae.elbo_terms(x, sign * noise) for noise in noises for sign in (1, -1)]
+        return float(np.mean([numpy(one.nll + one.kl).mean() for one in terms]))
+
+    best = loss()
+    for layer in (vae.encoder.get_layer("components"), vae.decoder.get_layer("components")):
+        kernel, bias = layer.get_weights()
+        for factor in (0.9, 1.1):
+            layer.set_weights([kernel * factor, bias])
+            assert loss() > best + 0.1
+        layer.set_weights([kernel, bias])
+
+
+def test_fewer_components_than_dimensions_leave_the_rest_to_the_prior() -> None:
+    rows = windows_of_low_rank(3)
+    vae = build(VaeConfig(n_frames=16, n_mels=16, latent_dim=6))
+    vae.start_from(principal_components(rows, 2))
+    mean, log_variance = (numpy(value) for value in vae.posterior(rows.reshape(-1, 16, 16)))
+    assert np.isfinite(mean).all()
+    np.testing.assert_allclose(mean[:, 2:], 0)
+    np.testing.assert_allclose(log_variance[:, 2:], 0)
+
+
+def test_what_it_starts_from_is_not_trained() -> None:
+    vae = build(VaeConfig(n_frames=16, n_mels=16, latent_dim=3))
+    assert [variable.path.split("/")[0] for variable in vae.non_trainable_variables] == ["components"] * 4
+    assert len(vae.weights) == len(vae.trainable_variables) + 4
+    with pytest.raises(ValueError, match="seed"):
+        build(VaeConfig(preset="seed")).start_from(principal_components(windows_of_low_rank(), 4))
