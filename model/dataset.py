@@ -11,7 +11,7 @@ import tensorflow as tf
 from model import splits, vae
 from model.errors import InputError
 from model.features import FeatureSpec, dequantise
-from model.records import RECORDING_ID, VALUES, DamagedShardError, Record, decode, read_framed
+from model.records import RECORDING_ID, VALUES, WINDOW, DamagedShardError, Record, decode, read_framed
 
 # Windows that a shuffle holds: 128 MB at 128 x 128.
 SHUFFLE_WINDOWS = 4096
@@ -167,21 +167,35 @@ def _membership(shards: Shards, split_of: Mapping[str, str], wanted: Sequence[st
     return tf.lookup.StaticHashTable(initial, default_value=False)
 
 
-def _records(shard: Any, members: Any) -> Any:
-    """Quantised values, as bytes, of a shard's windows whose recordings are members."""
-    feature = {name: tf.io.FixedLenFeature((), tf.string) for name in (RECORDING_ID, VALUES)}
+def _windows(shard: Any, members: Any, spec: FeatureSpec, *, key: Any = None) -> Any:
+    """Quantised windows of a shard whose recordings are members, (window_frames, n_mels), uint16.
 
-    def parsed(data: Any) -> Any:
+    With a `key` each begins at a random frame between its own first one and that of the window after it, where that
+    follows in the shard.
+    """
+    feature = {name: tf.io.FixedLenFeature((), tf.string) for name in (RECORDING_ID, VALUES)}
+    feature[WINDOW] = tf.io.FixedLenFeature((), tf.int64)
+
+    def parsed(number: Any, data: Any) -> Any:
         found = tf.io.parse_example(data, feature)
-        return tf.boolean_mask(found[VALUES], members.lookup(shard + found[RECORDING_ID]))
+        recording, place = found[RECORDING_ID], found[WINDOW]
+        values = tf.reshape(tf.io.decode_raw(found[VALUES], tf.uint16), (-1, spec.window_frames, spec.n_mels))
+        if key is not None:
+            follows = (recording[1:] == recording[:-1]) & (place[1:] == place[:-1] + 1)
+            follows = tf.cast(tf.concat([follows, [False]], axis=0), tf.int32)
+            mine = tf.random.experimental.stateless_fold_in(key, number)
+            later = follows * tf.random.stateless_uniform(tf.shape(follows), mine, 0, spec.window_step, tf.int32)
+            after = tf.roll(values, -1, axis=0)[:, spec.window_frames - spec.window_step :]
+            frames = later[:, None] + tf.range(spec.window_frames)
+            values = tf.gather(tf.concat([values, after], axis=1), frames, batch_dims=1)
+        return tf.boolean_mask(values, members.lookup(shard + recording))
 
     # Parsed many at a time, which takes a third of the time.
-    return tf.data.TFRecordDataset(shard).batch(PARSED_WINDOWS).map(parsed).unbatch()
+    return tf.data.TFRecordDataset(shard).batch(PARSED_WINDOWS).enumerate().map(parsed).unbatch()
 
 
-def _decoded(batch: Any, spec: FeatureSpec) -> Any:
-    """Quantised values as bytes (batch,) → log-mel in nats (batch, window_frames, n_mels), as `dequantise` gives it."""
-    values = tf.reshape(tf.io.decode_raw(batch, tf.uint16), (-1, spec.window_frames, spec.n_mels))
+def _decoded(values: Any, spec: FeatureSpec) -> Any:
+    """Quantised windows → log-mel in nats, float32, as `dequantise` gives it."""
     return tf.cast(values, tf.float32) * (spec.value_span / 65535) + spec.floor
 
 
@@ -193,6 +207,7 @@ def training_batches(
     batch_size: int,
     seed: int,
     skip_batches: int = 0,
+    shifted: bool = False,
 ) -> Any:
     """Batches of the training split, without end and never ragged: a batch may run across the border of two epochs.
 
@@ -206,6 +221,8 @@ def training_batches(
     split_of : mapping of str to str
         recording_id → split; windows of other recordings are dropped.
     batch_size, seed, skip_batches : int
+    shifted : bool
+        Windows begin at any frame of a recording, another one each epoch, and not only every ``window_step``.
 
     Returns
     -------
@@ -217,11 +234,14 @@ def training_batches(
 
     def epoch(number: Any) -> Any:
         key = tf.stack([tf.cast(seed, tf.int64), number])
-        order = tf.random.experimental.stateless_shuffle(names, seed=key)
-        records = tf.data.Dataset.from_tensor_slices(order).interleave(
-            lambda shard: _records(shard, members), cycle_length=8, block_length=16
-        )
-        return records.shuffle(SHUFFLE_WINDOWS, seed=number + seed * 1_000_003, reshuffle_each_iteration=False)
+        order = tf.random.experimental.stateless_shuffle(tf.range(len(shards)), seed=key)
+
+        def windows(shard: Any) -> Any:
+            own = tf.random.experimental.stateless_fold_in(key, shard) if shifted else None
+            return _windows(names[shard], members, spec, key=own)
+
+        found = tf.data.Dataset.from_tensor_slices(order).interleave(windows, cycle_length=8, block_length=16)
+        return found.shuffle(SHUFFLE_WINDOWS, seed=number + seed * 1_000_003, reshuffle_each_iteration=False)
 
     batches = tf.data.Dataset.range(2**40).flat_map(epoch).batch(batch_size, drop_remainder=True).skip(skip_batches)
     return batches.map(lambda batch: _decoded(batch, spec), num_parallel_calls=2).prefetch(4)
@@ -238,7 +258,7 @@ def evaluation_batches(
         (float32 (batch_size, window_frames, n_mels) in nats, float32 (batch_size,) weights of 1 or 0).
     """
     members = _membership(shards, split_of, [split])
-    records = tf.data.Dataset.from_tensor_slices(sorted(shards)).flat_map(lambda shard: _records(shard, members))
+    records = tf.data.Dataset.from_tensor_slices(sorted(shards)).flat_map(lambda shard: _windows(shard, members, spec))
 
     def fill(batch: Any) -> tuple[Any, Any]:
         features = _decoded(batch, spec)

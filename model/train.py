@@ -188,6 +188,7 @@ def _made(
         batch_size=settings.batch_size,
         seed=settings.seed,
         skip_batches=loop.step,
+        shifted=settings.preset != "seed",
     )
     loop.run(training, batches(held_out))
     seconds = time.monotonic() - started

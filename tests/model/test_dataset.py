@@ -8,6 +8,8 @@ import pytest
 
 from model import dataset, splits
 from model.errors import InputError
+from model.features import dequantise
+from model.records import Record, encode, write_framed
 from tests.model.conftest import SPEC, Tiny, make
 
 
@@ -142,3 +144,39 @@ def test_components_of_a_few_windows(tiny: Tiny) -> None:
     found = dataset.components(tiny.shards, SPEC, one, statistics, count=64)
     assert found.directions.shape == (2, SPEC.window_frames * SPEC.n_mels)
     assert found.rest > 0
+
+
+def test_shifted_windows_lie_in_their_recordings(tmp_path: Path) -> None:
+    """Every one is a stretch of some recording's frames, laid together here by hand; and they begin anywhere."""
+    rng = np.random.default_rng(8)
+    frames = {f"{i:064x}": rng.integers(1, 65_536, (16 + 8 * 5, 16), dtype=np.uint16) for i in range(6)}
+    with open(tmp_path / "a.tfrecord", "wb") as file:
+        for name, all_of_it in frames.items():
+            # The third window is left out, as a silent one is: the second has none that follows.
+            for window in (0, 1, 3, 4, 5):
+                record = Record(name, window, 16, all_of_it[8 * window : 8 * window + 16])
+                write_framed(file, encode(record))
+    shards = {str(tmp_path / "a.tfrecord"): list(frames)}
+    split_of = dict.fromkeys(frames, splits.TRAIN)
+    begins: dict[int, set[int]] = {window: set() for window in (0, 1, 3, 4, 5)}
+    places = {
+        dequantise(all_of_it[at : at + 16], SPEC).tobytes(): at
+        for all_of_it in frames.values()
+        for at in range(len(all_of_it) - 15)
+    }
+    batches = dataset.training_batches(shards, SPEC, split_of=split_of, batch_size=30, seed=1, shifted=True)
+    for epoch in islice(batches, 40):
+        found = sorted(places[window.tobytes()] for window in epoch.numpy())
+        for window, part in zip(begins, np.array_split(found, 5), strict=True):
+            begins[window] |= {int(at) - 8 * window for at in part}
+    assert begins[1] == begins[5] == {0}
+    for window in (0, 3, 4):
+        assert begins[window] == set(range(8))
+
+
+@pytest.mark.parametrize("skip", [1, 7])
+def test_shifted_windows_taken_up(tiny: Tiny, skip: int) -> None:
+    once, again = training(tiny, shifted=True), training(tiny, shifted=True, skip_batches=skip, count=12 - skip)
+    for a, b in zip(once[skip:], again, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert not np.array_equal(once[0], training(tiny)[0])
