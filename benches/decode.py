@@ -14,7 +14,8 @@ import soundfile
 from benches.harness import Figure, faster, figure, interleaved, on_processor, pin, report
 from benches.sounds import sound
 from model.features import PRESETS, log_mel
-from pipelines.audio import probe, resampled
+from pipelines.audio import probe
+from pipelines.resampling import resampled
 from pipelines.windows import SegmentWindows
 
 SPEC = PRESETS["general"]

@@ -18,9 +18,10 @@ from model.errors import InputError
 from model.features import FeatureSpec, dequantise, log_mel, windows
 from model.records import DamagedShardError, decode, read_framed
 from pipelines import table
-from pipelines.audio import Rejected, probe, resampled
+from pipelines.audio import Rejected, probe
 from pipelines.corpus import at_hand, local_path
 from pipelines.lake import Lake
+from pipelines.resampling import resampled
 
 # Mean square difference, of unit variance a mel band, below which two stretches of log-mel are the same sound. A cut of
 # a file differs from it by less than 0.005 (half a hop of misalignment), other files of one class by more than 0.03.

@@ -10,9 +10,10 @@ import numpy.typing as npt
 
 from model.features import BLOCK_FRAMES, FeatureSpec, LogMel, quantise
 from model.records import Record, encode, write_framed
-from pipelines.audio import Probe, Rejected, resampled
+from pipelines.audio import Probe, Rejected
 from pipelines.isolation import alive
 from pipelines.plan import Segment
+from pipelines.resampling import resampled
 
 # Frames computed at a time: whole blocks of `log_mel`, counted from the recording's first frame.
 CHUNK_FRAMES = 2 * BLOCK_FRAMES

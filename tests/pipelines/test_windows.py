@@ -7,7 +7,8 @@ import pytest
 import soundfile
 
 from model.features import PRESETS, log_mel, quantise, windows
-from pipelines.audio import Rejected, probe, resampled
+from pipelines.audio import Rejected, probe
+from pipelines.resampling import resampled
 from pipelines.windows import CHUNK_FRAMES, SegmentWindows
 
 
