@@ -134,7 +134,11 @@ def components(
             rows[number // every] = values.reshape(-1)
     found = PCA(min(count, max(1, len(rows) - 1)), svd_solver="randomized", random_state=0).fit(rows)
     # scikit-learn spreads what is left over the directions that it did not look for.
-    left = float(np.square(rows - found.inverse_transform(found.transform(rows))).mean())
+    left = 0.0
+    for first in range(0, len(rows), PARSED_WINDOWS):
+        part = rows[first : first + PARSED_WINDOWS]
+        left += float(np.square(part - found.inverse_transform(found.transform(part))).sum(dtype=np.float64))
+    left /= rows.size
     return vae.Components(
         found.mean_.astype(np.float32),
         found.components_.astype(np.float32),
