@@ -88,8 +88,13 @@ def probe(
     dict of str to Score
         ``linear``: accuracy of a logistic regression. ``knn``: accuracy of the most frequent label among the nearest
         clips by cosine. ``map``: mean average precision of retrieving clips of the same label, each clip a query
-        against those of the other folds. All on features standardised over the other folds: without, a few loud bands
-        decide which log-mel statistics are near.
+        against those of the other folds; a clip whose label they lack is no query. All on features standardised over
+        the other folds: without, a few loud bands decide which log-mel statistics are near.
+
+    Raises
+    ------
+    InputError
+        If no clip has another of its label in another fold.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler, normalize
@@ -112,6 +117,8 @@ def probe(
             same = np.flatnonzero(row == codes[query])
             if len(same):
                 hits["map"][query] = np.mean(np.arange(1, len(same) + 1) / (same + 1))
+    if np.isnan(hits["map"]).all():
+        raise InputError("no probe can be made: every label lies in one group only, so none is there to learn it from")
     return {name: _interval(values, groups) for name, values in hits.items()}
 
 

@@ -54,7 +54,7 @@ def strategy_for_devices() -> Any:
 
 
 def fresh(spec: FeatureSpec, settings: TrainSettings) -> vae.VAE:
-    """The network that a training begins with."""
+    """The network with random weights, the same for the same seed."""
     # Keras takes the seeds of its initialisers from here. Its own `set_random_seed` would also set TensorFlow's global
     # seed, with which a dataset's shuffle no longer takes a tensor as its seed.
     random.seed(settings.seed)

@@ -1,7 +1,7 @@
 """Evaluate: a model's embeddings and reconstructions on a sample of the lake, beside baselines that cost nothing.
 
 The baselines see the same windows and are pooled the same way: the mean spectrum of each window, the principal
-components of windows, and the very encoder before it was trained. What is learned, by the model and by them, is learned
+components of windows, and the same encoder with random weights. What is learned, by the model and by them, is learned
 from the training split; errors of reconstruction are those of the recordings held out.
 """
 
@@ -14,15 +14,16 @@ import numpy.typing as npt
 
 from model import evaluate, splits
 from model.artifact import Model, pooled
+from model.dataset import COMPONENT_WINDOWS
 from model.errors import InputError
 from model.features import FeatureSpec, dequantise
 from model.trainer import TrainSettings, fresh
-from pipelines import ledger
+from pipelines import ledger, table
 from pipelines.encode import read_shard
 from pipelines.lake import Lake
 
-# Windows that are looked at, in whole recordings; of a recording, evenly spread; and for the components.
-WINDOWS, WINDOWS_EACH, COMPONENT_WINDOWS = 8192, 64, 4096
+# Windows that are looked at, in whole recordings; of a recording, evenly spread.
+WINDOWS, WINDOWS_EACH = 8192, 64
 BATCH_WINDOWS = 64
 # Recordings whose windows are disturbed, and are to be found again.
 DISTURBED = 500
@@ -62,29 +63,35 @@ class Clip:
         return dequantise(np.concatenate(parts), spec)
 
 
-def sample(lake: Lake, spec: FeatureSpec) -> list[Clip]:
+def sample(lake: Lake, spec: FeatureSpec, known: Any, groups: Mapping[str, str]) -> list[Clip]:
     """Recordings in the order of their digests, which is as good as at random, until there are enough windows.
+
+    Parameters
+    ----------
+    lake, spec : Lake, FeatureSpec
+    known : lance.LanceDataset
+        The ledger.
+    groups : mapping of str to str
+        From `pipelines.ledger.training_input`.
 
     Raises
     ------
     InputError
         If a shard is missing or damaged.
     """
-    known = ledger.open_ledger(lake, spec.spec_id)
-    rows: dict[str, dict[str, Any]] = {}
-    columns = ["recording_id", "uri", "label", "group", "windows", "bundles"]
-    for batch in known.to_batches(columns=columns, filter=f"status = '{ledger.DONE}' AND windows > 0"):
+    counts = known.to_table(columns=["recording_id", "windows"], filter=f"status = '{ledger.DONE}' AND windows > 0")
+    counts = counts.group_by("recording_id").aggregate([("windows", "max")]).sort_by("recording_id")
+    total = np.cumsum(np.minimum(counts["windows_max"].to_numpy(), WINDOWS_EACH))
+    names = counts["recording_id"].slice(0, int(np.searchsorted(total, WINDOWS)) + 1).to_pylist()
+    chosen: dict[str, dict[str, Any]] = {}
+    columns = ["recording_id", "status", "uri", "label", "windows", "bundles"]
+    for batch in table.rows_of(known, "recording_id", names, columns):
         for row in batch.to_pylist():
-            before = rows.setdefault(row["recording_id"], row)
-            if row["uri"] < before["uri"]:  # copies: the first name speaks for all
-                rows[row["recording_id"]] = row
-    chosen, total = {}, 0
-    for recording_id in sorted(rows):
-        chosen[recording_id] = rows[recording_id]
-        total += min(rows[recording_id]["windows"], WINDOWS_EACH)
-        if total >= WINDOWS:
-            break
-    found: dict[str, dict[int, tuple[npt.NDArray[np.uint16], int]]] = {name: {} for name in chosen}
+            before = chosen.get(row["recording_id"])
+            # Copies: the first name speaks for all.
+            if row["status"] == ledger.DONE and (before is None or row["uri"] < before["uri"]):
+                chosen[row["recording_id"]] = row
+    found: dict[str, dict[int, tuple[npt.NDArray[np.uint16], int]]] = {name: {} for name in names}
     for bundle in sorted({bundle for row in chosen.values() for bundle in row["bundles"]}):
         for record, _ in read_shard(lake, spec, bundle):
             row = chosen.get(record.recording_id)
@@ -99,7 +106,7 @@ def sample(lake: Lake, spec: FeatureSpec) -> list[Clip]:
             row = chosen[recording_id]
             values = np.stack([windows[n][0] for n in numbers])
             valid = np.array([windows[n][1] for n in numbers])
-            group = row["group"] or recording_id
+            group = groups[recording_id] or recording_id
             clips.append(Clip(recording_id, group, row["label"], np.array(numbers), values, valid))
     return clips
 
@@ -134,7 +141,7 @@ class _Components:
 
 
 def _untrained(model: Model) -> Embed:
-    """The model's own encoder with the weights it began with."""
+    """The model's own architecture with random weights: what it gives by its form alone."""
     network = fresh(model.spec, TrainSettings(**model.settings))
     return lambda windows: np.asarray(network.posterior(model.normalise(windows))[0], np.float32)
 
@@ -196,8 +203,13 @@ def evaluation(lake: Lake, model: Model) -> dict[str, Any]:
     InputError
         If the lake holds too little to judge by.
     """
-    clips = sample(lake, model.spec)
-    split = splits.assign({clip.recording_id: "" if clip.group == clip.recording_id else clip.group for clip in clips})
+    known = ledger.open_ledger(lake, model.spec.spec_id)
+    if known is None:
+        raise InputError(f"the lake {lake.root} has no features of spec {model.spec.spec_id}: run extract first")
+    # Of all recordings, as training has it: in a small corpus one may stand in for a split that is empty.
+    _, groups = ledger.training_input(known)
+    split = splits.assign(groups)
+    clips = sample(lake, model.spec, known, groups)
     training = [clip for clip in clips if split[clip.recording_id] == splits.TRAIN]
     held_out = [clip for clip in clips if split[clip.recording_id] != splits.TRAIN]
     if len(held_out) < 2:
@@ -239,9 +251,11 @@ def _probes(clips: list[Clip], pooled_clips: Mapping[str, Array]) -> dict[str, A
     told: dict[str, Any] = {"labelled": len(labelled), "labels": len(set(labels))}
     try:
         fold = evaluate.fold_of(labels, groups)
+        probes = {
+            name: evaluate.probe(x[labelled], labels, groups=groups, fold=fold) for name, x in pooled_clips.items()
+        }
     except InputError as error:
         return told | {"probes": None, "ahead": None, "no_probes": str(error)}
-    probes = {name: evaluate.probe(x[labelled], labels, groups=groups, fold=fold) for name, x in pooled_clips.items()}
     return told | {
         "probes": {name: {key: asdict(score) for key, score in one.items()} for name, one in probes.items()},
         "ahead": evaluate.beaten(probes, "embedding"),

@@ -81,6 +81,13 @@ def test_a_label_of_one_clip_is_no_query() -> None:
     assert all(np.isfinite(score.value) for score in found.values())
 
 
+def test_labels_that_are_groups_cannot_be_probed() -> None:
+    values, labels, _ = clips()
+    fold = evaluate.fold_of(labels, labels)
+    with pytest.raises(InputError, match="every label lies in one group only"):
+        evaluate.probe(values, labels, groups=labels, fold=fold)
+
+
 def test_statistics_of_frames() -> None:
     frames = np.array([[0, 1], [2, 1], [1, 4]], np.float32)
     wanted = [1, 2, np.std([0, 2, 1]), np.std([1, 1, 4]), np.std([2, -1]), np.std([0, 3])]

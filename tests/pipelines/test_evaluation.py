@@ -9,9 +9,10 @@ import pytest
 from model import artifact, splits
 from model.features import dequantise, log_mel
 from pipelines import commands, evaluation, ledger, lookup, table
-from pipelines.audio import probe, resampled
+from pipelines.audio import probe
 from pipelines.lake import Lake
 from pipelines.program import main
+from pipelines.resampling import resampled
 from tests.conftest import Made
 
 
@@ -23,7 +24,26 @@ def lake(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Lake:
 
 @pytest.fixture(scope="module")
 def clips(lake: Lake) -> list[evaluation.Clip]:
-    return evaluation.sample(lake, lookup.spec_of_lake(lake, None))
+    spec = lookup.spec_of_lake(lake, None)
+    known = ledger.open_ledger(lake, spec.spec_id)
+    return evaluation.sample(lake, spec, known, ledger.training_input(known)[1])
+
+
+def test_a_sample_is_the_first_by_digest(
+    lake: Lake, clips: list[evaluation.Clip], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluation, "WINDOWS", 5)
+    monkeypatch.setattr(evaluation, "WINDOWS_EACH", 2)
+    spec = lookup.spec_of_lake(lake, None)
+    known = ledger.open_ledger(lake, spec.spec_id)
+    found = evaluation.sample(lake, spec, known, ledger.training_input(known)[1])
+    wanted, total = [], 0
+    for clip in clips:
+        if total < 5:
+            wanted.append(clip.recording_id)
+            total += min(len(clip.windows), 2)
+    assert [clip.recording_id for clip in found] == wanted
+    assert all(len(clip.windows) <= 2 for clip in found)
 
 
 def test_the_sample_is_the_lake(lake: Lake, clips: list[evaluation.Clip]) -> None:
