@@ -1,7 +1,8 @@
 """The model directory: written once, read and verified by digest, with ONNX copies that need no TensorFlow.
 
 MODEL_ID/ holds weights.weights.h5, encoder.onnx (log-mel in nats → posterior mean and log-variance), decoder.onnx
-(latent → normalised log-mel), report.html, logs/ and checkpoints/; model.json comes last and names every digest.
+(latent → normalised log-mel), logs/ and checkpoints/; model.json comes last and names their digests. report.html and
+metrics.json beside them tell what the model is worth, and may be written anew.
 """
 
 import contextlib
@@ -34,7 +35,7 @@ MANIFEST, WEIGHTS, ENCODER, DECODER, REPORT = (
     "decoder.onnx",
     "report.html",
 )
-# What evaluate found, beside them: it may be found anew.
+# What evaluate found.
 METRICS = "metrics.json"
 # Largest difference of the ONNX copies from the Keras model, relative to the largest value.
 PARITY = 1e-4
@@ -264,7 +265,7 @@ def export(vae: Any, directory: Path, *, mean: Array, std: Array, examples: Arra
 
 def finish(directory: Path, manifest: Mapping[str, Any]) -> None:
     """Write model.json, with the digest of each file: from now on the model exists."""
-    files = {name: _digest(directory / name) for name in (WEIGHTS, ENCODER, DECODER, REPORT)}
+    files = {name: _digest(directory / name) for name in (WEIGHTS, ENCODER, DECODER)}
     write_json(directory / MANIFEST, {"format_version": FORMAT_VERSION, **manifest, "files": files})
 
 

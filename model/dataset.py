@@ -15,6 +15,8 @@ from model.records import RECORDING_ID, VALUES, WINDOW, DamagedShardError, Recor
 
 # Windows that a shuffle holds: 128 MB at 128 x 128.
 SHUFFLE_WINDOWS = 4096
+# Names of what a training batch holds.
+FEATURES, KEEP = "features", "keep"
 # Windows that are parsed together.
 PARSED_WINDOWS = 64
 # Windows that the statistics are taken from, at most.
@@ -171,11 +173,12 @@ def _membership(shards: Shards, split_of: Mapping[str, str], wanted: Sequence[st
     return tf.lookup.StaticHashTable(initial, default_value=False)
 
 
-def _windows(shard: Any, members: Any, spec: FeatureSpec, *, key: Any = None) -> Any:
+def _windows(shard: Any, members: Any, spec: FeatureSpec, *, key: Any = None, paired: bool = False) -> Any:
     """Quantised windows of a shard whose recordings are members, (window_frames, n_mels), uint16.
 
     With a `key` each begins at a random frame between its own first one and that of the window after it, where that
-    follows in the shard.
+    follows in the shard. Paired, each comes with another of its recording, chosen in the same way among those that lie
+    next to it: (2, window_frames, n_mels). A recording with one window gives that one twice.
     """
     feature = {name: tf.io.FixedLenFeature((), tf.string) for name in (RECORDING_ID, VALUES)}
     feature[WINDOW] = tf.io.FixedLenFeature((), tf.int64)
@@ -185,17 +188,35 @@ def _windows(shard: Any, members: Any, spec: FeatureSpec, *, key: Any = None) ->
         recording, place = found[RECORDING_ID], found[WINDOW]
         values = tf.reshape(tf.io.decode_raw(found[VALUES], tf.uint16), (-1, spec.window_frames, spec.n_mels))
         if key is not None:
+            mine = tf.random.experimental.stateless_fold_in(key, number)
+            size = tf.shape(recording)
             follows = (recording[1:] == recording[:-1]) & (place[1:] == place[:-1] + 1)
             follows = tf.cast(tf.concat([follows, [False]], axis=0), tf.int32)
-            mine = tf.random.experimental.stateless_fold_in(key, number)
-            later = follows * tf.random.stateless_uniform(tf.shape(follows), mine, 0, spec.window_step, tf.int32)
             after = tf.roll(values, -1, axis=0)[:, spec.window_frames - spec.window_step :]
-            frames = later[:, None] + tf.range(spec.window_frames)
-            values = tf.gather(tf.concat([values, after], axis=1), frames, batch_dims=1)
+            whole = tf.concat([values, after], axis=1)
+
+            def begun(which: Any, purpose: int) -> Any:
+                drawn = tf.random.experimental.stateless_fold_in(mine, purpose)
+                later = tf.random.stateless_uniform(size, drawn, 0, spec.window_step, tf.int32)
+                frames = (tf.gather(follows, which) * later)[:, None] + tf.range(spec.window_frames)
+                return tf.gather(tf.gather(whole, which), frames, batch_dims=1)
+
+            values = begun(tf.range(size[0]), 0)
+            if paired:
+                values = tf.stack([values, begun(_partners(recording, mine), 1)], axis=1)
         return tf.boolean_mask(values, members.lookup(shard + recording))
 
     # Parsed many at a time, which takes a third of the time.
     return tf.data.TFRecordDataset(shard).batch(PARSED_WINDOWS).enumerate().map(parsed).unbatch()
+
+
+def _partners(recording: Any, key: Any) -> Any:
+    """For each record the place of one of its own recording, among those in a row with it; any as likely as another."""
+    begins = tf.concat([[True], recording[1:] != recording[:-1]], axis=0)
+    run = tf.cumsum(tf.cast(begins, tf.int32)) - 1
+    first, count = tf.gather(tf.where(begins)[:, 0], run), tf.gather(tf.math.bincount(run), run)
+    share = tf.random.stateless_uniform(tf.shape(recording), tf.random.experimental.stateless_fold_in(key, 2))
+    return tf.cast(first, tf.int32) + tf.cast(share * tf.cast(count, tf.float32), tf.int32)
 
 
 def _decoded(values: Any, spec: FeatureSpec) -> Any:
@@ -212,6 +233,8 @@ def training_batches(
     seed: int,
     skip_batches: int = 0,
     shifted: bool = False,
+    paired: bool = False,
+    masks: npt.NDArray[np.bool_] | None = None,
 ) -> Any:
     """Batches of the training split, without end and never ragged: a batch may run across the border of two epochs.
 
@@ -227,14 +250,21 @@ def training_batches(
     batch_size, seed, skip_batches : int
     shifted : bool
         Windows begin at any frame of a recording, another one each epoch, and not only every ``window_step``.
+    paired : bool
+        Each window comes with another of its recording: half of the batch's windows are those of the epoch. Needs
+        `shifted`.
+    masks : ndarray of bool or None, shape (n, window_frames, n_mels)
+        A bank to pick from, `augment.mask_bank`.
 
     Returns
     -------
     tf.data.Dataset
-        float32, (batch_size, window_frames, n_mels), nats.
+        dict of ``features``, float32, (batch_size, window_frames, n_mels), or (batch_size / 2, 2, window_frames,
+        n_mels) in pairs, nats; with a bank also ``keep``, bool, of the same shape.
     """
     members = _membership(shards, split_of, [splits.TRAIN])
     names = tf.constant(sorted(shards))
+    each = 2 if paired else 1
 
     def epoch(number: Any) -> Any:
         key = tf.stack([tf.cast(seed, tf.int64), number])
@@ -242,13 +272,25 @@ def training_batches(
 
         def windows(shard: Any) -> Any:
             own = tf.random.experimental.stateless_fold_in(key, shard) if shifted else None
-            return _windows(names[shard], members, spec, key=own)
+            return _windows(names[shard], members, spec, key=own, paired=paired)
 
         found = tf.data.Dataset.from_tensor_slices(order).interleave(windows, cycle_length=8, block_length=16)
-        return found.shuffle(SHUFFLE_WINDOWS, seed=number + seed * 1_000_003, reshuffle_each_iteration=False)
+        # A seed of its own for each epoch.
+        return found.shuffle(SHUFFLE_WINDOWS // each, seed=number + seed * 1_000_003, reshuffle_each_iteration=False)
 
-    batches = tf.data.Dataset.range(2**40).flat_map(epoch).batch(batch_size, drop_remainder=True).skip(skip_batches)
-    return batches.map(lambda batch: _decoded(batch, spec), num_parallel_calls=2).prefetch(4)
+    batches = tf.data.Dataset.range(2**40).flat_map(epoch).batch(batch_size // each, drop_remainder=True)
+
+    def ready(number: Any, batch: Any) -> dict[str, Any]:
+        found = {FEATURES: _decoded(batch, spec)}
+        if masks is not None:
+            key = tf.stack([tf.cast(seed, tf.int64), number])
+            shape = (batch_size // each, each) if paired else (batch_size,)
+            found[KEEP] = tf.gather(
+                tf.constant(masks), tf.random.stateless_uniform(shape, key, 0, len(masks), tf.int32)
+            )
+        return found
+
+    return batches.enumerate().skip(skip_batches).map(ready, num_parallel_calls=2).prefetch(4)
 
 
 def evaluation_batches(

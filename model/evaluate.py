@@ -17,6 +17,13 @@ from model.features import FeatureSpec
 LINEAR_C, NEIGHBOURS, FOLDS = 0.1, 5, 5
 # Resamplings for an interval.
 RESAMPLES = 1000
+# A latent dimension counts as active above this mean KL, in nats (Burda et al. 2016 use a like threshold).
+ACTIVE_KL = 0.01
+# What is measured, in words.
+MEASURES = {"linear": "linear probe", "knn": "5 nearest", "map": "retrieval mAP"}
+DISTURBANCES = {"level": "at −6 dB", "noise": "noise at 20 dB", "later": "a quarter later", "cut": "a clip by its last"}
+# How recordings are laid out on a plane, and how many of them at least.
+PLANE_METHOD, PLANE_CLIPS = "t-SNE", 8
 
 Array = npt.NDArray[np.float32]
 
@@ -160,6 +167,11 @@ def fidelity(means: Array) -> Array:
     return (np.cumsum(variances) / max(float(variances.sum()), 1e-12)).astype(np.float32)
 
 
+def active_dimensions(kl_per_dim: Sequence[float]) -> int:
+    """Latent dimensions whose mean KL, nats, is above `ACTIVE_KL`."""
+    return sum(float(kl) > ACTIVE_KL for kl in kl_per_dim)
+
+
 def disturbed(windows: Array, spec: FeatureSpec) -> dict[str, Array]:
     """The same windows at another level, and with noise, as the sound would have given them.
 
@@ -189,6 +201,37 @@ def found_again(queries: Array, gallery: Array) -> float:
 
     nearest = np.argmax(normalize(queries) @ normalize(gallery).T, axis=1)
     return float(np.mean(nearest == np.arange(len(queries))))
+
+
+def nearest(clips: npt.NDArray[np.floating], query: int, *, count: int) -> npt.NDArray[np.int64]:
+    """The clips nearest to one of them by the cosine of standardised embeddings, itself left out, nearest first.
+
+    Parameters
+    ----------
+    clips : ndarray, shape (clips, size)
+    query, count : int
+    """
+    from sklearn.preprocessing import StandardScaler, normalize
+
+    unit = normalize(StandardScaler().fit_transform(np.asarray(clips, np.float64)))
+    near = unit @ unit[query]
+    near[query] = -np.inf
+    return np.argsort(-near, kind="stable")[: min(count, len(clips) - 1)]
+
+
+def on_a_plane(clips: npt.NDArray[np.floating]) -> npt.NDArray[np.floating] | None:
+    """Clips on a plane, near where their standardised embeddings are: shape (clips, 2); None of fewer than a few.
+
+    t-SNE from the first two principal directions: van der Maaten and Hinton, Visualizing Data using t-SNE (2008).
+    """
+    from sklearn.manifold import TSNE
+    from sklearn.preprocessing import StandardScaler
+
+    if len(clips) < PLANE_CLIPS:
+        return None
+    perplexity = min(30.0, (len(clips) - 1) / 3)
+    laid = TSNE(2, perplexity=perplexity, init="pca", random_state=0)
+    return np.asarray(laid.fit_transform(StandardScaler().fit_transform(np.asarray(clips, np.float64))))
 
 
 def beaten(probes: Mapping[str, Mapping[str, Score]], name: str) -> dict[str, float]:

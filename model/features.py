@@ -121,6 +121,22 @@ PRESETS: dict[str, FeatureSpec] = {
 }
 
 
+def mel_filters(spec: FeatureSpec) -> npt.NDArray[np.float32]:
+    """Weights of each mel band on the power of each FFT bin, float32, (n_mels, n_fft // 2 + 1)."""
+    import librosa  # lazy: its first call costs seconds, and only those who compute features pay
+
+    return np.asarray(
+        librosa.filters.mel(
+            sr=spec.sample_rate,
+            n_fft=spec.n_fft,
+            n_mels=spec.n_mels,
+            fmin=spec.f_min,
+            fmax=spec.f_max,
+            dtype=np.float32,
+        )
+    )
+
+
 @functools.lru_cache(maxsize=16)
 def _mel_bands(spec: FeatureSpec) -> tuple[tuple[slice, slice, npt.NDArray[np.float32]], ...]:
     """The mel filter bank cut into groups of bands: (bands, FFT bins, weights bins × bands, float32).
@@ -128,11 +144,7 @@ def _mel_bands(spec: FeatureSpec) -> tuple[tuple[slice, slice, npt.NDArray[np.fl
     A triangle is zero almost everywhere; a product over the bins that eight neighbouring bands touch is several times
     cheaper than the dense one, and adds the same numbers.
     """
-    import librosa  # lazy: its first call costs seconds, and only those who compute features pay
-
-    weights = librosa.filters.mel(
-        sr=spec.sample_rate, n_fft=spec.n_fft, n_mels=spec.n_mels, fmin=spec.f_min, fmax=spec.f_max, dtype=np.float32
-    )
+    weights = mel_filters(spec)
     groups = []
     for first in range(0, spec.n_mels, 8):
         part = weights[first : first + 8]

@@ -1,19 +1,96 @@
-"""report.html: what a training gave, in one self-contained file that opens from disk."""
+"""report.html: what a training gave and what it is worth, in one self-contained file that opens from disk."""
 
 import base64
 import io
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from model import evaluate
+from model.features import FeatureSpec
+from model.inversion import sound_of
+
 TEMPLATE = Path(__file__).with_name("report.html.j2")
+# Rates that MP3 knows, Hz; sound at any other is written as WAV, ten times as large.
+MP3_RATES = {8000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000}
+# Of the most frequent labels; the rest are grey.
+COLOURS = ("#4c78a8", "#f58518", "#54a24b", "#e45756", "#72b7b2", "#b279a2", "#eeca3b", "#9d755d", "#ff9da6", "#1f2d3d")
+GREY = "#bbbbbb"
+# Of the picture of a plane, and the room at its edges.
+PLANE, EDGE = (1000, 700), 20
 
 Array = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A window and its reconstruction.
+
+    Attributes
+    ----------
+    name : str
+    original, rebuilt : ndarray of float32, shape (window_frames, n_mels)
+        Nats.
+    recorded : ndarray of float32 or None, shape (samples,)
+        The window's sound as it was recorded, at the spec's rate; None where it is not at hand.
+    """
+
+    name: str
+    original: Array
+    rebuilt: Array
+    recorded: Array | None = None
+
+
+@dataclass(frozen=True)
+class Heard:
+    """A recording to listen to: its name, its label, and sound at the spec's rate."""
+
+    name: str
+    label: str | None
+    sound: Array
+
+
+@dataclass(frozen=True)
+class Worth:
+    """What `soundlake evaluate` found.
+
+    Attributes
+    ----------
+    found : mapping
+        As in metrics.json.
+    plane : ndarray, shape (clips, 2), or None
+        Where each recording lies: `model.evaluate.on_a_plane`; None where there are too few.
+    names : sequence of str
+    labels : sequence of str or None
+    neighbours : sequence of sequence of Heard
+        A query and then those nearest to it, in each row.
+    """
+
+    found: Mapping[str, Any]
+    plane: npt.NDArray[np.floating] | None
+    names: Sequence[str]
+    labels: Sequence[str | None]
+    neighbours: Sequence[Sequence[Heard]]
+
+
+def sound_uri(sound: Array, rate: int) -> str:
+    """Mono sound as a data URI: MP3, which every browser plays, or WAV."""
+    import soundfile
+
+    sink = io.BytesIO()
+    kind = "mpeg" if rate in MP3_RATES else "wav"
+    if kind == "mpeg":
+        soundfile.write(sink, sound, rate, format="MP3", subtype="MPEG_LAYER_III")
+    else:
+        soundfile.write(sink, sound, rate, format="WAV", subtype="PCM_16")
+    return f"data:audio/{kind};base64," + base64.b64encode(sink.getvalue()).decode()
 
 
 def _picture(figure: Any) -> str:
@@ -51,40 +128,76 @@ def _curves(history: Sequence[Mapping[str, float]]) -> str:
     return _picture(figure)
 
 
-def _latent(kl_per_dim: Sequence[float], threshold: float) -> str:
-    figure, axes = _figure(1, 1, (10, 2.6))
+def _latent(kl_per_dim: Sequence[float], fidelity: Sequence[float] | None) -> str:
+    figure, axes = _figure(1, 1 if fidelity is None else 2, (10, 2.6))
     axis = axes[0][0]
     axis.bar(range(len(kl_per_dim)), sorted(kl_per_dim, reverse=True), color="#4c78a8")
-    axis.axhline(threshold, color="#e45756", linewidth=1)
-    axis.set_yscale("symlog", linthresh=threshold)
+    axis.axhline(evaluate.ACTIVE_KL, color="#e45756", linewidth=1)
+    axis.set_yscale("symlog", linthresh=evaluate.ACTIVE_KL)
     axis.set_xlabel("latent dimension, by KL")
     axis.set_ylabel("KL, nats")
+    if fidelity is not None:
+        axes[0][1].plot(range(1, len(fidelity) + 1), fidelity, color="#4c78a8")
+        axes[0][1].set_ylim(0, 1.02)
+        axes[0][1].set_xlabel("principal directions")
+        axes[0][1].set_ylabel("share of the variance")
+        axes[0][1].grid(alpha=0.3)
     return _picture(figure)
 
 
-def _pairs(originals: Array, reconstructions: Array, seconds: float) -> str:
-    count = len(originals)
-    figure, axes = _figure(2, count, (2.2 * count + 0.6, 4.4))
-    for i in range(count):
-        low, high = float(originals[i].min()), float(originals[i].max())
-        for row, values in ((0, originals[i]), (1, reconstructions[i])):
-            axis = axes[row][i]
-            axis.imshow(
-                values.T,
-                origin="lower",
-                aspect="auto",
-                vmin=low,
-                vmax=max(high, low + 1e-3),
-                cmap="magma",
-                extent=(0, seconds, 0, values.shape[1]),
-            )
-            axis.set_yticks([])
-            axis.set_xticks([0, round(seconds, 1)])
-        axes[0][i].set_xticks([])
-    axes[0][0].set_ylabel("original, mel bands")
-    axes[1][0].set_ylabel("reconstruction")
+def _pair(pair: Pair, spec: FeatureSpec) -> dict[str, str]:
+    figure, axes = _figure(2, 1, (3.6, 3.4))
+    low, high = float(pair.original.min()), float(pair.original.max())
+    seconds = spec.window_frames * spec.hop_length / spec.sample_rate
+    for axis, values in zip(axes[:, 0], (pair.original, pair.rebuilt), strict=True):
+        axis.imshow(
+            values.T,
+            origin="lower",
+            aspect="auto",
+            vmin=low,
+            vmax=max(high, low + 1e-3),
+            cmap="magma",
+            extent=(0, seconds, 0, values.shape[1]),
+        )
+        axis.set_yticks([])
+    axes[0][0].set_xticks([])
+    axes[1][0].set_xticks([0, round(seconds, 1)])
     axes[1][0].set_xlabel("seconds")
-    return _picture(figure)
+    recorded = sound_of(pair.original, spec) if pair.recorded is None else pair.recorded
+    return {
+        "name": pair.name,
+        "picture": _picture(figure),
+        "source": "original, phases guessed" if pair.recorded is None else "original, as recorded",
+        "original": sound_uri(recorded, spec.sample_rate),
+        "rebuilt": sound_uri(sound_of(pair.rebuilt, spec), spec.sample_rate),
+    }
+
+
+def _map(worth: Worth) -> dict[str, Any] | None:
+    """Points of the plane in the picture's units, coloured by label."""
+    if worth.plane is None:
+        return None
+    frequent = [label for label, _ in Counter(label for label in worth.labels if label is not None).most_common()]
+    colour = dict(zip(frequent, COLOURS, strict=False))
+    legend = dict(colour)
+    if len(frequent) > len(COLOURS):
+        legend["other labels"] = GREY
+    if frequent and None in worth.labels:
+        legend["no label"] = GREY
+    low, high = worth.plane.min(axis=0), worth.plane.max(axis=0)
+    unit = (worth.plane - low) / np.maximum(high - low, 1e-12)
+    places = EDGE + unit * (np.array(PLANE) - 2 * EDGE)
+    points = [
+        {
+            "x": round(float(x), 1),
+            "y": round(float(y), 1),
+            "title": f"{name} [{label}]" if label else name,
+            "colour": GREY if frequent else COLOURS[0],
+        }
+        | ({"colour": colour[label]} if label in colour else {})
+        for (x, y), name, label in zip(places, worth.names, worth.labels, strict=True)
+    ]
+    return {"points": points, "legend": legend, "method": evaluate.PLANE_METHOD}
 
 
 def write(
@@ -92,7 +205,8 @@ def write(
     manifest: Mapping[str, Any],
     *,
     history: Sequence[Mapping[str, float]],
-    pairs: tuple[Array, Array],
+    pairs: Sequence[Pair],
+    worth: Worth | None = None,
 ) -> None:
     """Write the report of a model.
 
@@ -102,25 +216,43 @@ def write(
     manifest : mapping
         What model.json will hold, without the digests of files.
     history : sequence of mapping
-        A row a validation: step, nll, kl, mse and the same with ``validation_`` before.
-    pairs : (ndarray, ndarray), float32, each shape (n, window_frames, n_mels)
-        Held-out windows and their reconstructions, nats.
+        A row a validation: step, nll, kl, mse, contrastive, and the first three with ``validation_`` before.
+    pairs : sequence of Pair
+        Windows held out.
+    worth : Worth or None
+        None while no evaluation was made.
     """
     import jinja2
 
-    from model.vae import ACTIVE_KL
+    from model.objective import chance
 
-    spec, metrics = manifest["spec"], manifest["metrics"]
+    spec, metrics = FeatureSpec.model_validate(manifest["spec"]), manifest["metrics"]
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    found = None if worth is None else worth.found
+    probes = found["probes"] if found else None
+    fidelity = found["latent"]["fidelity"] if found else None
     text = environment.from_string(TEMPLATE.read_text()).render(
         m=manifest,
         metrics=metrics,
-        spec=spec,
+        spec=manifest["spec"],
         best=min(history, key=lambda row: row["validation_negative_elbo"]),
+        chance=chance(manifest["settings"]["batch_size"] // 2),
         curves=_curves(history),
-        latent=_latent(metrics["kl_per_dim"], ACTIVE_KL),
-        pairs=_pairs(*pairs, spec["window_frames"] * spec["hop_length"] / spec["sample_rate"]),
-        threshold=ACTIVE_KL,
+        latent=_latent(metrics["kl_per_dim"], fidelity),
+        fidelity_95=int(np.searchsorted(fidelity, 0.95)) + 1 if fidelity else None,
+        pairs=[_pair(pair, spec) for pair in pairs],
+        threshold=evaluate.ACTIVE_KL,
+        found=found,
+        measures=evaluate.MEASURES,
+        best_of={key: max(row[key]["value"] for row in probes.values()) for key in evaluate.MEASURES} if probes else {},
+        disturbances={k: v for k, v in evaluate.DISTURBANCES.items() if k in found["consistency"]["embedding"]}
+        if found
+        else {},
+        map=_map(worth) if worth else None,
+        neighbours=[
+            [{"name": one.name, "label": one.label, "sound": sound_uri(one.sound, spec.sample_rate)} for one in row]
+            for row in (worth.neighbours if worth else ())
+        ],
     )
     handle, part = tempfile.mkstemp(prefix=".part-", dir=path.parent)
     with os.fdopen(handle, "w", encoding="utf-8") as file:

@@ -22,15 +22,19 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from model import artifact, dataset, report, splits, vae
+from model import artifact, augment, dataset, evaluate, report, splits, vae
 from model.errors import InputError, TryLaterError
 from model.features import FeatureSpec
-from model.trainer import Trainer, TrainSettings, window_seconds
+from model.trainer import Trainer, TrainSettings, fresh, window_seconds
 
 log = logging.getLogger(__name__)
 
 # Below this share of active dimensions the posterior has collapsed: the decoder has learned to do without the latent.
 COLLAPSED_SHARE = 0.1
+# Times the least validation error so far: beyond it a training has diverged, and will not come back by itself.
+DIVERGED = 4.0
+# What a training step tells: −log p(x|z), KL, mean square error, contrastive term.
+TERMS = 4
 PAIRS = 6
 
 
@@ -170,7 +174,8 @@ def _made(
     statistics = dataset.statistics(shards, spec, split_of)
     components = None
     if settings.preset != "seed":
-        components = dataset.components(shards, spec, split_of, statistics, count=settings.latent_dim)
+        count = max(1, settings.latent_dim - settings.contrastive_dim)
+        components = dataset.components(shards, spec, split_of, statistics, count=count)
     trainer = Trainer(spec, settings, statistics.normalisation, components=components)
     held_out = splits.VALIDATION if statistics.windows[splits.VALIDATION] else splits.TRAIN
     if held_out == splits.TRAIN:
@@ -188,7 +193,9 @@ def _made(
         batch_size=settings.batch_size,
         seed=settings.seed,
         skip_batches=loop.step,
-        shifted=settings.preset != "seed",
+        shifted=settings.preset != "seed" or settings.contrastive > 0,
+        paired=settings.contrastive > 0,
+        masks=augment.mask_bank(spec, widest=settings.masking, seed=settings.seed) if settings.masking else None,
     )
     loop.run(training, batches(held_out))
     seconds = time.monotonic() - started
@@ -208,6 +215,16 @@ def _made(
     return manifest
 
 
+def _plain(trainer: Trainer) -> vae.VAE:
+    """The trained network in float32: what is exported runs where there is no bfloat16."""
+    settings = trainer.settings
+    if settings.precision == "float32":
+        return trainer.model
+    twin = fresh(trainer.spec, settings.model_copy(update={"precision": "float32"}))
+    twin.set_weights(trainer.model.get_weights())
+    return twin
+
+
 def _write_model(
     directory: Path,
     manifest: dict[str, Any],
@@ -219,12 +236,14 @@ def _write_model(
     # Spread over the split, so that the report shows several recordings.
     examples = examples[:: max(1, len(examples) // PAIRS)][:PAIRS]
     mean, std = normalisation.mean, normalisation.std
-    network = loop.trainer.model
+    network = _plain(loop.trainer)
     manifest["metrics"]["onnx_difference"] = artifact.export(network, directory, mean=mean, std=std, examples=examples)
     manifest["normalisation"] = {"mean": mean.tolist(), "std": std.tolist()}
     manifest["versions"] = {"tensorflow": tf.__version__, "keras": keras.__version__, "numpy": np.__version__}
-    reconstructed = keras.ops.convert_to_numpy(network((examples - mean) / std)) * std + mean
-    report.write(directory / artifact.REPORT, manifest, history=loop.history, pairs=(examples, reconstructed))
+    rebuilt = keras.ops.convert_to_numpy(network((examples - mean) / std)) * std + mean
+    manifest["history"] = loop.history
+    pairs = [report.Pair(f"window {i}", *both) for i, both in enumerate(zip(examples, rebuilt, strict=True), 1)]
+    report.write(directory / artifact.REPORT, manifest, history=loop.history, pairs=pairs)
     artifact.finish(directory, manifest)
 
 
@@ -233,7 +252,7 @@ def _metrics(
 ) -> dict[str, Any]:
     """Figures of a finished training; says loudly if the posterior has collapsed."""
     settings, spec = loop.trainer.settings, loop.trainer.spec
-    active = vae.active_dimensions(validation["kl_per_dim"])
+    active = evaluate.active_dimensions(validation["kl_per_dim"])
     collapsed = active < COLLAPSED_SHARE * settings.latent_dim
     if collapsed:
         each = " ".join(f"{kl:.3f}" for kl in sorted(validation["kl_per_dim"], reverse=True))
@@ -255,6 +274,7 @@ def _metrics(
         "stopped": loop.reason,
         "windows": dict(statistics.windows),
         "audio_hours_seen": loop.history[-1]["step"] * settings.batch_size * window_seconds(spec) / 3600,
+        "observation_variance": float(np.exp(loop.trainer.model.observation_log_variance())),
         "replicas": loop.trainer.strategy.num_replicas_in_sync,
     }
 
@@ -266,7 +286,7 @@ class _Loop:
         self.trainer, self.directory, self.progress = trainer, directory, progress
         self.history: list[dict[str, float]] = []
         self.best, self.best_step, self.waited, self.reason = float("inf"), 0, 0, ""
-        self.seconds_before, self.sums = 0.0, np.zeros(3)
+        self.seconds_before, self.sums = 0.0, np.zeros(TERMS)
         self._state = tf.Variable("", dtype=tf.string)
         with trainer.strategy.scope():
             kept = tf.train.Checkpoint(model=trainer.model, optimizer=trainer.optimizer, state=self._state)
@@ -303,13 +323,16 @@ class _Loop:
             writer = tf.summary.create_file_writer(str(self.directory / "logs"))
             batches = self.trainer.distributed(training)
             while not self.reason and self.step < settings.max_steps:
-                self.sums += self.trainer.train_step(next(batches)).numpy()
+                told = self.trainer.train_step(next(batches)).numpy()
                 step = self.step
+                if not np.isfinite(told).all():
+                    raise self._diverged(f"the loss of step {step} is {told[0] + told[1]}")
+                self.sums += told
                 since = (step - 1) % settings.evaluate_every + 1
                 advance(self.sums / since)
                 if step % settings.evaluate_every == 0 or step == settings.max_steps:
                     self._validate(self.sums / since, validation, writer)
-                    self.sums = np.zeros(3)
+                    self.sums = np.zeros(TERMS)
                     self._save(self._newest)
                 if stop.asked:
                     self._save(self._newest)
@@ -322,17 +345,20 @@ class _Loop:
         """Measure, keep the weights if they are the best, decide whether to stop."""
         step, settings = self.step, self.trainer.settings
         found = self.trainer.evaluate(validation)
-        row = {"step": step, "nll": float(training[0]), "kl": float(training[1]), "mse": float(training[2])}
+        row = dict(zip(("nll", "kl", "mse", "contrastive"), map(float, training), strict=True)) | {"step": step}
         row |= {f"validation_{name}": found[name] for name in ("nll", "kl", "mse", "negative_elbo")}
-        row["active_dimensions"] = vae.active_dimensions(found["kl_per_dim"])
+        row["active_dimensions"] = evaluate.active_dimensions(found["kl_per_dim"])
         self.history.append(row)
         with writer.as_default(step=step):
             for name, value in row.items():
                 tf.summary.scalar(name, value)
             for number, kl in enumerate(found["kl_per_dim"]):
                 tf.summary.scalar(f"kl_per_dim/{number:03d}", kl)
-        if not np.isfinite(found["negative_elbo"]):
-            raise InputError(f"the training diverged at step {step}: lower --learning-rate")
+        least = min(earlier["validation_mse"] for earlier in self.history)
+        if not np.isfinite(found["negative_elbo"]) or found["mse"] > DIVERGED * least:
+            raise self._diverged(
+                f"after step {step} the validation error is {found['mse']:.3g}, once it was {least:.3g}"
+            )
         if found["negative_elbo"] < self.best:
             self.best, self.best_step, self.waited = found["negative_elbo"], step, 0
             self._save(self._best)
@@ -342,6 +368,13 @@ class _Loop:
             self.reason = "no better validation ELBO"
         elif step >= settings.max_steps:
             self.reason = "step budget"
+
+    def _diverged(self, what: str) -> InputError:
+        folder = self.directory / "checkpoints" / "best"
+        kept = (
+            f"the last good weights, of step {self.best_step}, are in {folder}" if self.best_step else "none was good"
+        )
+        return InputError(f"the training diverged: {what}; {kept}; train with a lower --learning-rate or --clip-norm")
 
     @contextmanager
     def _bar(self) -> Iterator[Any]:

@@ -6,24 +6,50 @@ compute the same gradient, and a resumed run draws what it would have drawn.
 
 import random
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import keras
 import numpy as np
 import tensorflow as tf
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from model import dataset, vae
+from model import augment, dataset, objective, vae
 from model.errors import InputError
 from model.features import FeatureSpec
+
+# What the presets differ in, beside the network: the seed is trained as in the article, by the ELBO alone.
+_OF_PRESET: dict[str, dict[str, Any]] = {
+    "default": {
+        "contrastive": 200.0,
+        "contrastive_dim": 32,
+        "masking": 0.15,
+        "denoising": 0.3,
+        "level": 1.0,
+        "pitch": 2,
+        "kl_warm_up": 300,
+        "clip_norm": 1e4,
+    },
+    "seed": {
+        "contrastive": 0.0,
+        "contrastive_dim": 0,
+        "masking": 0.0,
+        "denoising": 0.0,
+        "level": 0.0,
+        "pitch": 0,
+        "kl_warm_up": 0,
+        "clip_norm": 0.0,
+    },
+}
 
 
 class TrainSettings(BaseModel):
     """Resolved settings of a training; they are part of the model's identity.
 
+    Where the preset decides, ``default`` has what won in docs/experiments.md, and ``seed`` has 0: without.
+
     Attributes
     ----------
-    preset, latent_dim
+    preset, latent_dim, contrastive_dim, precision
         As in `vae.VaeConfig`.
     batch_size : int
         Windows of a step, over all replicas.
@@ -32,6 +58,26 @@ class TrainSettings(BaseModel):
     max_steps, evaluate_every, patience : int
         Steps at most; steps between validations; validations without a better ELBO before the training stops early.
     seed : int
+    contrastive : float
+        Weight of the contrastive term, nats a window: `objective.nt_xent` between two windows of a recording.
+    temperature : float
+        Of the contrastive term.
+    masking : float
+        Masks of a stretch of time and one of bands, at most this share of a window wide: `augment.mask_bank`.
+    denoising : float
+        Noise that the encoder sees, in standard deviations of the data: of each window uniform from 0 to this.
+    level : float
+        Standard deviation of a change of level, decibels.
+    pitch : int
+        Windows are moved by at most so many mel bands, up or down.
+    free_bits : float
+        Nats that each latent dimension may carry for free: `objective.free_bits`.
+    kl_warm_up : int
+        Steps over which the KL comes to its full weight: `objective.warm_up`.
+    clip_norm : float
+        Largest norm of all gradients together, a longer one is scaled down to it (Pascanu et al. 2013); 0 for any.
+    xla : bool
+        Compile steps with XLA, for a GPU. On processors it is slower.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -44,6 +90,44 @@ class TrainSettings(BaseModel):
     evaluate_every: int = Field(default=100, ge=1)
     patience: int = Field(default=5, ge=1)
     seed: int = Field(default=0, ge=0, lt=2**31)
+    contrastive: float = Field(ge=0.0)
+    contrastive_dim: int = Field(ge=0)
+    temperature: float = Field(default=0.1, gt=0.0)
+    masking: float = Field(ge=0.0, lt=1.0)
+    denoising: float = Field(ge=0.0)
+    level: float = Field(ge=0.0)
+    pitch: int = Field(ge=0)
+    free_bits: float = Field(default=0.0, ge=0.0)
+    kl_warm_up: int = Field(ge=0)
+    clip_norm: float = Field(ge=0.0)
+    precision: Literal["float32", "bfloat16"] = "float32"
+    xla: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_preset(cls, given: dict[str, Any]) -> dict[str, Any]:
+        wanted = {**_OF_PRESET.get(given.get("preset", "default"), {}), **given}
+        if wanted.get("contrastive") == 0 and "contrastive_dim" not in given:
+            wanted["contrastive_dim"] = 0
+        elif "contrastive_dim" in wanted and "contrastive_dim" not in given:
+            # Half of a smaller latent.
+            wanted["contrastive_dim"] = min(wanted["contrastive_dim"], int(wanted.get("latent_dim", 64)) // 2)
+        return wanted
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if (self.contrastive > 0) != (self.contrastive_dim > 0):
+            raise ValueError("a contrastive term needs dimensions of its own, and they need it: give both or neither")
+        if self.contrastive_dim > self.latent_dim:
+            raise ValueError(f"contrastive_dim {self.contrastive_dim} is more than latent_dim {self.latent_dim}")
+        if self.contrastive and self.batch_size % 2:
+            raise ValueError(f"batch_size {self.batch_size} is odd: the contrastive term takes windows in pairs")
+        return self
+
+    @property
+    def network(self) -> dict[str, Any]:
+        """What of it `vae.VaeConfig` takes."""
+        return self.model_dump(include={"preset", "latent_dim", "contrastive_dim", "precision"})
 
 
 def strategy_for_devices() -> Any:
@@ -58,14 +142,7 @@ def fresh(spec: FeatureSpec, settings: TrainSettings) -> vae.VAE:
     # Keras takes the seeds of its initialisers from here. Its own `set_random_seed` would also set TensorFlow's global
     # seed, with which a dataset's shuffle no longer takes a tensor as its seed.
     random.seed(settings.seed)
-    return vae.build(
-        vae.VaeConfig(
-            preset=settings.preset,
-            n_frames=spec.window_frames,
-            n_mels=spec.n_mels,
-            latent_dim=settings.latent_dim,
-        )
-    )
+    return vae.build(vae.VaeConfig(n_frames=spec.window_frames, n_mels=spec.n_mels, **settings.network))
 
 
 class Trainer:
@@ -99,16 +176,23 @@ class Trainer:
         self.spec, self.settings = spec, settings
         self.strategy = strategy or strategy_for_devices()
         replicas = self.strategy.num_replicas_in_sync
-        if settings.batch_size % replicas:
-            raise InputError(f"--batch-size {settings.batch_size} cannot be shared evenly among {replicas} devices")
+        unit = 2 if settings.contrastive else 1
+        if settings.batch_size % (unit * replicas):
+            pairs = " in pairs" if unit == 2 else ""
+            raise InputError(
+                f"--batch-size {settings.batch_size} cannot be shared evenly{pairs} among {replicas} devices"
+            )
+        if settings.xla and replicas > 1:
+            raise InputError(f"--xla compiles for one device, and there are {replicas}: leave it out")
         self._local = settings.batch_size // replicas
         self._mean, self._std = tf.constant(normalisation.mean), tf.constant(normalisation.std)
         with self.strategy.scope():
             self.model = fresh(spec, settings)
             if components is not None:
                 self.model.start_from(components)
-            self.optimizer = keras.optimizers.Adam(self._learning_rate(), global_clipnorm=None)
+            self.optimizer = keras.optimizers.Adam(self._learning_rate())
             self.optimizer.build(self.model.trainable_variables)
+        self._gradients = tf.function(self._losses, jit_compile=True) if settings.xla else self._losses
         self.train_step = tf.function(self._train_step)
         self.evaluate_step = tf.function(self._evaluate_step)
 
@@ -127,23 +211,98 @@ class Trainer:
         options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
         return iter(self.strategy.experimental_distribute_dataset(batches.with_options(options)))
 
-    def _my_part(self, noise: Any) -> Any:
+    def _my_part(self, drawn: Any) -> Any:
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-        return noise[replica * self._local : (replica + 1) * self._local]
+        return drawn[replica * self._local : (replica + 1) * self._local]
 
-    def _train_step(self, batch: Any) -> Any:
-        def step(x: Any) -> Any:
-            key = tf.stack([tf.constant(self.settings.seed, tf.int64), tf.cast(self.optimizer.iterations, tf.int64)])
-            noise = tf.random.stateless_normal((self.settings.batch_size, self.settings.latent_dim), key)
-            variables = self.model.trainable_variables
-            with tf.GradientTape() as tape:
-                terms = self.model.elbo_terms((x - self._mean) / self._std, self._my_part(noise))
-                # Over the global batch: `apply` adds the replicas' gradients up.
-                loss = tf.reduce_sum(terms.nll + terms.kl) / self.settings.batch_size
-            self.optimizer.apply(tape.gradient(loss, variables), variables)
-            return tf.stack([tf.reduce_sum(t) / self.settings.batch_size for t in (terms.nll, terms.kl, terms.mse)])
+    def _key(self, purpose: int) -> Any:
+        """Of this step's numbers for one purpose."""
+        step = tf.cast(self.optimizer.iterations, tf.int64)
+        key = tf.stack([tf.constant(self.settings.seed, tf.int64), step])
+        return tf.random.experimental.stateless_fold_in(key, purpose) if purpose else key
+
+    def _changed(self, x: Any, keep: Any) -> tuple[Any, Any]:
+        """Normalised windows to rebuild, and what the encoder sees of them."""
+        settings, size = self.settings, (self.settings.batch_size,)
+        if settings.pitch:
+            bands = tf.random.stateless_uniform(size, self._key(1), -settings.pitch, settings.pitch + 1, tf.int32)
+            x = augment.transposed(x, self._my_part(bands))
+        if settings.level:
+            decibels = settings.level * tf.random.stateless_normal(size, self._key(2))
+            x = augment.at_level(x, self._my_part(decibels), log_offset=self.spec.log_offset)
+        x = seen = (x - self._mean) / self._std
+        if keep is not None:
+            # What is masked is the mean spectrum: 0 after normalisation.
+            seen = seen * tf.cast(keep, tf.float32)
+        if settings.denoising:
+            how_much = settings.denoising * tf.random.stateless_uniform((*size, 1, 1), self._key(3))
+            noise = tf.random.stateless_normal((*size, *x.shape[1:]), self._key(4))
+            seen += self._my_part(how_much * noise)
+        if settings.contrastive:
+            # Of each pair the first stays whole, since whole is what is encoded later: the second is to be like it.
+            seen = tf.where(tf.range(self._local)[:, None, None] % 2 == 1, seen, x)
+        return x, seen
+
+    def _contrast(self, mean: Any) -> Any:
+        """The contrastive term, a number a pair of this replica, over the pairs of all."""
+        projected = tf.reshape(self.model.projected(mean), (-1, 2, vae.PROJECTED))
+        everyone, offset = projected, 0
+        if self.strategy.num_replicas_in_sync > 1:
+            context = tf.distribute.get_replica_context()
+            everyone = context.all_gather(projected, axis=0)
+            offset = context.replica_id_in_sync_group * (self._local // 2)
+        return objective.nt_xent(projected, everyone, offset=offset, temperature=self.settings.temperature)
+
+    def _kl(self, kl_per_dim: Any) -> Any:
+        """KL of each window as the objective counts it."""
+        settings = self.settings
+        if settings.free_bits:
+            mean = tf.stop_gradient(tf.reduce_sum(kl_per_dim, axis=0) / settings.batch_size)
+            if self.strategy.num_replicas_in_sync > 1:
+                mean = tf.distribute.get_replica_context().all_reduce("SUM", mean)
+            kl = objective.free_bits(kl_per_dim, mean, settings.free_bits)
+        else:
+            kl = tf.reduce_sum(kl_per_dim, axis=1)
+        return objective.warm_up(self.optimizer.iterations, settings.kl_warm_up) * kl if settings.kl_warm_up else kl
+
+    def _train_step(self, batch: dict[str, Any]) -> Any:
+        settings = self.settings
+
+        def step(batch: dict[str, Any]) -> Any:
+            # Pairs lie side by side: windows 2 i and 2 i + 1 are of one recording.
+            batch = {name: tf.reshape(x, (self._local, *x.shape[-2:])) for name, x in batch.items()}
+            x, seen = self._changed(batch[dataset.FEATURES], batch.get(dataset.KEEP))
+            noise = tf.random.stateless_normal((settings.batch_size, settings.latent_dim), self._key(0))
+            gradients, told = self._gradients(x, seen, self._my_part(noise))
+            self.optimizer.apply(self._clipped(gradients), self.model.trainable_variables)
+            return told
 
         return self.strategy.reduce("SUM", self.strategy.run(step, args=(batch,)), axis=None)
+
+    def _losses(self, x: Any, seen: Any, noise: Any) -> tuple[list[Any], Any]:
+        """Gradients of this replica's part of the loss, and its part of each term. No draws: XLA draws otherwise."""
+        settings, size = self.settings, self.settings.batch_size
+        contrast = tf.zeros(())
+        with tf.GradientTape() as tape:
+            terms = self.model.elbo_terms(x, noise, seen=seen)
+            # Over the global batch: `apply` adds the replicas' gradients up.
+            loss = tf.reduce_sum(terms.nll + self._kl(terms.kl_per_dim)) / size
+            if settings.contrastive:
+                contrast = tf.reduce_sum(self._contrast(terms.mean)) / (size // 2)
+                loss += settings.contrastive * contrast
+        parts = [tf.reduce_sum(term) / size for term in (terms.nll, terms.kl, terms.mse)]
+        return tape.gradient(loss, self.model.trainable_variables), tf.stack([*parts, contrast])
+
+    def _clipped(self, gradients: list[Any]) -> list[Any]:
+        """Gradients of this replica, scaled by what brings the sum over all replicas to at most `clip_norm`."""
+        if not self.settings.clip_norm:
+            return gradients
+        whole = gradients
+        if self.strategy.num_replicas_in_sync > 1:
+            whole = tf.distribute.get_replica_context().all_reduce("SUM", gradients)
+        norm = tf.linalg.global_norm(whole)
+        scale = tf.minimum(1.0, self.settings.clip_norm / tf.maximum(norm, 1e-12))
+        return [gradient * scale for gradient in gradients]
 
     def _evaluate_step(self, batch: Any, weights: Any, number: Any) -> Any:
         def step(x: Any, weight: Any) -> Any:

@@ -4,6 +4,8 @@ No layer draws random numbers: the caller gives the noise, so that replicas, ste
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Self
 
@@ -14,12 +16,14 @@ from keras import layers, ops
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 # Part of a model's identity: raised when the same settings come to train another network or another loss.
-VERSION = 2
+VERSION = 3
 # exp(±10) bounds the posterior's variance; beyond that float32 sums of exp() lose the rest.
 LOG_VARIANCE_LIMIT = 10.0
 OBSERVATION_SCALE = 10.0
-# A latent dimension counts as active above this mean KL, in nats (Burda et al. 2016 use a like threshold).
-ACTIVE_KL = 0.01
+# Log-variance that the posterior of a dimension without a linear path starts from.
+FREE_LOG_VARIANCE = -3.0
+# Numbers that the contrastive term compares windows by.
+PROJECTED = 128
 
 
 class VaeConfig(BaseModel):
@@ -34,6 +38,11 @@ class VaeConfig(BaseModel):
         Shape of a window; multiples of 8.
     latent_dim : int
         Numbers of an embedding.
+    contrastive_dim : int
+        The last so many of them are for the contrastive term: it sees no others, and in ``default`` they come from a
+        summary over time and have no linear path.
+    precision : {"float32", "bfloat16"}
+        What layers compute in; weights, posterior and reconstruction are float32.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -42,6 +51,8 @@ class VaeConfig(BaseModel):
     n_frames: int = Field(default=128, ge=8)
     n_mels: int = Field(default=128, ge=8)
     latent_dim: int = Field(default=64, ge=1, le=4096)
+    contrastive_dim: int = Field(default=0, ge=0)
+    precision: Literal["float32", "bfloat16"] = "float32"
 
     @model_validator(mode="after")
     def _divisible(self) -> Self:
@@ -49,7 +60,16 @@ class VaeConfig(BaseModel):
             raise ValueError(
                 f"a window of {self.n_frames} x {self.n_mels} cannot be halved three times: use multiples of 8"
             )
+        if self.contrastive_dim > self.latent_dim:
+            raise ValueError(
+                f"{self.contrastive_dim} contrastive dimensions are more than the {self.latent_dim} of all"
+            )
         return self
+
+    @property
+    def linear_dim(self) -> int:
+        """Dimensions that the linear path of ``default`` fills."""
+        return self.latent_dim - self.contrastive_dim
 
 
 @dataclass(frozen=True)
@@ -85,12 +105,15 @@ class ElboTerms(NamedTuple):
     kl_per_dim : tensor, shape (batch, latent_dim)
     mse : tensor, shape (batch,)
         Mean square error of the reconstruction, no unit.
+    mean : tensor, shape (batch, latent_dim)
+        Of q(z|x).
     """
 
     nll: Any
     kl: Any
     kl_per_dim: Any
     mse: Any
+    mean: Any
 
 
 def gaussian_nll(x: Any, mean: Any, log_variance: Any) -> Any:
@@ -128,23 +151,51 @@ class DepthToSpace(layers.Layer):
         return {**super().get_config(), "size": self.size}
 
 
+@contextmanager
+def _computing_in(precision: str) -> Iterator[None]:
+    """Layers made meanwhile compute in this precision; Keras knows a global policy only."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_bfloat16" if precision == "bfloat16" else "float32")
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def _conv(filters: int, size: int, strides: int = 1, **settings: Any) -> layers.Conv2D:
+    return layers.Conv2D(filters, size, strides=strides, padding="same", **({"activation": "relu"} | settings))
+
+
+def _float32(size: int, **settings: Any) -> layers.Dense:
+    return layers.Dense(size, dtype="float32", **settings)
+
+
 def _encoder(config: VaeConfig) -> keras.Model:
     x = inputs = keras.Input((config.n_frames, config.n_mels), name="normalised")
     x = layers.Reshape((config.n_frames, config.n_mels, 1))(x)
     if config.preset == "seed":
         for filters in (32, 64, 128):
-            x = layers.Conv2D(filters, 3, strides=2, padding="same", activation="relu")(x)
-    else:
-        # Patches first: the full-size feature maps of 3 x 3 convolutions are where the seed spends its time.
-        x = layers.Conv2D(64, 4, strides=4, padding="same", activation="relu")(x)
-        x = layers.Conv2D(128, 3, strides=2, padding="same", activation="relu")(x)
-    x = layers.Flatten()(x)
-    start = "glorot_uniform" if config.preset == "seed" else "zeros"
-    mean = layers.Dense(config.latent_dim, kernel_initializer=start, name="mean")(x)
-    log_variance = layers.Dense(config.latent_dim, kernel_initializer=start, name="log_variance")(x)
-    if config.preset != "seed":
-        linear = layers.Dense(config.latent_dim, trainable=False, name="components")
-        mean = layers.Add()([mean, linear(layers.Flatten()(inputs))])
+            x = _conv(filters, 3, 2)(x)
+        x = layers.Flatten()(x)
+        outputs = [_float32(config.latent_dim, name=name)(x) for name in ("mean", "log_variance")]
+        return keras.Model(inputs, outputs, name="encoder")
+    # Patches first: the full-size feature maps of 3 x 3 convolutions are where the seed spends its time.
+    x = _conv(128, 3, 2)(_conv(64, 4, 4)(x))
+    flat, means = layers.Flatten()(x), []
+    if config.linear_dim:
+        linear = _float32(config.linear_dim, trainable=False, name="components")(
+            layers.Flatten(dtype="float32")(inputs)
+        )
+        learned = _float32(config.linear_dim, kernel_initializer="zeros", name="learned")(flat)
+        means.append(layers.Add(dtype="float32")([linear, learned]))
+    if config.contrastive_dim:
+        # What a window is like wherever in it that happens: mean and maximum over time, a number a filter and band.
+        x = _conv(192, 3)(_conv(192, 3, 2)(x))
+        x = layers.Concatenate()([ops.mean(x, axis=1), ops.max(x, axis=1)])
+        flat = layers.Dense(256, activation="relu")(layers.Flatten()(x))
+        means.append(_float32(config.contrastive_dim, name="likeness")(flat))
+    mean = layers.Concatenate(dtype="float32")(means) if len(means) > 1 else means[0]
+    log_variance = _float32(config.latent_dim, kernel_initializer="zeros", name="log_variance")(flat)
     return keras.Model(inputs, [mean, log_variance], name="encoder")
 
 
@@ -156,15 +207,15 @@ def _decoder(config: VaeConfig) -> keras.Model:
         x = layers.Reshape((h, w, 256))(x)
         for filters in (128, 64, 32):
             x = layers.Conv2DTranspose(filters, 3, strides=2, padding="same", activation="relu")(x)
-        x = layers.Conv2D(1, 1)(x)
+        x = layers.Conv2D(1, 1, dtype="float32")(x)
     else:
         x = layers.Dense(h * w * 64, activation="relu")(x)
         x = layers.Reshape((h, w, 64))(x)
-        x = layers.Conv2D(64, 3, padding="same", activation="relu")(x)
-        x = layers.Conv2D(64, 3, padding="same", kernel_initializer="zeros")(x)
-        linear = layers.Dense(config.n_frames * config.n_mels, trainable=False, name="components")
-        x = layers.Add()([layers.Flatten()(DepthToSpace(8)(x)), linear(inputs)])
-    x = layers.Reshape((config.n_frames, config.n_mels))(x)
+        x = _conv(64, 3, activation=None, kernel_initializer="zeros", dtype="float32")(_conv(64, 3)(x))
+        linear = _float32(config.n_frames * config.n_mels, trainable=False, name="components")
+        x = layers.Flatten(dtype="float32")(DepthToSpace(8, dtype="float32")(x))
+        x = layers.Add(dtype="float32")([x, linear(inputs)])
+    x = layers.Reshape((config.n_frames, config.n_mels), dtype="float32")(x)
     return keras.Model(inputs, x, name="decoder")
 
 
@@ -177,6 +228,8 @@ class VAE(keras.Model):
         (batch, n_frames, n_mels) normalised → mean and log-variance, each (batch, latent_dim).
     decoder : keras.Model
         (batch, latent_dim) → (batch, n_frames, n_mels) normalised.
+    projector : keras.Model or None
+        (batch, contrastive_dim) → (batch, PROJECTED), what the contrastive term compares; None without that term.
     log_variance_scaled : Variable or None
         A tenth of the log-variance of the Gaussian p(x|z): one number, learned (σ-VAE: Rybkin et al. 2021). None for
         the seed: unit variance.
@@ -185,7 +238,12 @@ class VAE(keras.Model):
     def __init__(self, config: VaeConfig) -> None:
         super().__init__(name="vae")
         self.config = config
-        self.encoder, self.decoder = _encoder(config), _decoder(config)
+        self.projector: Any = None
+        with _computing_in(config.precision):
+            self.encoder, self.decoder = _encoder(config), _decoder(config)
+        if config.contrastive_dim:
+            self.projector = keras.Sequential([layers.Dense(256, activation="relu"), layers.Dense(PROJECTED)])
+            self.projector.build((None, config.contrastive_dim))
         self.log_variance_scaled = None
         if config.preset != "seed":
             self.log_variance_scaled = self.add_weight(shape=(), initializer="zeros", name="log_variance_scaled")
@@ -205,16 +263,21 @@ class VAE(keras.Model):
         """
         if self.log_variance_scaled is None:
             raise ValueError("the seed has no linear part to start from")
-        rest, missing = components.rest, self.config.latent_dim - len(components.variances)
-        explained = np.pad(components.variances, (0, missing))
-        basis = np.pad(components.directions, ((0, missing), (0, 0)))
+        rest, found = components.rest, min(self.config.linear_dim, len(components.variances))
+        explained = np.pad(components.variances[:found], (0, self.config.latent_dim - found))
+        basis = np.pad(components.directions[:found], ((0, self.config.latent_dim - found), (0, 0)))
         # A direction of less variance than is left over tells nothing: its latent stays with the prior.
         signal = np.maximum(explained - rest, 0)
         into = basis.T * (np.sqrt(signal) / (signal + rest))
-        self.encoder.get_layer("components").set_weights([into, -components.mean @ into])
+        linear = slice(0, self.config.linear_dim)
+        if self.config.linear_dim:
+            into = into[:, linear]
+            self.encoder.get_layer("components").set_weights([into, -components.mean @ into])
         self.decoder.get_layer("components").set_weights([basis * np.sqrt(signal)[:, None], components.mean])
-        kernel, _ = self.encoder.get_layer("log_variance").get_weights()
-        self.encoder.get_layer("log_variance").set_weights([kernel, np.log(rest / (signal + rest))])
+        kernel, bias = self.encoder.get_layer("log_variance").get_weights()
+        bias[:] = FREE_LOG_VARIANCE
+        bias[linear] = np.log(rest / (signal + rest))[linear]
+        self.encoder.get_layer("log_variance").set_weights([kernel, bias])
         self.log_variance_scaled.assign(math.log(rest) / OBSERVATION_SCALE)
 
     def observation_log_variance(self) -> Any:
@@ -229,7 +292,7 @@ class VAE(keras.Model):
         mean, log_variance = self.encoder(x)
         return mean, ops.clip(log_variance, -LOG_VARIANCE_LIMIT, LOG_VARIANCE_LIMIT)
 
-    def elbo_terms(self, x: Any, noise: Any) -> ElboTerms:
+    def elbo_terms(self, x: Any, noise: Any, *, seen: Any = None) -> ElboTerms:
         """Terms of the negative ELBO of a batch, by one sample of the posterior.
 
         Parameters
@@ -238,12 +301,20 @@ class VAE(keras.Model):
             Normalised log-mel.
         noise : tensor, shape (batch, latent_dim)
             Standard normal; z = mean + noise · exp(½ log-variance).
+        seen : tensor or None, shape (batch, n_frames, n_mels)
+            What the encoder gets in place of `x`: the same with masks and noise, for a denoising VAE. Im et al.,
+            Denoising Criterion for Variational Auto-Encoding Framework (2017).
         """
-        mean, log_variance = self.posterior(x)
+        mean, log_variance = self.posterior(x if seen is None else seen)
         reconstruction = self.decoder(mean + noise * ops.exp(0.5 * log_variance))
         kl = kl_to_standard_normal(mean, log_variance)
         mse = ops.mean(ops.square(x - reconstruction), axis=(1, 2))
-        return ElboTerms(gaussian_nll(x, reconstruction, self.observation_log_variance()), ops.sum(kl, axis=1), kl, mse)
+        nll = gaussian_nll(x, reconstruction, self.observation_log_variance())
+        return ElboTerms(nll, ops.sum(kl, axis=1), kl, mse, mean)
+
+    def projected(self, mean: Any) -> Any:
+        """What the contrastive term compares, of posterior means (batch, latent_dim): (batch, PROJECTED)."""
+        return self.projector(mean[:, self.config.linear_dim :])
 
     def call(self, x: Any) -> Any:
         """Reconstruction from the posterior mean, (batch, n_frames, n_mels) normalised."""
@@ -253,8 +324,3 @@ class VAE(keras.Model):
 def build(config: VaeConfig) -> VAE:
     """A VAE with fresh weights; Keras takes its seeds from Python's `random`."""
     return VAE(config)
-
-
-def active_dimensions(kl_per_dim: Any, *, threshold: float = ACTIVE_KL) -> int:
-    """Latent dimensions whose mean KL, nats, is above the threshold."""
-    return sum(float(kl) > threshold for kl in kl_per_dim)

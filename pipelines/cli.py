@@ -10,18 +10,30 @@ from model.errors import InputError
 from pipelines.options import (
     BEAM,
     Audio,
+    ClipNorm,
+    Contrastive,
+    ContrastiveDim,
+    Denoising,
+    FreeBits,
     Json,
+    KlWarmUp,
     Labels,
     LakeAt,
+    Level,
+    Masking,
     ModelId,
+    Pitch,
+    Precision,
     Preset,
     Retry,
     Seed,
     SpecToRead,
     SpecToWrite,
     Steps,
+    Temperature,
     Verbose,
     Workers,
+    Xla,
 )
 
 app = typer.Typer(
@@ -193,6 +205,18 @@ def train_command(
         int | None, typer.Option("--patience", help="Validations without gain before it stops.")
     ] = None,
     seed: Seed = None,
+    contrastive: Contrastive = None,
+    contrastive_dim: ContrastiveDim = None,
+    temperature: Temperature = None,
+    masking: Masking = None,
+    denoising: Denoising = None,
+    level: Level = None,
+    pitch: Pitch = None,
+    free_bits: FreeBits = None,
+    kl_warm_up: KlWarmUp = None,
+    clip_norm: ClipNorm = None,
+    precision: Precision = None,
+    xla: Xla = None,
     if_missing: Annotated[
         bool, typer.Option("--if-missing", help="Do nothing if the spec has a promoted model.")
     ] = False,
@@ -203,7 +227,10 @@ def train_command(
     from pipelines import commands, messages
 
     settings = {"preset": preset, "max_steps": steps, "batch_size": batch_size, "learning_rate": learning_rate}
-    settings |= {"latent_dim": latent_dim, "patience": patience, "seed": seed}
+    settings |= {"latent_dim": latent_dim, "patience": patience, "seed": seed, "contrastive": contrastive}
+    settings |= {"contrastive_dim": contrastive_dim, "temperature": temperature, "masking": masking}
+    settings |= {"denoising": denoising, "level": level, "pitch": pitch, "free_bits": free_bits}
+    settings |= {"kl_warm_up": kl_warm_up, "clip_norm": clip_norm, "precision": precision, "xla": xla}
     result = commands.train(
         _lake(lake), spec=spec, settings=settings, if_missing=if_missing, progress=sys.stderr.isatty()
     )
@@ -259,13 +286,16 @@ def evaluate_command(
     lake: LakeAt = "./lake",
     spec: SpecToRead = None,
     model: ModelId = None,
+    folds: Annotated[
+        str | None, typer.Option("--folds", help="CSV or Parquet with uri and fold, for a set that has its own.")
+    ] = None,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
     """What a model is worth, beside log-mel statistics, principal components and the untrained encoder."""
     from pipelines import commands, messages
 
-    result = commands.evaluate(_lake(lake), spec=spec, model_id=model)
+    result = commands.evaluate(_lake(lake), spec=spec, model_id=model, folds=folds)
     if as_json:
         _out(result)
     else:

@@ -219,7 +219,8 @@ def train(
         resolved = TrainSettings(**{k: v for k, v in settings.items() if v is not None})
     except ValidationError as error:
         first = error.errors()[0]
-        raise InputError(f"{'.'.join(str(p) for p in first['loc'])}: {first['msg']}") from error
+        place, said = ".".join(str(part) for part in first["loc"]), first["msg"].removeprefix("Value error, ")
+        raise InputError(f"{place}: {said}" if place else said) from error
     with run_manifest(lake, "train", {"spec_id": found.spec_id, **resolved.model_dump()}) as run:
         result = train_model(
             {lake.uri(Lake.shard(found.spec_id, bundle)): recordings for bundle, recordings in bundles.items()},
@@ -277,18 +278,46 @@ def encode(
     return totals
 
 
-def evaluate(lake: Lake, *, spec: str | None = None, model_id: str | None = None) -> dict[str, Any]:
-    """Judge a model beside baselines; see `pipelines.evaluation.evaluation`. Kept in the model's ``metrics.json``."""
+def evaluate(
+    lake: Lake, *, spec: str | None = None, model_id: str | None = None, folds: str | None = None
+) -> dict[str, Any]:
+    """Judge a model beside baselines, and write its ``metrics.json`` and ``report.html`` anew.
+
+    Parameters
+    ----------
+    folds : str or None
+        A CSV or Parquet file with columns ``uri`` (relative ones to the file's own folder) and ``fold``.
+
+    Returns
+    -------
+    dict
+        As `pipelines.evaluation.Judged.found`, and ``report``.
+    """
     model = find_model(lake, model_id, spec)
+    given = None if folds is None else _folds(folds)
     with _quiet():
         from pipelines.evaluation import evaluation
     from model import artifact
+    from pipelines.showing import report
 
-    with run_manifest(lake, "evaluate", {"model_id": model.model_id}) as run:
-        found = evaluation(lake, model) | {"model_id": model.model_id, "run_id": run.run_id}
-        run.manifest["counts"] = found
-        artifact.write_json(model.directory / artifact.METRICS, found)
-    return found
+    with run_manifest(lake, "evaluate", {"model_id": model.model_id, "folds": folds}) as run:
+        judged = evaluation(lake, model, folds=given)
+        judged.found.update({"model_id": model.model_id, "run_id": run.run_id})
+        run.manifest["counts"] = judged.found
+        artifact.write_json(model.directory / artifact.METRICS, judged.found)
+        return judged.found | {"report": str(report(model, judged))}
+
+
+def _folds(path: str) -> dict[str, str]:
+    """uri → fold, from a file."""
+    from pipelines import corpus
+
+    found = corpus.find_labels("", path)
+    rows = corpus.read_labels(str(found), os.path.dirname(os.path.abspath(path)), columns=("fold",))
+    folds = {uri: values["fold"] for uri, values in rows if values["fold"] is not None}
+    if not folds:
+        raise InputError(f"the folds in {path} are none: it needs columns `uri` and `fold`")
+    return folds
 
 
 def run(

@@ -10,7 +10,7 @@ import io
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
 from urllib.parse import quote_from_bytes, unquote_to_bytes
@@ -256,19 +256,23 @@ def find_labels(root: str, labels: str | None) -> str | None:
     return next((f"{root}/{name}" for name in LABEL_FILES if _is_file(f"{root}/{name}")), None)
 
 
-def read_labels(labels: str, root: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_labels(
+    labels: str, root: str, *, columns: Sequence[str] = ("label", "group")
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """Labels by uri.
 
     Parameters
     ----------
     labels, root : str
-        A CSV or Parquet file with a column ``uri`` (absolute, or relative to the corpus) and optionally ``label`` and
-        ``group``; and the corpus.
+        A CSV or Parquet file with a column ``uri`` (absolute, or relative to the corpus) and optionally the others;
+        and the corpus.
+    columns : sequence of str
+        What is read beside.
 
     Yields
     ------
     (str, dict)
-        The full uri, and its ``label`` and ``group`` (None where empty).
+        The full uri, and the other columns by name (None where empty).
 
     Raises
     ------
@@ -296,4 +300,4 @@ def read_labels(labels: str, root: str) -> Iterator[tuple[str, dict[str, Any]]]:
     for values in rows:
         uri = str(values["uri"] or "")
         full = uri if uri.startswith("/") or "://" in uri else f"{root}/{uri.removeprefix('./')}"
-        yield full, {name: (str(values[name]) if values.get(name) else None) for name in ("label", "group")}
+        yield full, {name: (str(values[name]) if values.get(name) else None) for name in columns}

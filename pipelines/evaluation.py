@@ -38,7 +38,7 @@ class Clip:
 
     Attributes
     ----------
-    recording_id, group : str
+    recording_id, uri, group : str
     label : str or None
     windows : ndarray of int64, shape (n,)
         Places in the recording.
@@ -48,6 +48,7 @@ class Clip:
     """
 
     recording_id: str
+    uri: str
     group: str
     label: str | None
     windows: npt.NDArray[np.int64]
@@ -107,7 +108,7 @@ def sample(lake: Lake, spec: FeatureSpec, known: Any, groups: Mapping[str, str])
             values = np.stack([windows[n][0] for n in numbers])
             valid = np.array([windows[n][1] for n in numbers])
             group = groups[recording_id] or recording_id
-            clips.append(Clip(recording_id, group, row["label"], np.array(numbers), values, valid))
+            clips.append(Clip(recording_id, row["uri"], group, row["label"], np.array(numbers), values, valid))
     return clips
 
 
@@ -182,21 +183,40 @@ def _consistency(clips: list[Clip], spec: FeatureSpec, embedders: Mapping[str, E
     return found
 
 
-def evaluation(lake: Lake, model: Model) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Judged:
+    """What `evaluation` found, and what it looked at.
+
+    Attributes
+    ----------
+    found : dict
+        ``recordings``, ``windows``, ``held_out_recordings`` of the sample; ``mse``: of the model and of as many
+        principal components, of unit variance, on recordings held out; ``labelled`` recordings, ``labels``, ``probes``
+        by embedding and measure (None without labels), ``folds`` in words, ``ahead`` of the best baseline;
+        ``consistency`` by embedding; ``latent``: ``fidelity`` and ``kl_per_dim``.
+    clips : list of Clip
+        The sample.
+    embeddings : ndarray of float32, shape (clips, size)
+        Clip embeddings.
+    held_out : list of int
+        Places of clips that were not trained on.
+    """
+
+    found: dict[str, Any]
+    clips: list[Clip]
+    embeddings: Array
+    held_out: list[int]
+
+
+def evaluation(lake: Lake, model: Model, *, folds: Mapping[str, str] | None = None) -> Judged:
     """Judge a model on a sample of its lake.
 
     Parameters
     ----------
     lake : Lake
     model : model.artifact.Model
-
-    Returns
-    -------
-    dict
-        ``recordings``, ``windows``, ``held_out_recordings`` of the sample; ``mse``: of the model and of as many
-        principal components, of unit variance, on recordings held out; ``labelled`` recordings, ``labels``, ``probes``
-        by embedding and measure (None without labels), ``ahead`` of the best baseline; ``consistency`` by embedding;
-        ``latent``: ``fidelity`` and ``kl_per_dim``.
+    folds : mapping of str to str or None
+        uri → fold, of a data set that has its own; None for folds that no group straddles.
 
     Raises
     ------
@@ -210,8 +230,9 @@ def evaluation(lake: Lake, model: Model) -> dict[str, Any]:
     _, groups = ledger.training_input(known)
     split = splits.assign(groups)
     clips = sample(lake, model.spec, known, groups)
+    places = [i for i, clip in enumerate(clips) if split[clip.recording_id] != splits.TRAIN]
     training = [clip for clip in clips if split[clip.recording_id] == splits.TRAIN]
-    held_out = [clip for clip in clips if split[clip.recording_id] != splits.TRAIN]
+    held_out = [clips[i] for i in places]
     if len(held_out) < 2:
         raise InputError(f"the sample of {len(clips)} recordings leaves {len(held_out)} held out: too few to judge by")
     encoder, decoder = model.encoder(threads=0), model.decoder(threads=0)
@@ -242,15 +263,23 @@ def evaluation(lake: Lake, model: Model) -> dict[str, Any]:
         "consistency": _consistency(held_out, model.spec, embedders),
         "latent": {"fidelity": evaluate.fidelity(means).tolist(), "kl_per_dim": model.metrics["kl_per_dim"]},
     }
-    return found | _probes(clips, pooled_clips)
+    found |= _probes(clips, pooled_clips, folds)
+    return Judged(found, clips, pooled_clips["embedding"], places)
 
 
-def _probes(clips: list[Clip], pooled_clips: Mapping[str, Array]) -> dict[str, Any]:
-    labelled = [i for i, clip in enumerate(clips) if clip.label is not None]
+def _probes(clips: list[Clip], pooled_clips: Mapping[str, Array], folds: Mapping[str, str] | None) -> dict[str, Any]:
+    labelled = [i for i, clip in enumerate(clips) if clip.label is not None and (folds is None or clip.uri in folds)]
     labels, groups = [str(clips[i].label) for i in labelled], [clips[i].group for i in labelled]
     told: dict[str, Any] = {"labelled": len(labelled), "labels": len(set(labels))}
     try:
-        fold = evaluate.fold_of(labels, groups)
+        if folds is None:
+            fold = evaluate.fold_of(labels, groups)
+            told["folds"] = f"{len(set(fold))} folds, no group in two of them"
+        else:
+            names, fold = np.unique([folds[clips[i].uri] for i in labelled], return_inverse=True)
+            if len(names) < 2:
+                raise InputError(f"{len(names)} folds in the file for the recordings of the sample: a probe needs two")
+            told["folds"] = f"the {len(names)} folds that the file gives"
         probes = {
             name: evaluate.probe(x[labelled], labels, groups=groups, fold=fold) for name, x in pooled_clips.items()
         }

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from model.evaluate import DISTURBANCES, MEASURES
 from pipelines.audio import REASONS
 from pipelines.lake import Lake
 
@@ -190,10 +191,6 @@ def hits(results: Sequence[dict[str, Any]], say: Callable[[str], None], *, filte
             say(f"{rank:>4} {mark}{distance}  {hit.start_s:8.2f}–{hit.end_s:.2f} s  {shown(hit.uri)}{label}")
 
 
-MEASURES = {"linear": "linear probe", "knn": "5 nearest", "map": "retrieval mAP"}
-_DISTURBED = {"level": "at −6 dB", "noise": "noise at 20 dB", "later": "a quarter later", "cut": "a clip by its last"}
-
-
 def evaluation(found: dict[str, Any], say: Callable[[str], None]) -> None:
     """Say what a model is worth, and its baselines."""
     say(
@@ -205,14 +202,15 @@ def evaluation(found: dict[str, Any], say: Callable[[str], None]) -> None:
     if found["probes"] is None:
         say(f"{found['labelled']} recordings with labels, {found['labels']} labels, no probes: {found['no_probes']}")
     else:
-        say(f"clips of {found['labelled']} recordings, {found['labels']} labels, with 95 % intervals:")
+        say(f"clips of {found['labelled']} recordings, {found['labels']} labels, {found['folds']}, 95 % intervals:")
         for line in _table(MEASURES, found["probes"], lambda s: f"{s['value']:.3f} ({s['low']:.2f}–{s['high']:.2f})"):
             say(line)
         ahead = ", ".join(f"{MEASURES[name]} {100 * points:+.1f}" for name, points in found["ahead"].items())
         say(f"points ahead of the best baseline: {ahead}")
     say("windows held out that are found again:")
-    for line in _table(_DISTURBED, found["consistency"], lambda share: f"{share:.3f}"):
+    for line in _table(DISTURBANCES, found["consistency"], lambda share: f"{share:.3f}"):
         say(line)
+    say(f"report  {found['report']}")
 
 
 def _table(columns: dict[str, str], rows: dict[str, Any], cell: Callable[[Any], str]) -> list[str]:

@@ -43,3 +43,24 @@ Workers = Annotated[int, typer.Option("--workers", min=0, help="Threads of the l
 Preset = Annotated[str | None, typer.Option("--preset", help="VAE: default, or seed (the article's).")]
 Steps = Annotated[int | None, typer.Option("--steps", help="Training steps at most.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Seed of weights, order and noise.")]
+Contrastive = Annotated[
+    float | None,
+    typer.Option("--contrastive", help="Weight of the contrastive term between windows of a recording, nats; 0: none."),
+]
+ContrastiveDim = Annotated[
+    int | None, typer.Option("--contrastive-dim", help="How many of the embedding's numbers are for that term.")
+]
+Temperature = Annotated[float | None, typer.Option("--temperature", help="Of that term.")]
+Masking = Annotated[
+    float | None, typer.Option("--masking", help="Widest mask, as a share of a window, in time and in bands; 0: none.")
+]
+Denoising = Annotated[
+    float | None, typer.Option("--denoising", help="Most noise that the encoder sees, standard deviations; 0: none.")
+]
+Level = Annotated[float | None, typer.Option("--level", help="Change of level in training, dB (a deviation); 0: none.")]
+Pitch = Annotated[int | None, typer.Option("--pitch", help="Mel bands that training moves windows by; 0: none.")]
+FreeBits = Annotated[float | None, typer.Option("--free-bits", help="Nats that a latent dimension carries for free.")]
+KlWarmUp = Annotated[int | None, typer.Option("--kl-warm-up", help="Steps until the KL has its full weight.")]
+ClipNorm = Annotated[float | None, typer.Option("--clip-norm", help="Largest norm of the gradients; 0: any.")]
+Precision = Annotated[str | None, typer.Option("--precision", help="float32, or bfloat16 with weights in float32.")]
+Xla = Annotated[bool | None, typer.Option("--xla", help="Compile with XLA: for one GPU.")]

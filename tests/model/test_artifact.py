@@ -33,7 +33,7 @@ def copy(directory: Path, tmp_path: Path) -> Path:
 def test_onnx_is_the_keras_model(directory: Path, tiny: Tiny) -> None:
     """Weights loaded into a fresh model, normalised by hand."""
     model = artifact.load(directory)
-    vae = build(VaeConfig(n_frames=16, n_mels=16, latent_dim=6))
+    vae = build(VaeConfig(n_frames=16, n_mels=16, latent_dim=6, contrastive_dim=3))
     vae.load_weights(directory / artifact.WEIGHTS)
     raw = tiny.features(set(tiny.groups))[:11]
     mean, log_variance = (keras.ops.convert_to_numpy(v) for v in vae.posterior((raw - model.mean) / model.std))

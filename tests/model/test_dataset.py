@@ -16,7 +16,7 @@ from tests.model.conftest import SPEC, Tiny, make
 def training(tiny: Tiny, **changes: object) -> list[np.ndarray]:
     count = changes.pop("count", 12)
     wanted = {"split_of": splits.assign(tiny.groups), "batch_size": 8, "seed": 0} | changes
-    return [batch.numpy() for batch in islice(dataset.training_batches(tiny.shards, SPEC, **wanted), count)]
+    return [batch["features"].numpy() for batch in islice(dataset.training_batches(tiny.shards, SPEC, **wanted), count)]
 
 
 def of_split(tiny: Tiny, split: str) -> np.ndarray:
@@ -105,7 +105,7 @@ def test_a_recording_is_read_from_its_own_shards_only(tiny: Tiny) -> None:
     assert sum(int(weights.numpy().sum()) for _, weights in batches) == wanted
     epoch = islice(dataset.training_batches(shards, SPEC, split_of=split_of, batch_size=wanted, seed=3), 1)
     others = tiny.features({i for i in split_of if split_of[i] == splits.TRAIN and i != name})
-    np.testing.assert_allclose(np.sort(next(epoch).numpy().ravel()), np.sort(others.ravel()), atol=1e-4)
+    np.testing.assert_allclose(np.sort(next(epoch)["features"].numpy().ravel()), np.sort(others.ravel()), atol=1e-4)
 
 
 def test_a_flipped_byte_is_named(tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_shifted_windows_lie_in_their_recordings(tmp_path: Path) -> None:
     }
     batches = dataset.training_batches(shards, SPEC, split_of=split_of, batch_size=30, seed=1, shifted=True)
     for epoch in islice(batches, 40):
-        found = sorted(places[window.tobytes()] for window in epoch.numpy())
+        found = sorted(places[window.tobytes()] for window in epoch["features"].numpy())
         for window, part in zip(begins, np.array_split(found, 5), strict=True):
             begins[window] |= {int(at) - 8 * window for at in part}
     assert begins[1] == begins[5] == {0}
@@ -180,3 +180,53 @@ def test_shifted_windows_taken_up(tiny: Tiny, skip: int) -> None:
     for a, b in zip(once[skip:], again, strict=True):
         np.testing.assert_array_equal(a, b)
     assert not np.array_equal(once[0], training(tiny)[0])
+
+
+def test_pairs_are_of_one_recording(tmp_path: Path) -> None:
+    """Each window of an epoch once as the first of a pair; the second any stretch of the same recording."""
+    rng = np.random.default_rng(9)
+    counts = {f"{i:064x}": count for i, count in enumerate([1, 2, 4, 1, 3])}
+    frames = {name: rng.integers(1, 65_536, (8 + 8 * n, 16), dtype=np.uint16) for name, n in counts.items()}
+    with open(tmp_path / "a.tfrecord", "wb") as file:
+        for name, all_of_it in frames.items():
+            for window in range(counts[name]):
+                write_framed(file, encode(Record(name, window, 16, all_of_it[8 * window : 8 * window + 16])))
+    shards = {str(tmp_path / "a.tfrecord"): list(frames)}
+    whose = {
+        dequantise(all_of_it[at : at + 16], SPEC).tobytes(): (name, at)
+        for name, all_of_it in frames.items()
+        for at in range(len(all_of_it) - 15)
+    }
+    split_of = dict.fromkeys(frames, splits.TRAIN)
+    batches = dataset.training_batches(
+        shards, SPEC, split_of=split_of, batch_size=22, seed=1, shifted=True, paired=True
+    )
+    met: dict[str, set[tuple[int, int]]] = {name: set() for name in frames}
+    for epoch in islice(batches, 300):
+        pairs = [[whose[window.tobytes()] for window in pair] for pair in epoch["features"].numpy()]
+        firsts = [first for (first, _), _ in pairs]
+        assert {name: firsts.count(name) for name in frames} == counts
+        for (a, at_a), (b, at_b) in pairs:
+            assert a == b
+            met[a].add((at_a, at_b))
+    for name, count in counts.items():
+        # Anywhere with anywhere: the last window of a recording begins where it begins.
+        assert {b for _, b in met[name]} == {a for a, _ in met[name]} == set(range(8 * (count - 1) + 1))
+
+
+@pytest.mark.parametrize("paired", [False, True])
+def test_masks_come_with_batches_and_are_taken_up(tiny: Tiny, paired: bool) -> None:
+    masks = np.random.default_rng(2).random((9, 16, 16)) < 0.5
+    call = {"split_of": splits.assign(tiny.groups), "batch_size": 8, "seed": 4, "shifted": True, "paired": paired}
+    once = list(islice(dataset.training_batches(tiny.shards, SPEC, masks=masks, **call), 9))
+    again = islice(dataset.training_batches(tiny.shards, SPEC, masks=masks, skip_batches=5, **call), 4)
+    shape = (4, 2, 16, 16) if paired else (8, 16, 16)
+    known = {mask.tobytes() for mask in masks}
+    used = set()
+    for batch in once:
+        assert batch["features"].shape == batch["keep"].shape == shape
+        used |= {mask.tobytes() for mask in batch["keep"].numpy().reshape(8, 16, 16)}
+    assert used == known
+    for a, b in zip(once[5:], again, strict=True):
+        np.testing.assert_array_equal(a["features"], b["features"])
+        np.testing.assert_array_equal(a["keep"], b["keep"])

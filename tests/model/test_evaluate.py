@@ -122,3 +122,7 @@ def test_points_ahead() -> None:
     scores = {name: {"knn": evaluate.Score(value, 0, 1)} for name, value in {"a": 0.5, "b": 0.7, "c": 0.6}.items()}
     assert evaluate.beaten(scores, "a") == {"knn": pytest.approx(-0.2)}
     assert evaluate.beaten(scores, "b") == {"knn": pytest.approx(0.1)}
+
+
+def test_active_dimensions() -> None:
+    assert evaluate.active_dimensions([0.0, 0.009, 0.011, 3.0]) == 2

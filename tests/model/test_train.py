@@ -146,7 +146,7 @@ def test_the_same_call_finds_the_model(tiny: Tiny, whole: dict) -> None:
 
 
 def test_it_learns_and_another_seed_is_another_model(tiny: Tiny, tmp_path: Path) -> None:
-    settings = SETTINGS | {"max_steps": 400, "evaluate_every": 100, "seed": 1, "learning_rate": 3e-3}
+    settings = SETTINGS | {"max_steps": 400, "evaluate_every": 100, "seed": 1, "learning_rate": 3e-3, "latent_dim": 12}
     result = train(
         tiny.shards, SPEC, groups=tiny.groups, models_dir=tmp_path, settings=TrainSettings(**settings), origin={"a": 1}
     )
@@ -213,7 +213,7 @@ def test_nothing_to_train_on(tmp_path: Path) -> None:
 
 
 def test_a_batch_that_devices_cannot_share(tiny: Tiny, tmp_path: Path) -> None:
-    process = start(tiny, tmp_path / "models", devices=2, batch_size=7)
+    process = start(tiny, tmp_path / "models", devices=2, batch_size=6)
     _, err = process.communicate(timeout=120)
     assert process.returncode != 0
-    assert "cannot be shared evenly among 2 devices" in err
+    assert "--batch-size 6 cannot be shared evenly in pairs among 2 devices" in err

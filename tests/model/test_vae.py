@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 from scipy import stats
 
-from model.vae import Components, DepthToSpace, VaeConfig, active_dimensions, build, gaussian_nll, kl_to_standard_normal
+from model.vae import Components, DepthToSpace, VaeConfig, build, gaussian_nll, kl_to_standard_normal
 
 
 def numpy(value: object) -> np.ndarray:
@@ -112,10 +112,6 @@ def test_extreme_log_variances_stay_finite() -> None:
     x = np.full((1, 16, 16), 1e6, np.float32)
     assert np.isfinite(numpy(vae.posterior(x)[1])).all()
     assert np.abs(numpy(vae.posterior(x)[1])).max() <= 10
-
-
-def test_active_dimensions() -> None:
-    assert active_dimensions([0.0, 0.009, 0.011, 3.0]) == 2
 
 
 def windows_of_low_rank(count: int = 60) -> np.ndarray:
