@@ -37,6 +37,8 @@ MANIFEST, WEIGHTS, ENCODER, DECODER, REPORT = (
 )
 # What evaluate found.
 METRICS = "metrics.json"
+# What was found whenever the model was to be promoted, and whether it was.
+PROMOTIONS = "promotions.json"
 # Largest difference of the ONNX copies from the Keras model, relative to the largest value.
 PARITY = 1e-4
 
@@ -322,8 +324,27 @@ def promoted(models_dir: str | Path, spec_id: str) -> str | None:
 def promote(models_dir: str | Path, model: Model, *, reason: str) -> None:
     """Make a model the one that its spec's commands use; the history keeps when and why."""
     current = _current(models_dir)
-    entry = {"model_id": model.model_id, "spec_id": model.spec.spec_id, "reason": reason}
-    entry["at"] = datetime.now(UTC).isoformat(timespec="seconds")
+    entry = {"model_id": model.model_id, "spec_id": model.spec.spec_id, "reason": reason, "at": _now()}
     current["promoted"][model.spec.spec_id] = model.model_id
     current["history"].append(entry)
     write_json(Path(models_dir) / "current.json", current)
+
+
+def log_promotion(model: Model, entry: Mapping[str, Any]) -> None:
+    """Add to the log, in the model's own folder, of what came of promoting it.
+
+    Raises
+    ------
+    InputError
+        If the log is damaged.
+    """
+    path = model.directory / PROMOTIONS
+    try:
+        before = json.loads(path.read_text()) if path.exists() else []
+    except ValueError as error:
+        raise InputError(f"{path} is damaged: {error}; delete it and promote again") from error
+    write_json(path, [*before, {**entry, "at": _now()}])
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,4 +1,4 @@
-"""The two kinds of failure that are not a fault of ours; the command line turns each into its exit code."""
+"""The kinds of failure that are not a fault of ours; the command line turns each into its exit code."""
 
 import contextlib
 import errno
@@ -18,6 +18,13 @@ class TryLaterError(RuntimeError):
     """The same call may go through later: storage unreachable, disk full, lake busy. Exit code 75.
 
     The message is one line: what happened, where, what to do.
+    """
+
+
+class HeldError(RuntimeError):
+    """A gate said no: what was made is worse than what is in use. Exit code 3.
+
+    The message is one line: what is worse, by which figures, what to do.
     """
 
 

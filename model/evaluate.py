@@ -77,26 +77,26 @@ def fold_of(labels: Sequence[str], groups: Sequence[str]) -> npt.NDArray[np.int6
     return found
 
 
-def probe(
-    clips: npt.NDArray[np.floating], labels: Sequence[str], *, groups: Sequence[str], fold: npt.NDArray[np.int64]
-) -> dict[str, Score]:
-    """How well labels can be read off clip embeddings.
+def hits(
+    clips: npt.NDArray[np.floating], labels: Sequence[str], *, fold: npt.NDArray[np.int64]
+) -> dict[str, npt.NDArray[np.float64]]:
+    """How well labels can be read off clip embeddings, clip by clip.
 
     Parameters
     ----------
     clips : ndarray, shape (clips, size)
-    labels, groups : sequence of str
-        A label and a group for each clip.
+    labels : sequence of str
+        Of each clip.
     fold : ndarray of int64, shape (clips,)
         Each fold is judged by what was learned from the others.
 
     Returns
     -------
-    dict of str to Score
-        ``linear``: accuracy of a logistic regression. ``knn``: accuracy of the most frequent label among the nearest
-        clips by cosine. ``map``: mean average precision of retrieving clips of the same label, each clip a query
-        against those of the other folds; a clip whose label they lack is no query. All on features standardised over
-        the other folds: without, a few loud bands decide which log-mel statistics are near.
+    dict of str to ndarray of float64, shape (clips,)
+        ``linear``: 1 where a logistic regression is right. ``knn``: 1 where the most frequent label among the nearest
+        clips by cosine is. ``map``: average precision of retrieving clips of the same label from the other folds, with
+        this one as the query; NaN where they lack its label. All on features standardised over the other folds:
+        without, a few loud bands decide which log-mel statistics are near.
 
     Raises
     ------
@@ -107,29 +107,56 @@ def probe(
     from sklearn.preprocessing import StandardScaler, normalize
 
     names, codes = np.unique(np.asarray(labels), return_inverse=True)
-    hits = {name: np.full(len(codes), np.nan) for name in ("linear", "knn", "map")}
+    found = {name: np.full(len(codes), np.nan) for name in MEASURES}
     for number in np.unique(fold):
         test, train = np.flatnonzero(fold == number), np.flatnonzero(fold != number)
         scaler = StandardScaler().fit(np.asarray(clips[train], np.float64))
         learned, asked = scaler.transform(clips[train]), scaler.transform(clips[test])
         if len(set(codes[train])) > 1:
             model = LogisticRegression(C=LINEAR_C, max_iter=2000).fit(learned, codes[train])
-            hits["linear"][test] = model.predict(asked) == codes[test]
+            found["linear"][test] = model.predict(asked) == codes[test]
         order = np.argsort(-(normalize(asked) @ normalize(learned).T), axis=1, kind="stable")
         for query, row in zip(test, codes[train][order], strict=True):
-            nearest = row[:NEIGHBOURS]
-            votes = np.bincount(nearest, minlength=len(names))
+            near = row[:NEIGHBOURS]
+            votes = np.bincount(near, minlength=len(names))
             # Of labels with as many votes the one of the nearest clip.
-            hits["knn"][query] = nearest[np.argmax(votes[nearest] == votes.max())] == codes[query]
+            found["knn"][query] = near[np.argmax(votes[near] == votes.max())] == codes[query]
             same = np.flatnonzero(row == codes[query])
             if len(same):
-                hits["map"][query] = np.mean(np.arange(1, len(same) + 1) / (same + 1))
-    if np.isnan(hits["map"]).all():
+                found["map"][query] = np.mean(np.arange(1, len(same) + 1) / (same + 1))
+    if np.isnan(found["map"]).all():
         raise InputError("no probe can be made: every label lies in one group only, so none is there to learn it from")
-    return {name: _interval(values, groups) for name, values in hits.items()}
+    return found
 
 
-def _interval(values: npt.NDArray[np.float64], groups: Sequence[str]) -> Score:
+def probe(
+    clips: npt.NDArray[np.floating], labels: Sequence[str], *, groups: Sequence[str], fold: npt.NDArray[np.int64]
+) -> dict[str, Score]:
+    """Means of `hits` over clips, with their intervals: accuracy, accuracy, mean average precision.
+
+    Parameters
+    ----------
+    clips, labels, fold
+        As for `hits`.
+    groups : sequence of str
+        Of each clip.
+
+    Raises
+    ------
+    InputError
+        As `hits` does.
+    """
+    return {name: interval(values, groups) for name, values in hits(clips, labels, fold=fold).items()}
+
+
+def interval(values: npt.NDArray[np.float64], groups: Sequence[str]) -> Score:
+    """Mean over clips and its 95 % interval by the bootstrap over groups; NaN does not count.
+
+    Parameters
+    ----------
+    values : ndarray of float64, shape (clips,)
+    groups : sequence of str
+    """
     counted = ~np.isnan(values)
     _, group = np.unique(np.asarray(groups)[counted], return_inverse=True)
     sums, sizes = np.bincount(group, values[counted]), np.bincount(group)

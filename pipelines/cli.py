@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from model.errors import InputError
+from model.errors import HeldError, InputError
 from pipelines.options import (
     BEAM,
     Audio,
@@ -14,6 +14,7 @@ from pipelines.options import (
     Contrastive,
     ContrastiveDim,
     Denoising,
+    Folds,
     FreeBits,
     Json,
     KlWarmUp,
@@ -75,7 +76,7 @@ def run_command(
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """The main job: extract, train if there is no model for this spec, encode, index."""
+    """The main job: extract, train and evaluate if there is no model for this spec, encode, index."""
     from pipelines import commands, lookup, messages
 
     result = commands.run(
@@ -92,8 +93,10 @@ def run_command(
     )
     if as_json:
         _out(result)
-        return
-    messages.run(result, print)
+    else:
+        messages.run(result, print)
+    if result["held"] is not None:
+        raise HeldError(result["held"])
 
 
 @app.command("plan", context_settings=BEAM, epilog="Example: soundlake plan ~/recordings --lake ~/lake")
@@ -244,19 +247,19 @@ def train_command(
 def promote_command(
     model_id: Annotated[str, typer.Argument(help="model_id, from status.")],
     lake: LakeAt = "./lake",
+    folds: Folds = None,
+    force: Annotated[bool, typer.Option("--force", help="Even if it is worse; its folder keeps a note of it.")] = False,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Make a model the one that encode and search use for its spec."""
-    from model import artifact
-    from pipelines import lookup
+    """Make a model the one that encode and search use for its spec; a worse one than that in use is refused."""
+    from pipelines import commands, messages
 
-    model = lookup.find_model(_lake(lake), model_id)
-    artifact.promote(model.directory.parent, model, reason="by hand")
+    result = commands.promote(_lake(lake), model_id, force=force, folds=folds)
     if as_json:
-        _out({"model_id": model_id, "spec_id": model.spec.spec_id})
+        _out(result)
     else:
-        print(f"{model_id} is promoted for the spec {model.spec.spec_id}")
+        messages.promoted(result, print)
 
 
 @app.command("encode", context_settings=BEAM, epilog="Example: soundlake encode --lake ~/lake")
@@ -286,9 +289,7 @@ def evaluate_command(
     lake: LakeAt = "./lake",
     spec: SpecToRead = None,
     model: ModelId = None,
-    folds: Annotated[
-        str | None, typer.Option("--folds", help="CSV or Parquet with uri and fold, for a set that has its own.")
-    ] = None,
+    folds: Folds = None,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:

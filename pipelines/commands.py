@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
-from model.errors import InputError
+from model.errors import HeldError, InputError
 from model.features import FeatureSpec
 from pipelines import ledger, table
 from pipelines.lake import Lake, run_manifest
@@ -308,6 +308,66 @@ def evaluate(
         return judged.found | {"report": str(report(model, judged))}
 
 
+def promote(lake: Lake, model_id: str, *, force: bool = False, folds: str | None = None) -> dict[str, Any]:
+    """Make a model the one that its spec's commands use, if it is not worse than the one in use.
+
+    Parameters
+    ----------
+    force : bool
+        Promote it whatever the comparison says; the log in the model's folder keeps both.
+    folds : str or None
+        As for `evaluate`.
+
+    Returns
+    -------
+    dict
+        ``model_id``, ``spec_id``, ``instead_of`` (None if none was in use), ``measures`` (`pipelines.gate.Measure` by
+        name; empty where there was nothing to compare with), ``worse`` ones by name, ``forced``.
+
+    Raises
+    ------
+    HeldError
+        If it is worse, and `force` is not given.
+    """
+    from model import artifact
+
+    model = find_model(lake, model_id)
+    there = artifact.promoted(model.directory.parent, model.spec.spec_id)
+    told: dict[str, Any] = {"model_id": model_id, "spec_id": model.spec.spec_id, "instead_of": there, "measures": {}}
+    told |= {"worse": [], "forced": False}
+    with run_manifest(lake, "promote", {"model_id": model_id, "force": force, "folds": folds}) as run:
+        if there is not None and there != model_id:
+            _through_the_gate(lake, model, artifact.load(model.directory.parent / there), told, force, folds)
+        if there != model_id:
+            artifact.promote(model.directory.parent, model, reason="forced" if told["forced"] else "promote")
+        run.manifest["counts"] = told
+    return told
+
+
+def _through_the_gate(
+    lake: Lake, model: Any, current: Any, told: dict[str, Any], force: bool, folds: str | None
+) -> None:
+    """Compare, log what came of it, and refuse a worse model."""
+    from model import artifact
+    from pipelines import gate
+
+    try:
+        measures = gate.compare(lake, model, current, folds=None if folds is None else _folds(folds))
+    except InputError:
+        if not force:
+            raise
+        measures = {}
+    worse = [name for name, one in measures.items() if one.worse]
+    told |= {"measures": gate.told(measures), "worse": worse, "forced": force and (bool(worse) or not measures)}
+    artifact.log_promotion(model, told | {"promoted": force or not worse})
+    if worse and not force:
+        figures = "; ".join(gate.said(name, measures[name]) for name in worse)
+        raise HeldError(
+            f"model {model.model_id} is worse than {current.model_id}, which stays in use: {figures}; "
+            f"soundlake promote {model.model_id} --force promotes it all the same"
+        )
+
+
 def _folds(path: str) -> dict[str, str]:
     """uri → fold, from a file."""
     from pipelines import corpus
@@ -343,7 +403,8 @@ def run(
     Returns
     -------
     dict
-        ``extract``, ``train`` (None if a model was there), ``encode``, ``ledger`` (its summary), ``report``.
+        ``extract``, ``train`` (None if a model was there), ``held`` (why its model is not the one in use, or None),
+        ``encode``, ``evaluation`` (of a model that was trained now, else None), ``ledger`` (its summary), ``report``.
     """
     from model import artifact
 
@@ -353,18 +414,30 @@ def run(
     known = ledger.open_ledger(lake, spec.spec_id)
     if known is None or not known.count_rows(f"status = '{ledger.DONE}'"):
         raise InputError(f"no recording in {audio} could be used; `soundlake status --lake {lake.root}` says why")
-    trained = None
+    trained, held = None, None
     if retrain or artifact.promoted(folder, spec.spec_id) is None:
         step("train")
         trained = train(lake, spec=spec.spec_id, settings=settings, progress=progress)
-        if retrain and not trained["promoted"]:
-            artifact.promote(folder, artifact.load(folder / trained["model_id"]), reason="run --train")
+        if not trained["promoted"]:
+            try:
+                promote(lake, trained["model_id"])
+            except HeldError as error:
+                held = str(error)
     step("encode")
     encoded = encode(lake, spec=spec.spec_id, beam=beam, workers=workers)
     model = artifact.load(folder / encoded["model_id"])
+    judged = None
+    if trained is not None and trained["trained"]:
+        step("evaluate")
+        try:
+            judged = evaluate(lake, model_id=trained["model_id"])
+        except InputError as error:
+            log.warning("not evaluated: %s", error)
     return {
         "extract": extracted,
         "train": trained,
+        "held": held,
+        "evaluation": judged,
         "encode": encoded,
         "ledger": ledger.summary(known),
         "model": {"model_id": model.model_id, "metrics": model.metrics},

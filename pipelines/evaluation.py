@@ -267,19 +267,35 @@ def evaluation(lake: Lake, model: Model, *, folds: Mapping[str, str] | None = No
     return Judged(found, clips, pooled_clips["embedding"], places)
 
 
-def _probes(clips: list[Clip], pooled_clips: Mapping[str, Array], folds: Mapping[str, str] | None) -> dict[str, Any]:
+def folds_of(
+    clips: list[Clip], folds: Mapping[str, str] | None
+) -> tuple[list[int], list[str], list[str], npt.NDArray[np.int64], str]:
+    """Which clips a probe can use: their places, labels, groups and folds, and the folds in words.
+
+    Raises
+    ------
+    InputError
+        If there are too few labels, groups or folds.
+    """
     labelled = [i for i, clip in enumerate(clips) if clip.label is not None and (folds is None or clip.uri in folds)]
     labels, groups = [str(clips[i].label) for i in labelled], [clips[i].group for i in labelled]
-    told: dict[str, Any] = {"labelled": len(labelled), "labels": len(set(labels))}
+    if folds is None:
+        fold = evaluate.fold_of(labels, groups)
+        return labelled, labels, groups, fold, f"{len(set(fold))} folds, no group in two of them"
+    names, fold = np.unique([folds[clips[i].uri] for i in labelled], return_inverse=True)
+    if len(names) < 2:
+        raise InputError(
+            f"the file of folds has {len(names)} of them for the recordings of the sample: a probe needs 2"
+        )
+    return labelled, labels, groups, fold, f"the {len(names)} folds that the file gives"
+
+
+def _probes(clips: list[Clip], pooled_clips: Mapping[str, Array], folds: Mapping[str, str] | None) -> dict[str, Any]:
+    known = [clip.label for clip in clips if clip.label is not None]
+    told: dict[str, Any] = {"labelled": len(known), "labels": len(set(known))}
     try:
-        if folds is None:
-            fold = evaluate.fold_of(labels, groups)
-            told["folds"] = f"{len(set(fold))} folds, no group in two of them"
-        else:
-            names, fold = np.unique([folds[clips[i].uri] for i in labelled], return_inverse=True)
-            if len(names) < 2:
-                raise InputError(f"{len(names)} folds in the file for the recordings of the sample: a probe needs two")
-            told["folds"] = f"the {len(names)} folds that the file gives"
+        labelled, labels, groups, fold, told["folds"] = folds_of(clips, folds)
+        told |= {"labelled": len(labelled), "labels": len(set(labels))}
         probes = {
             name: evaluate.probe(x[labelled], labels, groups=groups, fold=fold) for name, x in pooled_clips.items()
         }

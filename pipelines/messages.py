@@ -124,11 +124,32 @@ def run(result: dict[str, Any], say: Callable[[str], None]) -> None:
     )
     rejects(found, say)
     model = result["model"]
-    how = "trained" if result["train"] and result["train"]["trained"] else "there already"
+    how = "trained" if (result["train"] or {}).get("model_id") == model["model_id"] else "there already"
     say(f"model       {model['model_id']} {how}: {elbo(model['metrics'])}")
     did = f"{encoded['encoded']} windows encoded" if encoded["encoded"] else "nothing to encode"
     say(f"table       {encoded['rows']} windows, {did}, search is {encoded['index']['kind']}")
+    judged = result["evaluation"]
+    if judged is not None:
+        say(f"worth       {worth(judged)}")
     say(f"report      {result['report']}")
+
+
+def worth(found: dict[str, Any]) -> str:
+    """What an evaluation found, on one line."""
+    error = f"error of reconstruction {found['mse']['model']:.3f} (principal components {found['mse']['PCA']:.3f})"
+    if found["probes"] is None:
+        return error
+    others = {name: row for name, row in found["probes"].items() if name != "embedding"}
+    told = [
+        f"{title} {found['probes']['embedding'][key]['value']:.3f} "
+        f"(best baseline {max(row[key]['value'] for row in others.values()):.3f})"
+        for key, title in MEASURES.items()
+    ]
+    return ", ".join([error, *told])
+
+
+# What the promotion gate compares.
+WORDS = {"error": "mean square error", "negative_elbo": "negative ELBO, nats a window", **MEASURES}
 
 
 def trained(result: dict[str, Any], lake: str, say: Callable[[str], None]) -> None:
@@ -145,6 +166,20 @@ def trained(result: dict[str, Any], lake: str, say: Callable[[str], None]) -> No
     say(f"report  {result['report']}")
     if not result["promoted"]:
         say(f"to use it: soundlake promote {result['model_id']} --lake {lake}")
+
+
+def promoted(result: dict[str, Any], say: Callable[[str], None]) -> None:
+    """Say what promote did, and the figures that it went by."""
+    if result["instead_of"] == result["model_id"]:
+        say(f"nothing to do: {result['model_id']} is in use for the spec {result['spec_id']}")
+        return
+    instead = f" in place of {result['instead_of']}" if result["instead_of"] else ""
+    forced = ", forced" if result["forced"] else ""
+    say(f"{result['model_id']} is promoted for the spec {result['spec_id']}{instead}{forced}")
+    for name, one in result["measures"].items():
+        digits = 1 if name == "negative_elbo" else 4
+        note = "  worse" if one["worse"] else ""
+        say(f"  {WORDS[name]}: {one['candidate']:.{digits}f}, before {one['current']:.{digits}f}{note}")
 
 
 def status(result: dict[str, Any], say: Callable[[str], None]) -> None:

@@ -39,6 +39,9 @@ Retry = Annotated[
 Labels = Annotated[
     str | None, typer.Option("--labels", help="CSV or Parquet with uri, label, group; by default labels.csv in AUDIO.")
 ]
+Folds = Annotated[
+    str | None, typer.Option("--folds", help="CSV or Parquet with uri and fold, for a set that has its own.")
+]
 Workers = Annotated[int, typer.Option("--workers", min=0, help="Threads of the local runner; 0 for one a core.")]
 Preset = Annotated[str | None, typer.Option("--preset", help="VAE: default, or seed (the article's).")]
 Steps = Annotated[int | None, typer.Option("--steps", help="Training steps at most.")]

@@ -6,7 +6,7 @@ import warnings
 
 import typer
 
-from model.errors import InputError, TryLaterError
+from model.errors import HeldError, InputError, TryLaterError
 from pipelines.cli import app
 from pipelines.options import verbose
 
@@ -42,8 +42,8 @@ def _reasons_filled_in(arguments: list[str]) -> list[str]:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit code.
 
-    0 done, 1 a fault of ours, 2 the call or its input is wrong, 4 more rejects than allowed, 75 may go through later,
-    130 interrupted.
+    0 done, 1 a fault of ours, 2 the call or its input is wrong, 3 a gate said no, 4 more rejects than allowed,
+    75 may go through later, 130 interrupted.
     """
     prepare()
     try:
@@ -55,6 +55,8 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(130, "interrupted; what is done is kept, the same command goes on from there", error)
     except InputError as error:
         return _fail(2, str(error), error)
+    except HeldError as error:
+        return _fail(3, str(error), error)
     except TryLaterError as error:
         return _fail(75, str(error), error)
     except BrokenPipeError:

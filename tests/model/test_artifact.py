@@ -53,7 +53,7 @@ def test_a_window_does_not_depend_on_its_batch(directory: Path, tiny: Tiny) -> N
     np.testing.assert_array_equal(together, alone)
 
 
-@pytest.mark.parametrize("name", [artifact.WEIGHTS, artifact.ENCODER, artifact.DECODER, artifact.REPORT])
+@pytest.mark.parametrize("name", [artifact.WEIGHTS, artifact.ENCODER, artifact.DECODER])
 def test_a_changed_file_is_named(copy: Path, name: str) -> None:
     data = bytearray((copy / name).read_bytes())
     data[len(data) // 2] ^= 1
@@ -104,14 +104,6 @@ def test_reading_and_encoding_imports_no_tensorflow(directory: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, str(directory)], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-
-
-def test_the_report_is_one_file(directory: Path) -> None:
-    text = (directory / artifact.REPORT).read_text()
-    assert text.startswith("<!doctype html>")
-    assert "http" not in text
-    assert text.count('src="data:image/png;base64,') == text.count("<img") == 3
-    assert artifact.load(directory).model_id in text
 
 
 def test_onnx_that_differs_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

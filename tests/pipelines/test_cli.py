@@ -248,7 +248,7 @@ def test_promote_by_hand(capsys: pytest.CaptureFixture[str], made: Made, tmp_pat
     model_id = made.result["model"]["model_id"]
     assert call(capsys, "promote", model_id, "--lake", lake.root)[0] == 0
     history = json.loads((Path(lake.root) / "models" / "current.json").read_text())["history"]
-    assert [entry["reason"] for entry in history] == ["the first model of its spec", "by hand"]
+    assert [entry["reason"] for entry in history] == ["the first model of its spec"]
     assert call(capsys, "promote", "../../etc", "--lake", lake.root)[0] == 2
 
 

@@ -1,0 +1,143 @@
+"""The promotion gate: a candidate and the model in use, on the same recordings that neither was trained on.
+
+A candidate is worse in a measure if it is by more than the measure's margin, and the 95 % interval of the difference,
+recording by recording, leaves no doubt. One worse measure holds it.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from model import evaluate, splits
+from model.artifact import Model, pooled
+from model.errors import InputError
+from model.features import dequantise
+from pipelines import ledger
+from pipelines.evaluation import BATCH_WINDOWS, Clip, folds_of, sample
+from pipelines.lake import Lake
+from pipelines.messages import WORDS
+
+# By how much a candidate may be behind: a share for the error, nats a number of the
+# window for the ELBO, points for probes.
+MARGINS = {"error": 0.01, "negative_elbo": 0.001, "linear": 0.01, "knn": 0.01, "map": 0.01}
+
+Array = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One measure of both models.
+
+    Attributes
+    ----------
+    candidate, current : float
+        Means over the recordings.
+    behind : evaluate.Score
+        How far the candidate is behind, in the measure's unit: above 0 is worse.
+    margin : float
+    worse : bool
+    """
+
+    candidate: float
+    current: float
+    behind: evaluate.Score
+    margin: float
+    worse: bool
+
+
+def _each(clips: list[Clip], model: Model, unit: Array) -> Iterator[tuple[float, float, Array]]:
+    """Of each recording: error of its frames of sound in `unit`, negative ELBO a window, clip embedding."""
+    encoder, decoder = model.encoder(threads=0), model.decoder(threads=0)
+    noise = np.random.default_rng(0)
+    variance = float(model.metrics["observation_variance"])
+    # The likelihood of log-mel in nats, whatever each model normalises by.
+    constant = model.spec.window_frames * float(np.log(model.std).sum())
+    for clip in clips:
+        errors, losses, means = 0.0, 0.0, []
+        for first in range(0, len(clip.values), BATCH_WINDOWS):
+            values = dequantise(clip.values[first : first + BATCH_WINDOWS], model.spec)
+            mean, log_variance = encoder.encode(values)
+            means.append(mean)
+            sound = np.arange(values.shape[1]) < clip.valid[first : first + BATCH_WINDOWS, None]
+            error = np.square((values - model.denormalise(decoder.decode(mean))) / unit).mean(axis=2)
+            errors += float(error[sound].sum())
+            drawn = noise.standard_normal(mean.shape).astype(np.float32)
+            rebuilt = decoder.decode(mean + drawn * np.exp(0.5 * log_variance))
+            square = np.square(model.normalise(values) - rebuilt).sum(axis=(1, 2), dtype=np.float64)
+            nll = 0.5 * (values[0].size * np.log(2 * np.pi * variance) + square / variance) + constant
+            kl = 0.5 * (np.exp(log_variance) + np.square(mean) - 1 - log_variance).sum(axis=1, dtype=np.float64)
+            losses += float((nll + kl).sum())
+        yield errors / float(clip.valid.sum()), losses / len(clip.values), pooled(np.concatenate(means))
+
+
+def compare(
+    lake: Lake, candidate: Model, current: Model, *, folds: Mapping[str, str] | None = None
+) -> dict[str, Measure]:
+    """Both models on the same recordings: reconstruction and ELBO of those held out, probes where there are labels.
+
+    Parameters
+    ----------
+    lake : Lake
+    candidate, current : Model
+        Of one spec.
+    folds : mapping of str to str or None
+        As for `pipelines.evaluation.evaluation`.
+
+    Raises
+    ------
+    InputError
+        If the lake holds too little to judge by.
+    """
+    spec = candidate.spec
+    known = ledger.open_ledger(lake, spec.spec_id)
+    if known is None:
+        raise InputError(f"the lake {lake.root} has no features of spec {spec.spec_id}: nothing to compare models on")
+    _, groups = ledger.training_input(known)
+    split = splits.assign(groups)
+    clips = sample(lake, spec, known, groups)
+    held_out = np.array([split[clip.recording_id] != splits.TRAIN for clip in clips])
+    if held_out.sum() < 2:
+        raise InputError(
+            f"only {held_out.sum()} recordings are held out: too few to compare by; --force promotes as is"
+        )
+    both = [list(_each(clips, model, current.std)) for model in (candidate, current)]
+    whose = np.array([clip.group for clip in clips])
+    found: dict[str, Measure] = {}
+    for place, name in enumerate(("error", "negative_elbo")):
+        new, old = (np.array([one[place] for one in each])[held_out] for each in both)
+        margin = MARGINS[name] * (old.mean() if name == "error" else spec.window_frames * spec.n_mels)
+        found[name] = _measure(new, old, new - old, whose[held_out], margin)
+    embeddings = [np.stack([one[2] for one in each]) for each in both]
+    return found | _probed(clips, embeddings, folds)
+
+
+def _probed(clips: list[Clip], embeddings: list[Array], folds: Mapping[str, str] | None) -> dict[str, Measure]:
+    """Probes of both, recording by recording; none where the labels allow none."""
+    try:
+        labelled, labels, groups, fold, _ = folds_of(clips, folds)
+        new, old = (evaluate.hits(x[labelled], labels, fold=fold) for x in embeddings)
+    except InputError:
+        return {}
+    return {
+        name: _measure(new[name], old[name], old[name] - new[name], np.array(groups), MARGINS[name]) for name in new
+    }
+
+
+def _measure(new: Any, old: Any, behind: Any, groups: Any, margin: float) -> Measure:
+    score = evaluate.interval(behind, groups)
+    worse = bool(score.value > margin and score.low > 0)
+    return Measure(float(np.nanmean(new)), float(np.nanmean(old)), score, float(margin), worse)
+
+
+def told(found: Mapping[str, Measure]) -> dict[str, Any]:
+    """The same as plain numbers, for a manifest."""
+    return {name: asdict(one) for name, one in found.items()}
+
+
+def said(name: str, one: Measure) -> str:
+    """A measure in words."""
+    digits = 1 if name == "negative_elbo" else 4
+    return f"{WORDS[name]} {one.candidate:.{digits}f}, in use {one.current:.{digits}f}"
