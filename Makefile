@@ -1,11 +1,12 @@
-# make run · make run AUDIO=folder · make test · make check · make bench · make bench-cuts · make lock
+# make run · make run AUDIO=folder · make test · make check · make bench · make bench-learning · make bench-cuts
+# make lock
 # PYTHON=python3.12 picks another interpreter (3.11 or 3.12), LAKE= another place for the lake.
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 LAKE ?= $(if $(AUDIO),lake,demo/lake)
 
-.PHONY: run test check bench bench-cuts lock clean
+.PHONY: run test check bench bench-learning bench-cuts lock clean
 .DELETE_ON_ERROR:
 
 # The main job. Without AUDIO on a small corpus made from nothing: fewer steps, since it holds ten minutes of sound.
@@ -38,9 +39,14 @@ check: $(VENV)/ready
 	$(BIN)/mypy
 
 # Speed and memory as ratios, a table each on the screen and as JSON in build/bench. Slow: about 30 minutes on 2 cores.
-BENCHES ?= log_mel decode extract encode training_input memory
+BENCHES ?= log_mel decode extract encode training memory
 bench: $(VENV)/ready
 	set -e; for name in $(BENCHES); do $(BIN)/python -m benches.$$name; done
+
+# What models are worth on labelled sets, beside baselines: about 20 minutes a set on 2 cores.
+CORPORA ?= ../shared/corpora
+bench-learning: $(VENV)/ready
+	$(BIN)/python -m benches.learning --corpora "$(CORPORA)"
 
 # 100 random cuts of a corpus, searched for.
 bench-cuts: $(VENV)/ready

@@ -80,3 +80,25 @@ def at_level(x: Any, decibels: Any, *, log_offset: float) -> Any:
     """
     power = tf.maximum(tf.exp(x) - log_offset, 0.0)
     return tf.math.log(power * tf.pow(10.0, decibels / 10)[:, None, None] + log_offset)
+
+
+def mixed(x: Any, other: Any, share: Any, *, log_offset: float) -> Any:
+    """Windows with others in their background: mel powers are added, in shares, at the same mean power.
+
+    Of sounds that know nothing of each other powers add up. Niizumi et al., BYOL for Audio (2021), section III-B1
+    (mixup of log-mel, there without making levels even).
+
+    Parameters
+    ----------
+    x, other : tensor, shape (batch, window_frames, n_mels)
+        log(mel power + log_offset), nats.
+    share : tensor of float32, shape (batch,)
+        Of the other, from 0 to 1.
+    log_offset : float
+    """
+    power, added = (tf.maximum(tf.exp(one) - log_offset, 0.0) for one in (x, other))
+    mean, mean_added = (tf.reduce_mean(one, axis=(1, 2), keepdims=True) for one in (power, added))
+    # Near silence has no level to be raised to another's.
+    gain = mean / tf.maximum(mean_added, log_offset)
+    share = share[:, None, None]
+    return tf.math.log((1 - share) * power + share * gain * added + log_offset)

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from model import splits, vae
+from model import augment, splits, vae
 from model.errors import InputError
 from model.features import FeatureSpec, dequantise
 from model.records import RECORDING_ID, VALUES, WINDOW, DamagedShardError, Record, decode, read_framed
@@ -235,6 +235,7 @@ def training_batches(
     shifted: bool = False,
     paired: bool = False,
     masks: npt.NDArray[np.bool_] | None = None,
+    mixing: float = 0.0,
 ) -> Any:
     """Batches of the training split, without end and never ragged: a batch may run across the border of two epochs.
 
@@ -255,6 +256,9 @@ def training_batches(
         `shifted`.
     masks : ndarray of bool or None, shape (n, window_frames, n_mels)
         A bank to pick from, `augment.mask_bank`.
+    mixing : float
+        The second of each pair is mixed with one of another pair, in a share from 0 to this: `augment.mixed`. Needs
+        `paired`.
 
     Returns
     -------
@@ -282,8 +286,14 @@ def training_batches(
 
     def ready(number: Any, batch: Any) -> dict[str, Any]:
         found = {FEATURES: _decoded(batch, spec)}
+        key = tf.stack([tf.cast(seed, tf.int64), number])
+        if mixing:
+            first, second = tf.unstack(found[FEATURES], axis=1)
+            drawn = tf.random.experimental.stateless_fold_in(key, 1)
+            share = tf.random.stateless_uniform((batch_size // each,), drawn, 0.0, mixing)
+            second = augment.mixed(second, tf.roll(first, 1, axis=0), share, log_offset=spec.log_offset)
+            found[FEATURES] = tf.stack([first, second], axis=1)
         if masks is not None:
-            key = tf.stack([tf.cast(seed, tf.int64), number])
             shape = (batch_size // each, each) if paired else (batch_size,)
             found[KEEP] = tf.gather(
                 tf.constant(masks), tf.random.stateless_uniform(shape, key, 0, len(masks), tf.int32)

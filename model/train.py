@@ -196,6 +196,7 @@ def _made(
         shifted=settings.preset != "seed" or settings.contrastive > 0,
         paired=settings.contrastive > 0,
         masks=augment.mask_bank(spec, widest=settings.masking, seed=settings.seed) if settings.masking else None,
+        mixing=settings.mixing,
     )
     loop.run(training, batches(held_out))
     seconds = time.monotonic() - started

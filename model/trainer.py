@@ -25,6 +25,7 @@ _OF_PRESET: dict[str, dict[str, Any]] = {
         "masking": 0.15,
         "denoising": 0.3,
         "level": 1.0,
+        "mixing": 0.0,
         "pitch": 2,
         "kl_warm_up": 300,
         "clip_norm": 1e4,
@@ -35,6 +36,7 @@ _OF_PRESET: dict[str, dict[str, Any]] = {
         "masking": 0.0,
         "denoising": 0.0,
         "level": 0.0,
+        "mixing": 0.0,
         "pitch": 0,
         "kl_warm_up": 0,
         "clip_norm": 0.0,
@@ -68,6 +70,8 @@ class TrainSettings(BaseModel):
         Noise that the encoder sees, in standard deviations of the data: of each window uniform from 0 to this.
     level : float
         Standard deviation of a change of level, decibels.
+    mixing : float
+        Most that the second window of a pair holds of another recording: `augment.mixed`.
     pitch : int
         Windows are moved by at most so many mel bands, up or down.
     free_bits : float
@@ -96,6 +100,7 @@ class TrainSettings(BaseModel):
     masking: float = Field(ge=0.0, lt=1.0)
     denoising: float = Field(ge=0.0)
     level: float = Field(ge=0.0)
+    mixing: float = Field(ge=0.0, le=1.0)
     pitch: int = Field(ge=0)
     free_bits: float = Field(default=0.0, ge=0.0)
     kl_warm_up: int = Field(ge=0)
@@ -108,7 +113,7 @@ class TrainSettings(BaseModel):
     def _of_preset(cls, given: dict[str, Any]) -> dict[str, Any]:
         wanted = {**_OF_PRESET.get(given.get("preset", "default"), {}), **given}
         if wanted.get("contrastive") == 0 and "contrastive_dim" not in given:
-            wanted["contrastive_dim"] = 0
+            wanted |= {"contrastive_dim": 0, "mixing": given.get("mixing", 0.0)}
         elif "contrastive_dim" in wanted and "contrastive_dim" not in given:
             # Half of a smaller latent.
             wanted["contrastive_dim"] = min(wanted["contrastive_dim"], int(wanted.get("latent_dim", 64)) // 2)
@@ -120,6 +125,8 @@ class TrainSettings(BaseModel):
             raise ValueError("a contrastive term needs dimensions of its own, and they need it: give both or neither")
         if self.contrastive_dim > self.latent_dim:
             raise ValueError(f"contrastive_dim {self.contrastive_dim} is more than latent_dim {self.latent_dim}")
+        if self.mixing and not self.contrastive:
+            raise ValueError("mixing is for the second window of a pair: it needs a contrastive term")
         if self.contrastive and self.batch_size % 2:
             raise ValueError(f"batch_size {self.batch_size} is odd: the contrastive term takes windows in pairs")
         return self

@@ -22,6 +22,7 @@ from pipelines.options import (
     LakeAt,
     Level,
     Masking,
+    Mixing,
     ModelId,
     Pitch,
     Precision,
@@ -214,6 +215,7 @@ def train_command(
     masking: Masking = None,
     denoising: Denoising = None,
     level: Level = None,
+    mixing: Mixing = None,
     pitch: Pitch = None,
     free_bits: FreeBits = None,
     kl_warm_up: KlWarmUp = None,
@@ -232,7 +234,7 @@ def train_command(
     settings = {"preset": preset, "max_steps": steps, "batch_size": batch_size, "learning_rate": learning_rate}
     settings |= {"latent_dim": latent_dim, "patience": patience, "seed": seed, "contrastive": contrastive}
     settings |= {"contrastive_dim": contrastive_dim, "temperature": temperature, "masking": masking}
-    settings |= {"denoising": denoising, "level": level, "pitch": pitch, "free_bits": free_bits}
+    settings |= {"denoising": denoising, "level": level, "mixing": mixing, "pitch": pitch, "free_bits": free_bits}
     settings |= {"kl_warm_up": kl_warm_up, "clip_norm": clip_norm, "precision": precision, "xla": xla}
     result = commands.train(
         _lake(lake), spec=spec, settings=settings, if_missing=if_missing, progress=sys.stderr.isatty()

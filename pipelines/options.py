@@ -61,6 +61,9 @@ Denoising = Annotated[
     float | None, typer.Option("--denoising", help="Most noise that the encoder sees, standard deviations; 0: none.")
 ]
 Level = Annotated[float | None, typer.Option("--level", help="Change of level in training, dB (a deviation); 0: none.")]
+Mixing = Annotated[
+    float | None, typer.Option("--mixing", help="Most of another recording that training mixes in; 0: none.")
+]
 Pitch = Annotated[int | None, typer.Option("--pitch", help="Mel bands that training moves windows by; 0: none.")]
 FreeBits = Annotated[float | None, typer.Option("--free-bits", help="Nats that a latent dimension carries for free.")]
 KlWarmUp = Annotated[int | None, typer.Option("--kl-warm-up", help="Steps until the KL has its full weight.")]

@@ -54,3 +54,16 @@ def test_transposed_by_a_loop() -> None:
     for window, shift, found in zip(x, (2, 0, -1), moved, strict=True):
         for band in range(5):
             np.testing.assert_array_equal(found[:, band], window[:, min(max(band - shift, 0), 4)])
+
+
+def test_mixed_is_the_power_of_both() -> None:
+    """Two windows of powers 1 and 4, a quarter of the second at the first one's level."""
+    offset = 1e-5
+    x, other = (tf.fill((1, 2, 3), float(np.log(power + offset))) for power in (1.0, 4.0))
+    found = augment.mixed(x, other, tf.constant([0.25]), log_offset=offset)
+    np.testing.assert_allclose(found, np.log(0.75 * 1 + 0.25 * 4 / 4 + offset), rtol=1e-5, atol=1e-5)
+    pattern = tf.constant(np.log(np.array([[[1.0, 0.0], [0.0, 3.0]]]) + offset), tf.float32)
+    found = augment.mixed(pattern, pattern[:, ::-1], tf.constant([0.5]), log_offset=offset)
+    np.testing.assert_allclose(np.exp(found) - offset, [[[0.5, 1.5], [0.5, 1.5]]], rtol=1e-4)
+    silent = tf.fill((1, 2, 3), float(np.log(offset)))
+    assert np.isfinite(augment.mixed(x, silent, tf.constant([0.5]), log_offset=offset)).all()

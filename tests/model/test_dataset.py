@@ -230,3 +230,20 @@ def test_masks_come_with_batches_and_are_taken_up(tiny: Tiny, paired: bool) -> N
     for a, b in zip(once[5:], again, strict=True):
         np.testing.assert_array_equal(a["features"], b["features"])
         np.testing.assert_array_equal(a["keep"], b["keep"])
+
+
+def test_mixed_in_are_other_pairs_and_only_into_the_second(tiny: Tiny) -> None:
+    call = {"split_of": splits.assign(tiny.groups), "batch_size": 8, "seed": 4, "shifted": True, "paired": True}
+    plain = islice(dataset.training_batches(tiny.shards, SPEC, **call), 4)
+    mixed = islice(dataset.training_batches(tiny.shards, SPEC, mixing=0.5, **call), 4)
+    for a, b in zip(plain, mixed, strict=True):
+        a, b = a["features"].numpy(), b["features"].numpy()
+        np.testing.assert_array_equal(a[:, 0], b[:, 0])
+        for i in range(4):
+            own, other = (np.exp(one.astype(np.float64)) - SPEC.log_offset for one in (a[i, 1], a[i - 1, 0]))
+            other *= own.mean() / max(other.mean(), SPEC.log_offset)
+            got = np.exp(b[i, 1].astype(np.float64)) - SPEC.log_offset
+            # One share for the whole window, of at most half.
+            share = np.sum((got - own) * (other - own)) / np.sum((other - own) ** 2)
+            assert 0 <= share <= 0.5
+            np.testing.assert_allclose(got, (1 - share) * own + share * other, rtol=1e-2, atol=1e-3 * own.max())

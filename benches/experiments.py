@@ -1,0 +1,137 @@
+"""What each option of training is worth: same data, same number of steps, several seeds, judged on development folds.
+
+`python -m benches.experiments --corpora ../shared/corpora` · hours, on two cores
+
+Every variant changes one thing of the default preset. Labels serve to judge only, those of three folds in five only:
+presets are chosen here, so the others are left alone until ``make bench-learning``. What was measured is kept, a line
+each, in ``build/bench/experiments.jsonl``, and not measured again.
+"""
+
+import argparse
+import csv
+import hashlib
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+from benches.harness import RESULTS, pin
+from benches.learning import LAKES, learned
+
+FOLDS, DEVELOPMENT = 5, 3
+NOTES = RESULTS / "experiments.jsonl"
+# The ELBO alone, from principal components, with windows that begin anywhere.
+ALONE: dict[str, Any] = {"contrastive": 0, "masking": 0, "denoising": 0, "level": 0, "pitch": 0}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "the ELBO alone": ALONE,
+    "ELBO with masks and noise": {"contrastive": 0},
+    "without masks": {"masking": 0},
+    "without noise": {"denoising": 0},
+    "without changes of level": {"level": 0},
+    "without changes of pitch": {"pitch": 0},
+    "without KL warm-up": {"kl_warm_up": 0},
+    "free bits 0.1": {"free_bits": 0.1},
+    "temperature 0.2": {"temperature": 0.2},
+    "temperature 0.5": {"temperature": 0.5},
+    "contrastive weight 50": {"contrastive": 50},
+    "contrastive weight 800": {"contrastive": 800},
+    "16 contrastive dimensions": {"contrastive_dim": 16},
+    "48 contrastive dimensions": {"contrastive_dim": 48},
+    "pitch by 6 bands": {"pitch": 6},
+    "level by 6 dB": {"level": 6.0},
+    "masks twice as wide": {"masking": 0.3},
+    "batches of 128": {"batch_size": 128},
+    "batches of 32": {"batch_size": 32},
+    "bfloat16": {"precision": "bfloat16"},
+    "seed": {"preset": "seed"},
+}
+
+
+def development_folds(corpus: Path, target: Path) -> str:
+    """Write the folds that presets may be chosen by: three in five of a set's own, else of its groups by digest."""
+    with open(corpus / "labels.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    groups = sorted({row["group"] for row in rows}, key=lambda group: hashlib.sha256(group.encode()).hexdigest())
+    place = {group: i % FOLDS for i, group in enumerate(groups)}
+    own = sorted({row["fold"] for row in rows if row.get("fold")})
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with open(target, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["uri", "fold"])
+        for row in rows:
+            fold = own.index(row["fold"]) if own else place[row["group"]]
+            if fold < DEVELOPMENT:
+                writer.writerow([str((corpus / row["uri"]).resolve()), fold])
+    return str(target)
+
+
+def measured(corpus: Path, variant: str, seed: int, steps: int, settings: dict[str, Any]) -> dict[str, Any]:
+    """One training, judged; from the notes if it is there."""
+    key = {"set": corpus.name, "variant": variant, "seed": seed, "steps": steps, "settings": settings}
+    if NOTES.exists():
+        for line in NOTES.read_text().splitlines():
+            found = dict(json.loads(line))
+            if {name: found[name] for name in key} == key:
+                return found
+    folds = development_folds(corpus, LAKES.parent / "experiments" / f"{corpus.name}.csv")
+    given = VARIANTS[variant] | settings | {"seed": seed, "max_steps": steps, "patience": 10_000}
+    row = learned(corpus, settings=given, lakes=LAKES.parent / "experiments", folds=folds)
+    found = key | {"seconds": row.seconds, "ratio": row.error, "mse": row.found["mse"]["model"]}
+    found |= {name: score["value"] for name, score in row.found["probes"]["embedding"].items()}
+    found["best_baseline"] = {name: row.of(name)[1] for name in ("linear", "knn", "map")}
+    NOTES.parent.mkdir(parents=True, exist_ok=True)
+    with open(NOTES, "a") as file:
+        file.write(json.dumps(found) + "\n")
+    return found
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """Means over seeds and their standard deviations, a line a set and variant."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="Development folds: mean and deviation over seeds")
+    for heading in ("set", "variant", "seeds", "error, times PCA's", "linear", "5 nearest", "mAP"):
+        table.add_column(heading)
+    for name, variant in dict.fromkeys((row["set"], row["variant"]) for row in rows):
+        some = [row for row in rows if (row["set"], row["variant"]) == (name, variant)]
+        cells = []
+        for key in ("ratio", "linear", "knn", "map"):
+            values = [row[key] for row in some]
+            spread = statistics.stdev(values) if len(values) > 1 else float("nan")
+            cells.append(f"{statistics.mean(values):.3f} ± {spread:.3f}")
+        table.add_row(name, variant, str(len(some)), *cells)
+    Console(width=140).print(table)
+
+
+def main() -> None:
+    """Measure what is asked for; print the table."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--corpora", type=Path, required=True)
+    parser.add_argument("--sets", nargs="*", default=["esc10"])
+    parser.add_argument("--variants", nargs="*", default=list(VARIANTS))
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="Settings of all variants.")
+    call = parser.parse_args()
+    pin(2)
+    settings = {name: _number(value) for name, value in (text.split("=", 1) for text in call.set)}
+    rows = []
+    for seed in call.seeds:
+        for variant in call.variants:
+            for name in call.sets:
+                rows.append(measured(call.corpora / name, variant, seed, call.steps, settings))
+                show(rows[-1:])
+    show(rows)
+
+
+def _number(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""Training: windows a second, how long a step waits for its input, what reading alone would give, one replica and two.
+
+`python -m benches.training` · about four minutes
+
+The default preset on both cores, with batches as `soundlake train` gets them (pairs of windows and masks), from shards
+that the system has in memory, after the shuffle was filled. Two replicas are two logical processors of TensorFlow's,
+which share the same cores: what they lose is what a second replica costs, not what a second device would bring.
+"""
+
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benches.harness import faster, figure, interleaved, pin, report
+from benches.sides import Side, in_turn
+
+HOURS, ROUNDS = 2, 7
+BATCHES, STEPS = 150, 12
+
+
+def prepared(lake: str) -> tuple[Any, Any, int]:
+    """Trainer, iterator over distributed batches, and windows of a batch: as `model.train` has them."""
+    from model import augment, dataset, splits
+    from model.trainer import Trainer, TrainSettings
+    from pipelines import ledger, lookup
+    from pipelines.lake import Lake
+
+    where = Lake.at(lake)
+    spec = lookup.spec_of_lake(where, None)
+    bundles, groups = ledger.training_input(ledger.open_ledger(where, spec.spec_id))
+    shards = {where.uri(Lake.shard(spec.spec_id, bundle)): recordings for bundle, recordings in bundles.items()}
+    split_of = splits.assign(groups)
+    settings = TrainSettings()
+    trainer = Trainer(spec, settings, dataset.statistics(shards, spec, split_of).normalisation)
+    batches = dataset.training_batches(
+        shards,
+        spec,
+        split_of=split_of,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        shifted=True,
+        paired=settings.contrastive > 0,
+        masks=augment.mask_bank(spec, widest=settings.masking, seed=0),
+    )
+    return trainer, batches, settings.batch_size
+
+
+def steps(lake: str, devices: str) -> Callable[[], None]:
+    """A side: `STEPS` steps on one batch that lies ready, on so many logical processors."""
+    import tensorflow as tf
+
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * int(devices))
+    trainer, batches, _ = prepared(lake)
+    ready = next(trainer.distributed(batches.take(1)))
+    trainer.train_step(ready).numpy()
+
+    def train() -> None:
+        for _ in range(STEPS):
+            trainer.train_step(ready).numpy()
+
+    return train
+
+
+def waiting(trainer: Any, batches: Any) -> Callable[[], float]:
+    """A side: `STEPS` steps from the real input; the share of the time until a batch is at hand."""
+    source = trainer.distributed(batches)
+
+    def train() -> float:
+        waited, began = 0.0, time.perf_counter()
+        for _ in range(STEPS):
+            asked = time.perf_counter()
+            batch = next(source)
+            waited += time.perf_counter() - asked
+            trainer.train_step(batch).numpy()
+        return waited / (time.perf_counter() - began)
+
+    return train
+
+
+def main() -> None:
+    """Measure all in turn; print and write the table."""
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    cores = pin(2)
+    from benches import lakes
+
+    with tempfile.TemporaryDirectory() as name:
+        lake = str(lakes.extracted(Path(name), hours=HOURS))
+        trainer, batches, size = prepared(lake)
+        source, ready = iter(batches), next(trainer.distributed(batches.take(1)))
+
+        def read() -> None:
+            for _ in range(BATCHES):
+                next(source)
+
+        def train() -> None:
+            for _ in range(STEPS):
+                trainer.train_step(ready).numpy()
+
+        took = interleaved({"read": read, "train": train, "wait": waiting(trainer, batches)}, rounds=ROUNDS)
+        both = {devices: [Side("benches.training:steps", lake, devices, cores=cores)] for devices in ("1", "2")}
+        try:
+            wall, _ = in_turn(both, rounds=ROUNDS)
+        finally:
+            for sides in both.values():
+                sides[0].close()
+    a_step = [seconds / STEPS for seconds in took["train"]]
+    a_batch = [seconds / BATCHES for seconds in took["read"]]
+    figures = [
+        figure("training, windows a second", [size / seconds for seconds in a_step], note="this machine's"),
+        figure("share of the time that steps wait for input", took["wait"], most=0.05),
+        faster("reading, times training", a_step, a_batch, least=20),
+        faster("two replicas on the same cores, part of the rate of one", wall["1"], wall["2"]),
+    ]
+    report("training", f"Training, two cores, default preset, batches of {size}, warm cache", figures)
+
+
+if __name__ == "__main__":
+    main()
