@@ -1,6 +1,6 @@
 """What each option of training is worth: same data, same number of steps, several seeds, judged on development folds.
 
-`python -m benches.experiments --corpora ../shared/corpora` · hours, on two cores
+`python -m benches.experiments --corpora FOLDER` · hours, on two cores
 
 Every variant changes one thing of the default preset. Labels serve to judge only, those of three folds in five only:
 presets are chosen here, so the others are left alone until ``make bench-learning``. What was measured is kept, a line
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benches.harness import RESULTS, pin
-from benches.learning import LAKES, learned
+from benches.learning import LAKES, Row, trained
 
 FOLDS, DEVELOPMENT = 5, 3
 NOTES = RESULTS / "experiments.jsonl"
@@ -38,8 +38,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "contrastive weight 800": {"contrastive": 800},
     "16 contrastive dimensions": {"contrastive_dim": 16},
     "48 contrastive dimensions": {"contrastive_dim": 48},
+    "latent of 128, half of it contrastive": {"latent_dim": 128, "contrastive_dim": 64},
+    "mixing 0.4": {"mixing": 0.4},
     "pitch by 6 bands": {"pitch": 6},
     "level by 6 dB": {"level": 6.0},
+    "all of it stronger": {"mixing": 0.4, "pitch": 6, "level": 6.0, "masking": 0.25},
     "masks twice as wide": {"masking": 0.3},
     "batches of 128": {"batch_size": 128},
     "batches of 32": {"batch_size": 32},
@@ -55,12 +58,13 @@ def development_folds(corpus: Path, target: Path) -> str:
     groups = sorted({row["group"] for row in rows}, key=lambda group: hashlib.sha256(group.encode()).hexdigest())
     place = {group: i % FOLDS for i, group in enumerate(groups)}
     own = sorted({row["fold"] for row in rows if row.get("fold")})
+    rows = [row for row in rows if row["fold"]] if own else rows
     target.parent.mkdir(parents=True, exist_ok=True)
     with open(target, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["uri", "fold"])
         for row in rows:
-            fold = own.index(row["fold"]) if own else place[row["group"]]
+            fold = own.index(row["fold"]) * FOLDS // len(own) if own else place[row["group"]]
             if fold < DEVELOPMENT:
                 writer.writerow([str((corpus / row["uri"]).resolve()), fold])
     return str(target)
@@ -68,15 +72,23 @@ def development_folds(corpus: Path, target: Path) -> str:
 
 def measured(corpus: Path, variant: str, seed: int, steps: int, settings: dict[str, Any]) -> dict[str, Any]:
     """One training, judged; from the notes if it is there."""
+    from model import vae
+    from pipelines import commands, lookup
+    from pipelines.evaluation import evaluation
+
     key = {"set": corpus.name, "variant": variant, "seed": seed, "steps": steps, "settings": settings}
+    key["vae_version"] = vae.VERSION
     if NOTES.exists():
         for line in NOTES.read_text().splitlines():
             found = dict(json.loads(line))
-            if {name: found[name] for name in key} == key:
+            if {name: found.get(name) for name in key} == key:
                 return found
-    folds = development_folds(corpus, LAKES.parent / "experiments" / f"{corpus.name}.csv")
     given = VARIANTS[variant] | settings | {"seed": seed, "max_steps": steps, "patience": 10_000}
-    row = learned(corpus, settings=given, lakes=LAKES.parent / "experiments", folds=folds)
+    lake, told = trained(corpus, LAKES.parent / "experiments", given)
+    folds = development_folds(corpus, LAKES.parent / "experiments" / f"{corpus.name}.csv")
+    model = lookup.find_model(lake, told["model_id"])
+    judged = evaluation(lake, model, folds=commands.read_folds(folds))
+    row = Row(corpus.name, told["metrics"]["seconds"], steps, judged.found)
     found = key | {"seconds": row.seconds, "ratio": row.error, "mse": row.found["mse"]["model"]}
     found |= {name: score["value"] for name, score in row.found["probes"]["embedding"].items()}
     found["best_baseline"] = {name: row.of(name)[1] for name in ("linear", "knn", "map")}

@@ -1,6 +1,6 @@
 """What a model is worth on labelled sets: trained on each without its labels, beside baselines that cost nothing.
 
-`python -m benches.learning --corpora ../shared/corpora` · as long as the trainings take, on two cores
+`python -m benches.learning --corpora FOLDER` · as long as the trainings take, on two cores
 
 Each folder with a ``labels.csv`` is a set: extracted, trained with the default preset, judged by its own folds if the
 file has any, else by folds that no group straddles. Lakes and models stay in ``build/learning``: what is there already
@@ -49,17 +49,24 @@ def own_folds(labels: Path) -> str | None:
         return str(labels) if any(row.get("fold") for row in csv.DictReader(file)) else None
 
 
-def learned(corpus: Path, *, settings: dict[str, Any], lakes: Path = LAKES, folds: str | None = None) -> Row:
-    """Train on a set, and judge."""
+def trained(corpus: Path, lakes: Path, settings: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The lake of a set, and what training on it told."""
     from pipelines import commands, lookup
     from pipelines.lake import Lake
 
     lake = Lake.at(str(lakes / corpus.name))
     lakes.mkdir(parents=True, exist_ok=True)
     commands.extract(lake, str(corpus), spec=lookup.parse_spec("general"))
-    trained = commands.train(lake, settings=settings)
-    found = commands.evaluate(lake, model_id=trained["model_id"], folds=folds or own_folds(corpus / "labels.csv"))
-    return Row(corpus.name, trained["metrics"]["seconds"], trained["metrics"]["steps"], found)
+    return lake, commands.train(lake, settings=settings)
+
+
+def learned(corpus: Path, settings: dict[str, Any]) -> Row:
+    """Train on a set, and judge."""
+    from pipelines import commands
+
+    lake, told = trained(corpus, LAKES, settings)
+    found = commands.evaluate(lake, model_id=told["model_id"], folds=own_folds(corpus / "labels.csv"))
+    return Row(corpus.name, told["metrics"]["seconds"], told["metrics"]["steps"], found)
 
 
 def show(rows: list[Row]) -> None:
@@ -106,7 +113,7 @@ def main() -> None:
     rows = []
     for corpus in sets:
         if not call.sets or corpus.name in call.sets:
-            rows.append(learned(corpus, settings={"seed": call.seed}))
+            rows.append(learned(corpus, {"seed": call.seed}))
             show(rows[-1:])
     if not rows:
         raise SystemExit(f"no set in {call.corpora}: a set is a folder with a labels.csv")

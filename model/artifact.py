@@ -27,7 +27,7 @@ from pydantic import ValidationError
 from model.errors import InputError, TryLaterError, storage_errors
 from model.features import FeatureSpec
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST, WEIGHTS, ENCODER, DECODER, REPORT = (
     "model.json",
     "weights.weights.h5",
@@ -49,13 +49,23 @@ Array = npt.NDArray[np.float32]
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON whole, or not at all."""
+    """Write JSON whole, or not at all; see `write_text`."""
+    write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text whole, or not at all.
+
+    Raises
+    ------
+    InputError, TryLaterError
+        As `model.errors.storage_errors` does.
+    """
     with storage_errors(path):
         handle, part = tempfile.mkstemp(prefix=".part-", dir=path.parent)
         try:
-            with os.fdopen(handle, "w") as file:
-                json.dump(value, file, indent=1, sort_keys=True)
-                file.write("\n")
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(part, 0o644)
@@ -197,7 +207,10 @@ def load(directory: str | Path) -> Model:
     try:
         manifest = json.loads((directory / MANIFEST).read_text())
         if manifest["format_version"] != FORMAT_VERSION:
-            raise InputError(f"{directory} has model format {manifest['format_version']}: this soundlake reads another")
+            raise InputError(
+                f"{directory} has model format {manifest['format_version']}, this soundlake reads {FORMAT_VERSION}: "
+                "train again, and promote that with --force"
+            )
         for name, digest in manifest["files"].items():
             if Path(name).name != name:
                 raise InputError(f"{directory / MANIFEST} names a file outside its folder: {name!r}")

@@ -1,6 +1,7 @@
 """How a training window is changed, so that what stays the same is learned: masks, level, pitch, noise.
 
-All numbers come from the caller, who draws them keyed by seed and step: a resumed run draws what it would have drawn.
+Nothing is drawn here but the bank of masks, from a seed; the callers draw keyed by seed and step, so that a resumed run
+draws what it would have drawn.
 """
 
 import warnings
@@ -40,7 +41,8 @@ def mask_bank(spec: FeatureSpec, *, widest: float, seed: int, count: int = MASKS
         warnings.filterwarnings("ignore", message="file system plugins are not loaded")
         import tensorflow_io as tfio
 
-    frames, bands = (max(1, round(widest * size)) for size in (spec.window_frames, spec.n_mels))
+    # The ops have no room for a mask as wide as the window.
+    frames, bands = (min(size - 1, round(widest * size)) for size in (spec.window_frames, spec.n_mels))
     whole = np.ones((spec.window_frames, spec.n_mels), np.uint8)
     # A graph of its own has a seed of its own, whatever else was drawn in this process.
     with tf.Graph().as_default() as graph:

@@ -266,6 +266,8 @@ def training_batches(
         dict of ``features``, float32, (batch_size, window_frames, n_mels), or (batch_size / 2, 2, window_frames,
         n_mels) in pairs, nats; with a bank also ``keep``, bool, of the same shape.
     """
+    if (paired and not shifted) or (mixing and not paired):
+        raise ValueError("pairs are of windows that begin anywhere, and mixing is for pairs")
     members = _membership(shards, split_of, [splits.TRAIN])
     names = tf.constant(sorted(shards))
     each = 2 if paired else 1

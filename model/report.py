@@ -2,8 +2,6 @@
 
 import base64
 import io
-import os
-import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from model import evaluate
+from model import artifact, evaluate
 from model.features import FeatureSpec
 from model.inversion import sound_of
 
@@ -236,7 +234,7 @@ def write(
         metrics=metrics,
         spec=manifest["spec"],
         best=min(history, key=lambda row: row["validation_negative_elbo"]),
-        chance=chance(manifest["settings"]["batch_size"] // 2),
+        chance=chance(manifest["settings"]["batch_size"] // 2) if manifest["settings"]["contrastive"] else None,
         curves=_curves(history),
         latent=_latent(metrics["kl_per_dim"], fidelity),
         fidelity_95=int(np.searchsorted(fidelity, 0.95)) + 1 if fidelity else None,
@@ -254,8 +252,4 @@ def write(
             for row in (worth.neighbours if worth else ())
         ],
     )
-    handle, part = tempfile.mkstemp(prefix=".part-", dir=path.parent)
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text)
-    os.chmod(part, 0o644)
-    os.replace(part, path)
+    artifact.write_text(path, text)

@@ -34,7 +34,7 @@ COLLAPSED_SHARE = 0.1
 # Times the least validation error so far: beyond it a training has diverged, and will not come back by itself.
 DIVERGED = 4.0
 # What a training step tells: −log p(x|z), KL, mean square error, contrastive term.
-TERMS = 4
+TERMS = ("nll", "kl", "mse", "contrastive")
 PAIRS = 6
 
 
@@ -235,7 +235,7 @@ def _write_model(
 ) -> None:
     """Weights, ONNX copies, report and, last, the manifest."""
     # Spread over the split, so that the report shows several recordings.
-    examples = examples[:: max(1, len(examples) // PAIRS)][:PAIRS]
+    examples = examples[np.unique(np.linspace(0, len(examples) - 1, PAIRS).round().astype(int))]
     mean, std = normalisation.mean, normalisation.std
     network = _plain(loop.trainer)
     manifest["metrics"]["onnx_difference"] = artifact.export(network, directory, mean=mean, std=std, examples=examples)
@@ -287,7 +287,7 @@ class _Loop:
         self.trainer, self.directory, self.progress = trainer, directory, progress
         self.history: list[dict[str, float]] = []
         self.best, self.best_step, self.waited, self.reason = float("inf"), 0, 0, ""
-        self.seconds_before, self.sums = 0.0, np.zeros(TERMS)
+        self.seconds_before, self.sums = 0.0, np.zeros(len(TERMS))
         self._state = tf.Variable("", dtype=tf.string)
         with trainer.strategy.scope():
             kept = tf.train.Checkpoint(model=trainer.model, optimizer=trainer.optimizer, state=self._state)
@@ -327,13 +327,14 @@ class _Loop:
                 told = self.trainer.train_step(next(batches)).numpy()
                 step = self.step
                 if not np.isfinite(told).all():
-                    raise self._diverged(f"the loss of step {step} is {told[0] + told[1]}")
+                    terms = ", ".join(f"{name} {value:.4g}" for name, value in zip(TERMS, told, strict=True))
+                    raise self._diverged(f"step {step} gave {terms}")
                 self.sums += told
                 since = (step - 1) % settings.evaluate_every + 1
                 advance(self.sums / since)
                 if step % settings.evaluate_every == 0 or step == settings.max_steps:
                     self._validate(self.sums / since, validation, writer)
-                    self.sums = np.zeros(TERMS)
+                    self.sums = np.zeros(len(TERMS))
                     self._save(self._newest)
                 if stop.asked:
                     self._save(self._newest)
@@ -346,7 +347,7 @@ class _Loop:
         """Measure, keep the weights if they are the best, decide whether to stop."""
         step, settings = self.step, self.trainer.settings
         found = self.trainer.evaluate(validation)
-        row = dict(zip(("nll", "kl", "mse", "contrastive"), map(float, training), strict=True)) | {"step": step}
+        row = dict(zip(TERMS, map(float, training), strict=True)) | {"step": step}
         row |= {f"validation_{name}": found[name] for name in ("nll", "kl", "mse", "negative_elbo")}
         row["active_dimensions"] = evaluate.active_dimensions(found["kl_per_dim"])
         self.history.append(row)
@@ -375,7 +376,7 @@ class _Loop:
         kept = (
             f"the last good weights, of step {self.best_step}, are in {folder}" if self.best_step else "none was good"
         )
-        return InputError(f"the training diverged: {what}; {kept}; train with a lower --learning-rate or --clip-norm")
+        return InputError(f"the training diverged: {what}; {kept}; train with a lower --learning-rate")
 
     @contextmanager
     def _bar(self) -> Iterator[Any]:

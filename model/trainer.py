@@ -127,8 +127,8 @@ class TrainSettings(BaseModel):
             raise ValueError(f"contrastive_dim {self.contrastive_dim} is more than latent_dim {self.latent_dim}")
         if self.mixing and not self.contrastive:
             raise ValueError("mixing is for the second window of a pair: it needs a contrastive term")
-        if self.contrastive and self.batch_size % 2:
-            raise ValueError(f"batch_size {self.batch_size} is odd: the contrastive term takes windows in pairs")
+        if self.contrastive and (self.batch_size % 2 or self.batch_size < 4):
+            raise ValueError(f"batch_size {self.batch_size}: the contrastive term takes windows in pairs, two at least")
         return self
 
     @property
@@ -209,7 +209,7 @@ class Trainer:
             return peak
         warm = min(50, max(1, steps // 10))
         return keras.optimizers.schedules.CosineDecay(
-            peak / 10, decay_steps=max(1, steps - warm), alpha=0.5, warmup_target=peak, warmup_steps=warm
+            peak / 10, decay_steps=max(1, steps - warm), alpha=0.05, warmup_target=peak, warmup_steps=warm
         )
 
     def distributed(self, batches: Any) -> Iterator[Any]:

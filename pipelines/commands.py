@@ -294,7 +294,7 @@ def evaluate(
         As `pipelines.evaluation.Judged.found`, and ``report``.
     """
     model = find_model(lake, model_id, spec)
-    given = None if folds is None else _folds(folds)
+    given = None if folds is None else read_folds(folds)
     with _quiet():
         from pipelines.evaluation import evaluation
     from model import artifact
@@ -327,7 +327,7 @@ def promote(lake: Lake, model_id: str, *, force: bool = False, folds: str | None
     Raises
     ------
     HeldError
-        If it is worse, and `force` is not given.
+        If it is worse or cannot be compared, and `force` is not given.
     """
     from model import artifact
 
@@ -335,45 +335,55 @@ def promote(lake: Lake, model_id: str, *, force: bool = False, folds: str | None
     there = artifact.promoted(model.directory.parent, model.spec.spec_id)
     told: dict[str, Any] = {"model_id": model_id, "spec_id": model.spec.spec_id, "instead_of": there, "measures": {}}
     told |= {"worse": [], "forced": False}
+    given = None if folds is None else read_folds(folds)
     with run_manifest(lake, "promote", {"model_id": model_id, "force": force, "folds": folds}) as run:
+        run.manifest["counts"] = told
         if there is not None and there != model_id:
-            _through_the_gate(lake, model, artifact.load(model.directory.parent / there), told, force, folds)
+            _through_the_gate(lake, model, there, told, force=force, folds=given)
         if there != model_id:
             artifact.promote(model.directory.parent, model, reason="forced" if told["forced"] else "promote")
-        run.manifest["counts"] = told
     return told
 
 
 def _through_the_gate(
-    lake: Lake, model: Any, current: Any, told: dict[str, Any], force: bool, folds: str | None
+    lake: Lake, model: Any, there: str, told: dict[str, Any], *, force: bool, folds: dict[str, str] | None
 ) -> None:
-    """Compare, log what came of it, and refuse a worse model."""
+    """Compare with the model in use, log what came of it, and refuse one that is worse or cannot be compared."""
     from model import artifact
-    from pipelines import gate
 
+    with _quiet():
+        from pipelines import gate
+    by_force = f"soundlake promote {model.model_id} --force promotes it all the same"
     try:
-        measures = gate.compare(lake, model, current, folds=None if folds is None else _folds(folds))
-    except InputError:
+        current = artifact.load(model.directory.parent / there)
+        measures = gate.compare(lake, model, current, folds=folds)
+    except InputError as error:
         if not force:
-            raise
+            artifact.log_promotion(model, told | {"promoted": False, "not_compared": str(error)})
+            raise HeldError(f"model {model.model_id} cannot be compared with {there}: {error}; {by_force}") from error
+        log.warning("not compared with %s: %s", there, error)
         measures = {}
     worse = [name for name, one in measures.items() if one.worse]
     told |= {"measures": gate.told(measures), "worse": worse, "forced": force and (bool(worse) or not measures)}
     artifact.log_promotion(model, told | {"promoted": force or not worse})
     if worse and not force:
         figures = "; ".join(gate.said(name, measures[name]) for name in worse)
-        raise HeldError(
-            f"model {model.model_id} is worse than {current.model_id}, which stays in use: {figures}; "
-            f"soundlake promote {model.model_id} --force promotes it all the same"
-        )
+        raise HeldError(f"model {model.model_id} is worse than {there}, which stays in use: {figures}; {by_force}")
 
 
-def _folds(path: str) -> dict[str, str]:
-    """uri → fold, from a file."""
+def read_folds(path: str) -> dict[str, str]:
+    """uri → fold, from a CSV or Parquet file with those columns; relative uris are to the file's own folder.
+
+    Raises
+    ------
+    InputError
+        If there is no such file, or no fold in it.
+    """
     from pipelines import corpus
 
     found = corpus.find_labels("", path)
-    rows = corpus.read_labels(str(found), os.path.dirname(os.path.abspath(path)), columns=("fold",))
+    folder = path.rpartition("/")[0] if "://" in path else os.path.dirname(os.path.abspath(path))
+    rows = corpus.read_labels(str(found), folder, columns=("fold",))
     folds = {uri: values["fold"] for uri, values in rows if values["fold"] is not None}
     if not folds:
         raise InputError(f"the folds in {path} are none: it needs columns `uri` and `fold`")
@@ -404,7 +414,7 @@ def run(
     -------
     dict
         ``extract``, ``train`` (None if a model was there), ``held`` (why its model is not the one in use, or None),
-        ``encode``, ``evaluation`` (of a model that was trained now, else None), ``ledger`` (its summary), ``report``.
+        ``encode``, ``evaluation`` (of a model that had none, else None), ``ledger`` (its summary), ``report``.
     """
     from model import artifact
 
@@ -426,11 +436,12 @@ def run(
     step("encode")
     encoded = encode(lake, spec=spec.spec_id, beam=beam, workers=workers)
     model = artifact.load(folder / encoded["model_id"])
-    judged = None
-    if trained is not None and trained["trained"]:
+    judged, candidate = None, trained["model_id"] if trained else model.model_id
+    # Also of a run that was killed before it came here.
+    if not (folder / candidate / artifact.METRICS).exists():
         step("evaluate")
         try:
-            judged = evaluate(lake, model_id=trained["model_id"])
+            judged = evaluate(lake, model_id=candidate)
         except InputError as error:
             log.warning("not evaluated: %s", error)
     return {

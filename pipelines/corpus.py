@@ -251,7 +251,7 @@ def find_labels(root: str, labels: str | None) -> str | None:
     """
     if labels is not None:
         if not _is_file(labels):
-            raise InputError(f"cannot read the labels {labels}: there is no such file")
+            raise InputError(f"cannot read {labels}: there is no such file")
         return labels
     return next((f"{root}/{name}" for name in LABEL_FILES if _is_file(f"{root}/{name}")), None)
 
@@ -289,15 +289,15 @@ def read_labels(
         try:
             rows = parquet.read_table(io.BytesIO(data)).to_pylist()
         except pa.ArrowInvalid as error:
-            raise InputError(f"cannot read the labels {labels}: {error}") from error
+            raise InputError(f"cannot read {labels}: {error}") from error
     else:
         try:
             rows = list(csv.DictReader(io.StringIO(data.decode("utf-8-sig"))))
         except (UnicodeDecodeError, csv.Error) as error:
-            raise InputError(f"cannot read the labels {labels}: not a CSV file in UTF-8 ({error})") from error
+            raise InputError(f"cannot read {labels}: not a CSV file in UTF-8 ({error})") from error
     if rows and "uri" not in rows[0]:
-        raise InputError(f"the labels {labels} have no column `uri`; they have: {', '.join(map(str, rows[0]))}")
+        raise InputError(f"{labels} has no column `uri`; it has: {', '.join(map(str, rows[0]))}")
     for values in rows:
         uri = str(values["uri"] or "")
         full = uri if uri.startswith("/") or "://" in uri else f"{root}/{uri.removeprefix('./')}"
-        yield full, {name: (str(values[name]) if values.get(name) else None) for name in columns}
+        yield full, {name: None if values.get(name) in (None, "") else str(values[name]) for name in columns}

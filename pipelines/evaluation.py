@@ -283,9 +283,10 @@ def folds_of(
         fold = evaluate.fold_of(labels, groups)
         return labelled, labels, groups, fold, f"{len(set(fold))} folds, no group in two of them"
     names, fold = np.unique([folds[clips[i].uri] for i in labelled], return_inverse=True)
-    if len(names) < 2:
+    if len(names) < 2 or len(set(labels)) < 2:
         raise InputError(
-            f"the file of folds has {len(names)} of them for the recordings of the sample: a probe needs 2"
+            f"the file of folds names {len(labelled)} recordings of the sample, with {len(names)} folds and "
+            f"{len(set(labels))} labels: a probe needs two of each"
         )
     return labelled, labels, groups, fold, f"the {len(names)} folds that the file gives"
 
@@ -300,6 +301,8 @@ def _probes(clips: list[Clip], pooled_clips: Mapping[str, Array], folds: Mapping
             name: evaluate.probe(x[labelled], labels, groups=groups, fold=fold) for name, x in pooled_clips.items()
         }
     except InputError as error:
+        if folds is not None:
+            raise
         return told | {"probes": None, "ahead": None, "no_probes": str(error)}
     return told | {
         "probes": {name: {key: asdict(score) for key, score in one.items()} for name, one in probes.items()},

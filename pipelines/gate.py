@@ -1,4 +1,4 @@
-"""The promotion gate: a candidate and the model in use, on the same recordings that neither was trained on.
+"""The promotion gate: a candidate and the model in use on the same recordings; error and ELBO on those held out.
 
 A candidate is worse in a measure if it is by more than the measure's margin, and the 95 % interval of the difference,
 recording by recording, leaves no doubt. One worse measure holds it.
@@ -23,6 +23,9 @@ from pipelines.messages import WORDS
 # By how much a candidate may be behind: a share for the error, nats a number of the
 # window for the ELBO, points for probes.
 MARGINS = {"error": 0.01, "negative_elbo": 0.001, "linear": 0.01, "knn": 0.01, "map": 0.01}
+
+# Groups held out, at least: fewer give no interval.
+LEAST_GROUPS = 2
 
 Array = npt.NDArray[np.float32]
 
@@ -99,10 +102,9 @@ def compare(
     split = splits.assign(groups)
     clips = sample(lake, spec, known, groups)
     held_out = np.array([split[clip.recording_id] != splits.TRAIN for clip in clips])
-    if held_out.sum() < 2:
-        raise InputError(
-            f"only {held_out.sum()} recordings are held out: too few to compare by; --force promotes as is"
-        )
+    groups_held_out = len({clip.group for clip, held in zip(clips, held_out, strict=True) if held})
+    if groups_held_out < LEAST_GROUPS:
+        raise InputError(f"{groups_held_out} groups of recordings are held out: at least {LEAST_GROUPS} are needed")
     both = [list(_each(clips, model, current.std)) for model in (candidate, current)]
     whose = np.array([clip.group for clip in clips])
     found: dict[str, Measure] = {}
@@ -120,6 +122,8 @@ def _probed(clips: list[Clip], embeddings: list[Array], folds: Mapping[str, str]
         labelled, labels, groups, fold, _ = folds_of(clips, folds)
         new, old = (evaluate.hits(x[labelled], labels, fold=fold) for x in embeddings)
     except InputError:
+        if folds is not None:
+            raise
         return {}
     return {
         name: _measure(new[name], old[name], old[name] - new[name], np.array(groups), MARGINS[name]) for name in new

@@ -124,13 +124,15 @@ def run(result: dict[str, Any], say: Callable[[str], None]) -> None:
     )
     rejects(found, say)
     model = result["model"]
-    how = "trained" if (result["train"] or {}).get("model_id") == model["model_id"] else "there already"
+    made = result["train"] or {"model_id": None, "trained": False}
+    how = "trained" if made["trained"] and made["model_id"] == model["model_id"] else "there already"
     say(f"model       {model['model_id']} {how}: {elbo(model['metrics'])}")
     did = f"{encoded['encoded']} windows encoded" if encoded["encoded"] else "nothing to encode"
     say(f"table       {encoded['rows']} windows, {did}, search is {encoded['index']['kind']}")
     judged = result["evaluation"]
     if judged is not None:
-        say(f"worth       {worth(judged)}")
+        other = "" if judged["model_id"] == model["model_id"] else f"of {judged['model_id']}, which was trained now: "
+        say(f"worth       {other}{worth(judged)}")
     say(f"report      {result['report']}")
 
 
@@ -199,6 +201,9 @@ def status(result: dict[str, Any], say: Callable[[str], None]) -> None:
         if found["estimate"] is not None:
             say(f"    {estimate_error(found['estimate'])}")
     for model_id, found in result["models"].items():
+        if "unreadable" in found:
+            say(f"  model {model_id}: {found['unreadable']}")
+            continue
         mark = ", promoted" if found["promoted"] else ""
         loss = found["validation"]["negative_elbo"]
         say(f"  model {model_id}: spec {found['spec_id']}{mark}, validation loss {loss:.0f} nats, {found['report']}")

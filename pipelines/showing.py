@@ -1,8 +1,9 @@
 """What a report shows of an evaluation: windows rebuilt, neighbours to listen to, recordings on a plane."""
 
+import hashlib
 import logging
+import os
 from pathlib import Path
-from urllib.parse import unquote
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,8 @@ from model.errors import InputError, TryLaterError
 from model.features import dequantise
 from model.inversion import sound_of
 from model.report import Heard, Pair, Worth, write
+from pipelines.audio import Rejected
+from pipelines.corpus import at_hand, local_path
 from pipelines.evaluation import Clip, Judged
 from pipelines.search import load_query
 
@@ -25,17 +28,22 @@ Array = npt.NDArray[np.float32]
 
 
 def _name(uri: str) -> str:
-    return unquote(uri).rsplit("/", 1)[-1]
+    """What the file is called."""
+    local = local_path(uri)
+    return uri.rsplit("/", 1)[-1] if local is None else os.path.basename(local).decode(errors="replace")
 
 
 def _recorded(clip: Clip, place: int, model: Model) -> Array | None:
-    """A window's sound as it was recorded, at the spec's rate; None if the file cannot be read any more."""
+    """A window's sound as it was recorded, at the spec's rate; None if the file is not there, or another by now."""
     spec = model.spec
     start = int(clip.windows[place]) * spec.step_seconds
     end = start + int(clip.valid[place]) * spec.hop_length / spec.sample_rate
     try:
+        with at_hand(clip.uri) as local, open(local, "rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != clip.recording_id:
+                return None
         return load_query(f"{clip.uri}@{start:.6f}-{end:.6f}", spec)
-    except (InputError, TryLaterError, OSError) as error:
+    except (InputError, TryLaterError, Rejected, OSError) as error:
         log.debug("no sound of %s: %s", clip.uri, error)
         return None
 
@@ -50,15 +58,19 @@ def _heard(clip: Clip, model: Model) -> Heard:
 
 
 def _spread(places: list[int], count: int) -> list[int]:
-    """At most so many of them, from all over."""
-    return places[:: max(1, len(places) // count)][:count]
+    """At most so many of them, evenly from all over."""
+    return [places[i] for i in np.unique(np.linspace(0, len(places) - 1, min(count, len(places))).round().astype(int))]
 
 
-def _pair(clip: Clip, model: Model) -> Pair:
-    place = len(clip.windows) // 2
-    original = dequantise(clip.values[place], model.spec)
-    rebuilt = model.decoder().decode(model.encoder().encode(original[None])[0])[0]
-    return Pair(_name(clip.uri), original, model.denormalise(rebuilt), _recorded(clip, place, model))
+def _pairs(clips: list[Clip], model: Model) -> list[Pair]:
+    """The middle window of each, and its reconstruction."""
+    places = [len(clip.windows) // 2 for clip in clips]
+    originals = dequantise(np.stack([clip.values[i] for clip, i in zip(clips, places, strict=True)]), model.spec)
+    rebuilt = model.denormalise(model.decoder().decode(model.encoder().encode(originals)[0]))
+    return [
+        Pair(_name(clip.uri), original, after, _recorded(clip, place, model))
+        for clip, place, original, after in zip(clips, places, originals, rebuilt, strict=True)
+    ]
 
 
 def report(model: Model, judged: Judged) -> Path:
@@ -76,6 +88,6 @@ def report(model: Model, judged: Judged) -> Path:
         labels=[clip.label for clip in clips[some]],
         neighbours=rows,
     )
-    pairs = [_pair(clips[i], model) for i in _spread(judged.held_out, PAIRS)]
+    pairs = _pairs([clips[i] for i in _spread(judged.held_out, PAIRS)], model)
     write(target, model.manifest, history=model.manifest["history"], pairs=pairs, worth=worth)
     return target

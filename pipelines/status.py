@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from model.errors import InputError
 from model.features import PRESETS
 from pipelines import ledger, table
 from pipelines.lake import Lake, manifests
@@ -19,11 +20,16 @@ def status(lake: Lake) -> dict[str, Any]:
         preset = next((name for name, spec in PRESETS.items() if spec.spec_id == spec_id), None)
         specs[spec_id] = {"preset": preset, "ledger_version": int(dataset.version), **ledger.summary(dataset)}
         specs[spec_id]["estimate"] = _last_estimate(lake, spec_id)
-    models, tables = {}, {}
+    models: dict[str, Any] = {}
+    tables: dict[str, Any] = {}
     if lake.is_local:
         folder = models_dir(lake)
         for model_id in artifact.models(folder):
-            model = artifact.load(folder / model_id)
+            try:
+                model = artifact.load(folder / model_id)
+            except InputError as error:
+                models[model_id] = {"unreadable": str(error)}
+                continue
             models[model_id] = {
                 "spec_id": model.spec.spec_id,
                 "promoted": artifact.promoted(folder, model.spec.spec_id) == model_id,

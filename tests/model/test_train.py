@@ -15,6 +15,7 @@ import pytest
 from model import artifact
 from model.errors import InputError
 from model.train import TrainSettings, train
+from model.vae import VaeConfig, build
 from tests.model.conftest import SPEC, Tiny
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,6 +30,7 @@ import tensorflow as tf
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * call["devices"])
 from model.train import TrainSettings, train
+from model.vae import VaeConfig, build
 from tests.model.conftest import SPEC
 result = train(call["shards"], SPEC, groups=call["groups"], models_dir=Path(call["models"]),
                settings=TrainSettings(**call["settings"]), origin={})
@@ -182,7 +184,14 @@ def test_collapse_is_recorded_loudly(tmp_path: Path, tiny: Tiny, caplog: pytest.
 
     class Loop:
         trainer = type(
-            "T", (), {"settings": TrainSettings(latent_dim=4), "spec": SPEC, "strategy": type("S", (), {})()}
+            "T",
+            (),
+            {
+                "settings": TrainSettings(latent_dim=4),
+                "spec": SPEC,
+                "strategy": type("S", (), {})(),
+                "model": build(VaeConfig(n_frames=16, n_mels=16, latent_dim=4)),
+            },
         )()
         history, best_step, reason = [{"step": 3}], 3, "step budget"
 
@@ -217,3 +226,43 @@ def test_a_batch_that_devices_cannot_share(tiny: Tiny, tmp_path: Path) -> None:
     _, err = process.communicate(timeout=120)
     assert process.returncode != 0
     assert "--batch-size 6 cannot be shared evenly in pairs among 2 devices" in err
+
+
+def test_divergence_stops_and_says_where_the_last_good_weights_are(tiny: Tiny, tmp_path: Path) -> None:
+    """A learning rate that no network bears."""
+    settings = SETTINGS | {"learning_rate": 1.0, "clip_norm": 0, "max_steps": 200, "evaluate_every": 1}
+    with pytest.raises(InputError, match="the training diverged") as caught:
+        train(tiny.shards, SPEC, groups=tiny.groups, models_dir=tmp_path, settings=TrainSettings(**settings), origin={})
+    said = str(caught.value)
+    assert "lower --learning-rate" in said
+    (model,) = tmp_path.iterdir()
+    assert str(model / "checkpoints" / "best") in said
+    assert list((model / "checkpoints" / "best").glob("best-*.index"))
+    assert not artifact.is_finished(model)
+
+
+def test_a_loss_that_is_not_a_number_is_never_kept(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the seventh step on: the checkpoint of the sixth stays, and the same call fails again in the same way."""
+    from model.trainer import Trainer
+
+    real = Trainer._losses
+
+    def broken(self: Trainer, *arguments: object) -> object:
+        gradients, told = real(self, *arguments)
+        late = tf.cast(self.optimizer.iterations >= 6, tf.float32)
+        return gradients, told / (1 - late)
+
+    import tensorflow as tf
+
+    monkeypatch.setattr(Trainer, "_losses", broken)
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"step 7 gave nll .*last good weights, of step 6"):
+            train(
+                tiny.shards,
+                SPEC,
+                groups=tiny.groups,
+                models_dir=tmp_path,
+                settings=TrainSettings(**SETTINGS),
+                origin={},
+            )
+    assert [path.stem for path in tmp_path.glob("*/checkpoints/step-*.index")] == ["step-6"]

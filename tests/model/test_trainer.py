@@ -67,15 +67,19 @@ def stepped(folder: Path, devices: int, *, steps: int = 1, **settings: Any) -> d
         return dict(found)
 
 
-def test_two_replicas_take_the_step_of_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("clip_norm", [0.0, 5.0])
+def test_two_replicas_take_the_step_of_one(tmp_path: Path, clip_norm: float) -> None:
     """Keras adds gradients up: a mean over a replica's part would give a step twice as long, in silence.
 
     With everything on: pairs on one replica are told from those on the other, free bits count the mean over both, the
     norm that is clipped is that of both together.
     """
-    one, two = (stepped(tmp_path, devices, steps=3, clip_norm=50.0) for devices in (1, 2))
+    one, two = (stepped(tmp_path, devices, steps=3, clip_norm=clip_norm) for devices in (1, 2))
     np.testing.assert_allclose(two["told"], one["told"], rtol=2e-5)
     assert np.linalg.norm(one["moved"]) > 1e-3
+    if clip_norm:
+        # Clipped it is, in each of the three steps.
+        assert np.linalg.norm(one["moved"]) < 3.001 * clip_norm * 1e-4
     assert np.linalg.norm(two["moved"] - one["moved"]) < 1e-3 * np.linalg.norm(one["moved"])
 
 
@@ -152,7 +156,8 @@ def test_a_preset_decides_what_is_not_given() -> None:
     [
         ({"contrastive_dim": 0}, "dimensions of its own"),
         ({"latent_dim": 8, "contrastive_dim": 9}, "more than latent_dim"),
-        ({"batch_size": 7}, "odd"),
+        ({"batch_size": 7}, "in pairs"),
+        ({"batch_size": 2}, "two at least"),
         ({"masking": 1.0}, "less than 1"),
         ({"precision": "float16"}, "float32"),
         ({"temperature": 0}, "greater than 0"),

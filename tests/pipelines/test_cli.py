@@ -243,7 +243,7 @@ def test_exports_that_cannot_be(capsys: pytest.CaptureFixture[str], made: Made, 
     assert (code, len(err.splitlines())) == (2, 1)
 
 
-def test_promote_by_hand(capsys: pytest.CaptureFixture[str], made: Made, tmp_path: Path) -> None:
+def test_what_is_in_use_is_promoted_already(capsys: pytest.CaptureFixture[str], made: Made, tmp_path: Path) -> None:
     lake = made.copy(tmp_path)
     model_id = made.result["model"]["model_id"]
     assert call(capsys, "promote", model_id, "--lake", lake.root)[0] == 0

@@ -1,10 +1,13 @@
 """The promotion gate, with models that the real commands trained: what it compares, refuses, forces and logs."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from model import artifact, splits
 from model.features import dequantise
@@ -133,7 +136,7 @@ def test_a_small_loss_beyond_doubt_passes_and_a_large_one_in_doubt_too() -> None
 
 
 def test_too_little_to_compare_by(made: Made, tmp_path: Path, worse: str, lake: Lake) -> None:
-    """Then force alone promotes; without, the call is refused as input that is wrong."""
+    """Then force alone promotes; without, the model is held."""
     small = made.copy(tmp_path)
     (Path(small.root) / "models" / worse).mkdir()
     for path in (Path(lake.root) / "models" / worse).iterdir():
@@ -144,6 +147,74 @@ def test_too_little_to_compare_by(made: Made, tmp_path: Path, worse: str, lake: 
     split = splits.assign(ledger.training_input(known)[1])
     keep = [name for name, where in split.items() if where == splits.TRAIN][:1]
     known.delete(f"recording_id not in ('{keep[0]}')")
-    assert main(["promote", worse, "--lake", small.root]) == 2
+    assert main(["promote", worse, "--lake", small.root]) == 3
     assert main(["promote", worse, "--force", "--lake", small.root]) == 0
     assert lookup.find_model(small, None).model_id == worse
+
+
+def test_a_model_in_use_that_cannot_be_read_gives_way_to_force_only(
+    lake: Lake, worse: str, made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Such as one that another version of soundlake wrote; status lists it all the same."""
+    old = made.copy(tmp_path)
+    shutil.copytree(Path(lake.root) / "models" / worse, Path(old.root) / "models" / worse)
+    there = Path(old.root) / "models" / made.result["model"]["model_id"] / artifact.MANIFEST
+    manifest = json.loads(there.read_text())
+    there.write_text(json.dumps(manifest | {"format_version": 1}))
+    assert main(["status", "--lake", old.root]) == 0
+    assert "has model format 1" in capsys.readouterr().out
+    assert main(["promote", worse, "--lake", old.root]) == 3
+    assert "cannot be compared" in capsys.readouterr().err
+    assert "not_compared" in log_of(old, worse)[-1]
+    assert main(["promote", worse, "--force", "--lake", old.root]) == 0
+    assert lookup.find_model(old, None).model_id == worse
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_folds_of_a_file(lake: Lake, made: Made, tmp_path: Path, ending: str) -> None:
+    """Fold 0, a number in Parquet, is a fold like another; recordings without one do not count."""
+    rows = ledger.open_ledger(lake, lookup.find_model(lake, None).spec.spec_id).to_table(filter="status = 'done'")
+    uris = sorted(rows["uri"].to_pylist())[:-2]
+    target = tmp_path / f"folds.{ending}"
+    if ending == "csv":
+        target.write_text("uri,fold\n" + "".join(f"{uri},{i % 2}\n" for i, uri in enumerate(uris)))
+    else:
+        parquet.write_table(pa.table({"uri": uris, "fold": [i % 2 for i in range(len(uris))]}), target)
+    found = commands.evaluate(lake, folds=str(target))
+    assert found["folds"] == "the 2 folds that the file gives"
+    labelled = {row["uri"] for row in rows.to_pylist() if row["label"] is not None}
+    assert found["labelled"] == len(labelled & set(uris))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("uri,fold\nelsewhere.wav,1\nother.wav,2\n", "names 0 recordings of the sample"),
+        ("uri,label\na.wav,1\n", "needs columns `uri` and `fold`"),
+        ("name\na\n", "no column `uri`"),
+    ],
+)
+@pytest.mark.parametrize("command", [["evaluate"], ["promote", "MODEL"], ["promote", "MODEL", "--force"]])
+def test_folds_that_are_none(
+    lake: Lake,
+    worse: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    text: str,
+    said: str,
+    command: list[str],
+) -> None:
+    target = tmp_path / "folds.csv"
+    target.write_text(text)
+    call = [worse if part == "MODEL" else part for part in command]
+    before = lookup.find_model(lake, None).model_id
+    code = main([*call, "--folds", str(target), "--lake", lake.root])
+    assert said in capsys.readouterr().err + caplog.text
+    if "--force" in call and "names 0" in said:
+        # Force goes on without the comparison, and says so.
+        assert code == 0
+        commands.promote(lake, before, force=True)
+        return
+    assert code == (3 if "names 0" in said and command[0] == "promote" else 2)
+    assert lookup.find_model(lake, None).model_id == before

@@ -8,9 +8,11 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from model import artifact
+from model.report import Heard, Pair, Worth, write
 from pipelines import commands, lookup
 from tests.conftest import Made
 
@@ -51,9 +53,30 @@ def test_it_is_one_file(report: Path, made: Made) -> None:
     assert made.result["model"]["model_id"] in text
 
 
-def test_training_writes_one_before_anything_is_judged(made: Made) -> None:
-    lake_model = lookup.find_model(made.lake, None)
-    assert (lake_model.directory / artifact.REPORT).is_file()
+def test_training_writes_one_before_anything_is_judged(made: Made, tmp_path: Path) -> None:
+    trained = commands.train(made.copy(tmp_path), settings={"max_steps": 2, "batch_size": 8, "contrastive": 0})
+    text = Path(trained["report"]).read_text()
+    assert "Reconstructions of held-out windows" in text
+    assert "Worth, beside baselines" not in text
+
+
+def test_names_and_labels_cannot_write_the_page(tmp_path: Path, made: Made) -> None:
+    model = lookup.find_model(made.lake, None)
+    bad = '<script>alert("&")</script>'
+    sound = np.zeros(16_000, np.float32)
+    window = np.full((model.spec.window_frames, model.spec.n_mels), model.spec.floor, np.float32)
+    found = json.loads((model.directory / artifact.METRICS).read_text())
+    worth = Worth(found, np.zeros((1, 2)), [bad], [bad], [[Heard(bad, bad, sound)]])
+    write(
+        tmp_path / "r.html",
+        model.manifest,
+        history=model.manifest["history"],
+        pairs=[Pair(bad, window, window)],
+        worth=worth,
+    )
+    text = (tmp_path / "r.html").read_text()
+    assert "<script" not in text
+    assert "&lt;script&gt;alert(&#34;&amp;&#34;)" in text
 
 
 @pytest.mark.skipif(BROWSER is None, reason="needs Chromium; on Debian: apt install chromium")
