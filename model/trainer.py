@@ -20,8 +20,11 @@ from model.features import FeatureSpec
 # What the presets differ in, beside the network: the seed is trained as in the article, by the ELBO alone.
 _OF_PRESET: dict[str, dict[str, Any]] = {
     "default": {
+        "latent_dim": 128,
+        "max_steps": 4000,
+        "patience": 10,
         "contrastive": 200.0,
-        "contrastive_dim": 32,
+        "contrastive_dim": 64,
         "masking": 0.15,
         "denoising": 0.3,
         "level": 1.0,
@@ -31,6 +34,9 @@ _OF_PRESET: dict[str, dict[str, Any]] = {
         "clip_norm": 1e4,
     },
     "seed": {
+        "latent_dim": 64,
+        "max_steps": 1500,
+        "patience": 5,
         "contrastive": 0.0,
         "contrastive_dim": 0,
         "masking": 0.0,
@@ -87,12 +93,12 @@ class TrainSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     preset: Literal["default", "seed"] = "default"
-    latent_dim: int = Field(default=64, ge=1, le=4096)
+    latent_dim: int = Field(ge=1, le=4096)
     batch_size: int = Field(default=64, ge=1, le=65_536)
     learning_rate: float = Field(default=1e-3, gt=0.0, le=1.0)
-    max_steps: int = Field(default=1500, ge=1)
+    max_steps: int = Field(ge=1)
     evaluate_every: int = Field(default=100, ge=1)
-    patience: int = Field(default=5, ge=1)
+    patience: int = Field(ge=1)
     seed: int = Field(default=0, ge=0, lt=2**31)
     contrastive: float = Field(ge=0.0)
     contrastive_dim: int = Field(ge=0)
@@ -116,7 +122,7 @@ class TrainSettings(BaseModel):
             wanted |= {"contrastive_dim": 0, "mixing": given.get("mixing", 0.0)}
         elif "contrastive_dim" in wanted and "contrastive_dim" not in given:
             # Half of a smaller latent.
-            wanted["contrastive_dim"] = min(wanted["contrastive_dim"], int(wanted.get("latent_dim", 64)) // 2)
+            wanted["contrastive_dim"] = min(wanted["contrastive_dim"], max(1, int(wanted["latent_dim"]) // 2))
         return wanted
 
     @model_validator(mode="after")

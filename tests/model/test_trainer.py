@@ -148,7 +148,7 @@ def test_a_preset_decides_what_is_not_given() -> None:
     assert (seed.contrastive, seed.contrastive_dim, seed.masking, seed.clip_norm) == (0, 0, 0, 0)
     assert TrainSettings(contrastive=0).contrastive_dim == 0
     assert TrainSettings(latent_dim=10).contrastive_dim == 5
-    assert TrainSettings().contrastive_dim == 32
+    assert (TrainSettings().latent_dim, TrainSettings().contrastive_dim, seed.latent_dim) == (128, 64, 64)
 
 
 @pytest.mark.parametrize(

@@ -225,14 +225,14 @@ def test_exports_agree(capsys: pytest.CaptureFixture[str], made: Made, tmp_path:
         rows, vector = len(found["uri"]), found["embedding"][0]
     elif ending == "csv":
         found = csv.read_csv(target)
-        rows, vector = len(found), [found[f"z{i}"][0].as_py() for i in range(64)]
+        rows, vector = len(found), [found[f"z{i}"][0].as_py() for i in range(128)]
     else:
         found = parquet.read_table(target)
         rows, vector = len(found), found["embedding"][0].as_py()
     assert f"{rows} windows" in out
     hits = main(["search", "--where", "label = 'bird'", "--lake", made.lake.root])
     assert hits == 0
-    assert len(vector) == 64
+    assert len(vector) == 128
     assert rows > 0
     assert sorted(path.name for path in tmp_path.iterdir()) == [target.name]
 
