@@ -256,9 +256,9 @@ class Trainer:
             seen = tf.where(tf.range(self._local)[:, None, None] % 2 == 1, seen, x)
         return x, seen
 
-    def _contrast(self, mean: Any) -> Any:
+    def _contrast(self, sample: Any) -> Any:
         """The contrastive term, a number a pair of this replica, over the pairs of all."""
-        projected = tf.reshape(self.model.projected(mean), (-1, 2, vae.PROJECTED))
+        projected = tf.reshape(self.model.projected(sample), (-1, 2, vae.PROJECTED))
         everyone, offset = projected, 0
         if self.strategy.num_replicas_in_sync > 1:
             context = tf.distribute.get_replica_context()
@@ -301,7 +301,7 @@ class Trainer:
             # Over the global batch: `apply` adds the replicas' gradients up.
             loss = tf.reduce_sum(terms.nll + self._kl(terms.kl_per_dim)) / size
             if settings.contrastive:
-                contrast = tf.reduce_sum(self._contrast(terms.mean)) / (size // 2)
+                contrast = tf.reduce_sum(self._contrast(terms.sample)) / (size // 2)
                 loss += settings.contrastive * contrast
         parts = [tf.reduce_sum(term) / size for term in (terms.nll, terms.kl, terms.mse)]
         return tape.gradient(loss, self.model.trainable_variables), tf.stack([*parts, contrast])

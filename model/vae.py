@@ -22,6 +22,8 @@ LOG_VARIANCE_LIMIT = 10.0
 OBSERVATION_SCALE = 10.0
 # Log-variance that the posterior of a dimension without a linear path starts from.
 FREE_LOG_VARIANCE = -3.0
+# Keeps the gradient of a deviation finite where nothing varies; of unit variance.
+VARIANCE_FLOOR = 1e-4
 # Numbers that the contrastive term compares windows by.
 PROJECTED = 128
 
@@ -105,7 +107,7 @@ class ElboTerms(NamedTuple):
     kl_per_dim : tensor, shape (batch, latent_dim)
     mse : tensor, shape (batch,)
         Mean square error of the reconstruction, no unit.
-    mean : tensor, shape (batch, latent_dim)
+    sample : tensor, shape (batch, latent_dim)
         Of q(z|x).
     """
 
@@ -113,7 +115,7 @@ class ElboTerms(NamedTuple):
     kl: Any
     kl_per_dim: Any
     mse: Any
-    mean: Any
+    sample: Any
 
 
 def gaussian_nll(x: Any, mean: Any, log_variance: Any) -> Any:
@@ -189,14 +191,34 @@ def _encoder(config: VaeConfig) -> keras.Model:
         learned = _float32(config.linear_dim, kernel_initializer="zeros", name="learned")(flat)
         means.append(layers.Add(dtype="float32")([linear, learned]))
     if config.contrastive_dim:
-        # What a window is like wherever in it that happens: mean and maximum over time, a number a filter and band.
+        # What a window is like wherever in it that happens: mean and maximum over time, a number a filter and band; and
+        # the statistics of the log-mel itself, which no network should have to find.
         x = _conv(192, 3)(_conv(192, 3, 2)(x))
-        x = layers.Concatenate()([ops.mean(x, axis=1), ops.max(x, axis=1)])
-        flat = layers.Dense(256, activation="relu")(layers.Flatten()(x))
+        x = layers.Flatten()(layers.Concatenate()([_mean_over_time(x), ops.max(x, axis=1)]))
+        flat = layers.Dense(256, activation="relu")(layers.Concatenate()([x, _statistics(inputs)]))
         means.append(_float32(config.contrastive_dim, name="likeness")(flat))
     mean = layers.Concatenate(dtype="float32")(means) if len(means) > 1 else means[0]
     log_variance = _float32(config.latent_dim, kernel_initializer="zeros", name="log_variance")(flat)
     return keras.Model(inputs, [mean, log_variance], name="encoder")
+
+
+def _mean_over_time(x: Any) -> Any:
+    """Mean over the first axis after the batch's.
+
+    By pooling: ONNX Runtime adds up a plain mean in an order that depends on the size of the batch, and a window's
+    embedding must not.
+    """
+    size = (x.shape[1],) + (1,) * (len(x.shape) - 3)
+    return ops.average_pool(x, size, strides=size, padding="valid")[:, 0]
+
+
+def _statistics(x: Any) -> Any:
+    """Of each mel band mean, deviation, and deviation of the change from frame to frame: (batch, 3 * n_mels)."""
+    found = [_mean_over_time(x)]
+    for one in (x, x[:, 1:] - x[:, :-1]):
+        centred = one - _mean_over_time(one)[:, None]
+        found.append(ops.sqrt(_mean_over_time(ops.square(centred)) + VARIANCE_FLOOR))
+    return ops.concatenate(found, axis=-1)
 
 
 def _decoder(config: VaeConfig) -> keras.Model:
@@ -306,15 +328,16 @@ class VAE(keras.Model):
             Denoising Criterion for Variational Auto-Encoding Framework (2017).
         """
         mean, log_variance = self.posterior(x if seen is None else seen)
-        reconstruction = self.decoder(mean + noise * ops.exp(0.5 * log_variance))
+        sample = mean + noise * ops.exp(0.5 * log_variance)
+        reconstruction = self.decoder(sample)
         kl = kl_to_standard_normal(mean, log_variance)
         mse = ops.mean(ops.square(x - reconstruction), axis=(1, 2))
         nll = gaussian_nll(x, reconstruction, self.observation_log_variance())
-        return ElboTerms(nll, ops.sum(kl, axis=1), kl, mse, mean)
+        return ElboTerms(nll, ops.sum(kl, axis=1), kl, mse, sample)
 
-    def projected(self, mean: Any) -> Any:
-        """What the contrastive term compares, of posterior means (batch, latent_dim): (batch, PROJECTED)."""
-        return self.projector(mean[:, self.config.linear_dim :])
+    def projected(self, sample: Any) -> Any:
+        """What the contrastive term compares, of samples of the posterior (batch, latent_dim): (batch, PROJECTED)."""
+        return self.projector(sample[:, self.config.linear_dim :])
 
     def call(self, x: Any) -> Any:
         """Reconstruction from the posterior mean, (batch, n_frames, n_mels) normalised."""

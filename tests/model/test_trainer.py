@@ -76,7 +76,7 @@ def test_two_replicas_take_the_step_of_one(tmp_path: Path, clip_norm: float) -> 
     """
     one, two = (stepped(tmp_path, devices, steps=3, clip_norm=clip_norm) for devices in (1, 2))
     np.testing.assert_allclose(two["told"], one["told"], rtol=2e-5)
-    assert np.linalg.norm(one["moved"]) > 1e-3
+    assert np.linalg.norm(one["moved"]) > 5e-4
     if clip_norm:
         # Clipped it is, in each of the three steps.
         assert np.linalg.norm(one["moved"]) < 3.001 * clip_norm * 1e-4

@@ -184,3 +184,12 @@ def test_what_it_starts_from_is_not_trained() -> None:
     assert len(vae.weights) == len(vae.trainable_variables) + 4
     with pytest.raises(ValueError, match="seed"):
         build(VaeConfig(preset="seed")).start_from(principal_components(windows_of_low_rank(), 4))
+
+
+def test_statistics_are_numpys() -> None:
+    from model.vae import _statistics
+
+    x = np.random.default_rng(5).standard_normal((3, 12, 4)).astype(np.float32)
+    wanted = np.concatenate([x.mean(axis=1), x.std(axis=1), np.diff(x, axis=1).std(axis=1)], axis=1)
+    np.testing.assert_allclose(numpy(_statistics(x)), wanted, rtol=1e-3)
+    assert np.isfinite(numpy(_statistics(np.zeros((1, 12, 4), np.float32)))).all()
