@@ -23,8 +23,8 @@ BATCHES, STEPS = 150, 12
 
 def prepared(lake: str) -> tuple[Any, Any, int]:
     """Trainer, iterator over distributed batches, and windows of a batch: as `model.train` has them."""
-    from model import augment, dataset, splits
-    from model.trainer import Trainer, TrainSettings
+    from model import dataset, splits
+    from model.trainer import Trainer, TrainSettings, training_input
     from pipelines import ledger, lookup
     from pipelines.lake import Lake
 
@@ -35,17 +35,7 @@ def prepared(lake: str) -> tuple[Any, Any, int]:
     split_of = splits.assign(groups)
     settings = TrainSettings()
     trainer = Trainer(spec, settings, dataset.statistics(shards, spec, split_of).normalisation)
-    batches = dataset.training_batches(
-        shards,
-        spec,
-        split_of=split_of,
-        batch_size=settings.batch_size,
-        seed=settings.seed,
-        shifted=True,
-        paired=settings.contrastive > 0,
-        masks=augment.mask_bank(spec, widest=settings.masking, seed=0),
-    )
-    return trainer, batches, settings.batch_size
+    return trainer, training_input(shards, spec, settings, split_of=split_of), settings.batch_size
 
 
 def steps(lake: str, devices: str) -> Callable[[], None]:

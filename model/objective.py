@@ -1,6 +1,5 @@
 """Terms that compose with the negative ELBO, in backend-neutral Keras: free bits, KL warm-up, the contrastive term."""
 
-import math
 from typing import Any
 
 from keras import ops
@@ -69,8 +68,3 @@ def nt_xent(projected: Any, everyone: Any, *, offset: Any, temperature: float) -
     partner = own + 1 - 2 * (own % 2)
     loss = ops.logsumexp(scores, axis=1) - ops.take_along_axis(scores, partner[:, None], axis=1)[:, 0]
     return ops.mean(ops.reshape(loss, (-1, 2)), axis=1)
-
-
-def chance(pairs: int) -> float:
-    """`nt_xent` where nothing tells windows apart, nats."""
-    return math.log(2 * pairs - 1)

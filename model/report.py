@@ -2,6 +2,7 @@
 
 import base64
 import io
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -222,8 +223,6 @@ def write(
     """
     import jinja2
 
-    from model.objective import chance
-
     spec, metrics = FeatureSpec.model_validate(manifest["spec"]), manifest["metrics"]
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     found = None if worth is None else worth.found
@@ -234,7 +233,8 @@ def write(
         metrics=metrics,
         spec=manifest["spec"],
         best=min(history, key=lambda row: row["validation_negative_elbo"]),
-        chance=chance(manifest["settings"]["batch_size"] // 2) if manifest["settings"]["contrastive"] else None,
+        # What the contrastive term is where nothing tells a window's partner from all others of the batch.
+        chance=math.log(manifest["settings"]["batch_size"] - 1) if manifest["settings"]["contrastive"] else None,
         curves=_curves(history),
         latent=_latent(metrics["kl_per_dim"], fidelity),
         fidelity_95=int(np.searchsorted(fidelity, 0.95)) + 1 if fidelity else None,

@@ -22,10 +22,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from model import artifact, augment, dataset, evaluate, report, splits, vae
+from model import artifact, dataset, evaluate, report, splits, vae
 from model.errors import InputError, TryLaterError
 from model.features import FeatureSpec
-from model.trainer import Trainer, TrainSettings, fresh, window_seconds
+from model.trainer import Trainer, TrainSettings, fresh, training_input, window_seconds
 
 log = logging.getLogger(__name__)
 
@@ -186,18 +186,7 @@ def _made(
 
     loop = _Loop(trainer, directory, progress=progress)
     started = time.monotonic()
-    training = dataset.training_batches(
-        shards,
-        spec,
-        split_of=split_of,
-        batch_size=settings.batch_size,
-        seed=settings.seed,
-        skip_batches=loop.step,
-        shifted=settings.preset != "seed" or settings.contrastive > 0,
-        paired=settings.contrastive > 0,
-        masks=augment.mask_bank(spec, widest=settings.masking, seed=settings.seed) if settings.masking else None,
-        mixing=settings.mixing,
-    )
+    training = training_input(shards, spec, settings, split_of=split_of, skip_batches=loop.step)
     loop.run(training, batches(held_out))
     seconds = time.monotonic() - started
     validation = trainer.evaluate(batches(held_out))

@@ -5,7 +5,7 @@ compute the same gradient, and a resumed run draws what it would have drawn.
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, Self
 
 import keras
@@ -156,6 +156,29 @@ def fresh(spec: FeatureSpec, settings: TrainSettings) -> vae.VAE:
     # seed, with which a dataset's shuffle no longer takes a tensor as its seed.
     random.seed(settings.seed)
     return vae.build(vae.VaeConfig(n_frames=spec.window_frames, n_mels=spec.n_mels, **settings.network))
+
+
+def training_input(
+    shards: dataset.Shards,
+    spec: FeatureSpec,
+    settings: TrainSettings,
+    *,
+    split_of: Mapping[str, str],
+    skip_batches: int = 0,
+) -> Any:
+    """The batches that these settings train on; see `dataset.training_batches`."""
+    return dataset.training_batches(
+        shards,
+        spec,
+        split_of=split_of,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        skip_batches=skip_batches,
+        shifted=settings.preset != "seed" or settings.contrastive > 0,
+        paired=settings.contrastive > 0,
+        masks=augment.mask_bank(spec, widest=settings.masking, seed=settings.seed) if settings.masking else None,
+        mixing=settings.mixing,
+    )
 
 
 class Trainer:

@@ -30,7 +30,6 @@ import tensorflow as tf
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * call["devices"])
 from model.train import TrainSettings, train
-from model.vae import VaeConfig, build
 from tests.model.conftest import SPEC
 result = train(call["shards"], SPEC, groups=call["groups"], models_dir=Path(call["models"]),
                settings=TrainSettings(**call["settings"]), origin={})
