@@ -73,7 +73,8 @@ def development_folds(corpus: Path, target: Path) -> str:
 def measured(corpus: Path, variant: str, seed: int, steps: int, settings: dict[str, Any]) -> dict[str, Any]:
     """One training, judged; from the notes if it is there."""
     from model import vae
-    from pipelines import commands, lookup
+    from pipelines import corpus as corpora
+    from pipelines import lookup
     from pipelines.evaluation import evaluation
 
     key = {"set": corpus.name, "variant": variant, "seed": seed, "steps": steps, "settings": settings}
@@ -87,7 +88,7 @@ def measured(corpus: Path, variant: str, seed: int, steps: int, settings: dict[s
     lake, told = trained(corpus, LAKES.parent / "experiments", given)
     folds = development_folds(corpus, LAKES.parent / "experiments" / f"{corpus.name}.csv")
     model = lookup.find_model(lake, told["model_id"])
-    judged = evaluation(lake, model, folds=commands.read_folds(folds))
+    judged = evaluation(lake, model, folds=corpora.read_folds(folds))
     row = Row(corpus.name, told["metrics"]["seconds"], steps, judged.found)
     found = key | {"seconds": row.seconds, "ratio": row.error, "mse": row.found["mse"]["model"]}
     found |= {name: score["value"] for name, score in row.found["probes"]["embedding"].items()}

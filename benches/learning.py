@@ -62,10 +62,10 @@ def trained(corpus: Path, lakes: Path, settings: dict[str, Any]) -> tuple[Any, d
 
 def learned(corpus: Path, settings: dict[str, Any]) -> Row:
     """Train on a set, and judge."""
-    from pipelines import commands
+    from pipelines import judging
 
     lake, told = trained(corpus, LAKES, settings)
-    found = commands.evaluate(lake, model_id=told["model_id"], folds=own_folds(corpus / "labels.csv"))
+    found = judging.evaluate(lake, model_id=told["model_id"], folds=own_folds(corpus / "labels.csv"))
     return Row(corpus.name, told["metrics"]["seconds"], told["metrics"]["steps"], found)
 
 

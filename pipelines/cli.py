@@ -255,9 +255,9 @@ def promote_command(
     verbose: Verbose = False,
 ) -> None:
     """Make a model the one that encode and search use for its spec; a worse one than that in use is refused."""
-    from pipelines import commands, messages
+    from pipelines import judging, messages
 
-    result = commands.promote(_lake(lake), model_id, force=force, folds=folds)
+    result = judging.promote(_lake(lake), model_id, force=force, folds=folds)
     if as_json:
         _out(result)
     else:
@@ -296,9 +296,9 @@ def evaluate_command(
     verbose: Verbose = False,
 ) -> None:
     """What a model is worth, beside log-mel statistics, principal components and the untrained encoder."""
-    from pipelines import commands, messages
+    from pipelines import judging, messages
 
-    result = commands.evaluate(_lake(lake), spec=spec, model_id=model, folds=folds)
+    result = judging.evaluate(_lake(lake), spec=spec, model_id=model, folds=folds)
     if as_json:
         _out(result)
     else:

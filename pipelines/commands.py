@@ -2,36 +2,20 @@
 
 import contextlib
 import logging
-import os
 import re
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from model.errors import HeldError, InputError
 from model.features import FeatureSpec
 from pipelines import ledger, table
+from pipelines.judging import evaluate, promote
 from pipelines.lake import Lake, run_manifest
 from pipelines.lookup import find_model, models_dir, spec_of_lake
 from pipelines.progress import Progress, watching
+from pipelines.quiet import quiet
 
 log = logging.getLogger(__name__)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep TensorFlow's C++ greetings, printed while it is imported and beyond any setting, off stderr."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        sys.stderr.flush()
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
 
 
 def _root_of(lake: Lake, audio: str) -> str:
@@ -211,7 +195,7 @@ def train(
         return told | {"report": str(kept.directory / artifact.REPORT)}
     dataset = ledger.open_ledger(lake, found.spec_id)
     bundles, groups = ledger.training_input(dataset)
-    with _quiet():
+    with quiet():
         from model.train import TrainSettings
         from model.train import train as train_model
 
@@ -276,118 +260,6 @@ def encode(
     # What the next call compares with: nothing changed, nothing to do, no pipeline started.
     table.say(lake, model.model_id, totals)
     return totals
-
-
-def evaluate(
-    lake: Lake, *, spec: str | None = None, model_id: str | None = None, folds: str | None = None
-) -> dict[str, Any]:
-    """Judge a model beside baselines, and write its ``metrics.json`` and ``report.html`` anew.
-
-    Parameters
-    ----------
-    folds : str or None
-        A CSV or Parquet file with columns ``uri`` (relative ones to the file's own folder) and ``fold``.
-
-    Returns
-    -------
-    dict
-        As `pipelines.evaluation.Judged.found`, and ``report``.
-    """
-    model = find_model(lake, model_id, spec)
-    given = None if folds is None else read_folds(folds)
-    with _quiet():
-        from pipelines.evaluation import evaluation
-    from model import artifact
-    from pipelines.showing import report
-
-    with run_manifest(lake, "evaluate", {"model_id": model.model_id, "folds": folds}) as run:
-        judged = evaluation(lake, model, folds=given)
-        judged.found.update({"model_id": model.model_id, "run_id": run.run_id})
-        run.manifest["counts"] = judged.found
-        artifact.write_json(model.directory / artifact.METRICS, judged.found)
-        return judged.found | {"report": str(report(model, judged))}
-
-
-def promote(lake: Lake, model_id: str, *, force: bool = False, folds: str | None = None) -> dict[str, Any]:
-    """Make a model the one that its spec's commands use, if it is not worse than the one in use.
-
-    Parameters
-    ----------
-    force : bool
-        Promote it whatever the comparison says; the log in the model's folder keeps both.
-    folds : str or None
-        As for `evaluate`.
-
-    Returns
-    -------
-    dict
-        ``model_id``, ``spec_id``, ``instead_of`` (None if none was in use), ``measures`` (`pipelines.gate.Measure` by
-        name; empty where there was nothing to compare with), ``worse`` ones by name, ``forced``.
-
-    Raises
-    ------
-    HeldError
-        If it is worse or cannot be compared, and `force` is not given.
-    """
-    from model import artifact
-
-    model = find_model(lake, model_id)
-    there = artifact.promoted(model.directory.parent, model.spec.spec_id)
-    told: dict[str, Any] = {"model_id": model_id, "spec_id": model.spec.spec_id, "instead_of": there, "measures": {}}
-    told |= {"worse": [], "forced": False}
-    given = None if folds is None else read_folds(folds)
-    with run_manifest(lake, "promote", {"model_id": model_id, "force": force, "folds": folds}) as run:
-        run.manifest["counts"] = told
-        if there is not None and there != model_id:
-            _through_the_gate(lake, model, there, told, force=force, folds=given)
-        if there != model_id:
-            artifact.promote(model.directory.parent, model, reason="forced" if told["forced"] else "promote")
-    return told
-
-
-def _through_the_gate(
-    lake: Lake, model: Any, there: str, told: dict[str, Any], *, force: bool, folds: dict[str, str] | None
-) -> None:
-    """Compare with the model in use, log what came of it, and refuse one that is worse or cannot be compared."""
-    from model import artifact
-
-    with _quiet():
-        from pipelines import gate
-    by_force = f"soundlake promote {model.model_id} --force promotes it all the same"
-    try:
-        current = artifact.load(model.directory.parent / there)
-        measures = gate.compare(lake, model, current, folds=folds)
-    except InputError as error:
-        if not force:
-            artifact.log_promotion(model, told | {"promoted": False, "not_compared": str(error)})
-            raise HeldError(f"model {model.model_id} cannot be compared with {there}: {error}; {by_force}") from error
-        log.warning("not compared with %s: %s", there, error)
-        measures = {}
-    worse = [name for name, one in measures.items() if one.worse]
-    told |= {"measures": gate.told(measures), "worse": worse, "forced": force and (bool(worse) or not measures)}
-    artifact.log_promotion(model, told | {"promoted": force or not worse})
-    if worse and not force:
-        figures = "; ".join(gate.said(name, measures[name]) for name in worse)
-        raise HeldError(f"model {model.model_id} is worse than {there}, which stays in use: {figures}; {by_force}")
-
-
-def read_folds(path: str) -> dict[str, str]:
-    """uri → fold, from a CSV or Parquet file with those columns; relative uris are to the file's own folder.
-
-    Raises
-    ------
-    InputError
-        If there is no such file, or no fold in it.
-    """
-    from pipelines import corpus
-
-    found = corpus.find_labels("", path)
-    folder = path.rpartition("/")[0] if "://" in path else os.path.dirname(os.path.abspath(path))
-    rows = corpus.read_labels(str(found), folder, columns=("fold",))
-    folds = {uri: values["fold"] for uri, values in rows if values["fold"] is not None}
-    if not folds:
-        raise InputError(f"the folds in {path} are none: it needs columns `uri` and `fold`")
-    return folds
 
 
 def run(

@@ -301,3 +301,20 @@ def read_labels(
         uri = str(values["uri"] or "")
         full = uri if uri.startswith("/") or "://" in uri else f"{root}/{uri.removeprefix('./')}"
         yield full, {name: None if values.get(name) in (None, "") else str(values[name]) for name in columns}
+
+
+def read_folds(path: str) -> dict[str, str]:
+    """uri → fold, from a CSV or Parquet file with those columns; relative uris are to the file's own folder.
+
+    Raises
+    ------
+    InputError
+        If there is no such file, or no fold in it.
+    """
+    found = find_labels("", path)
+    folder = path.rpartition("/")[0] if "://" in path else os.path.dirname(os.path.abspath(path))
+    rows = read_labels(str(found), folder, columns=("fold",))
+    folds = {uri: values["fold"] for uri, values in rows if values["fold"] is not None}
+    if not folds:
+        raise InputError(f"the folds in {path} are none: it needs columns `uri` and `fold`")
+    return folds

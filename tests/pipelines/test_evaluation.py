@@ -8,7 +8,7 @@ import pytest
 
 from model import artifact, splits
 from model.features import dequantise, log_mel
-from pipelines import commands, evaluation, ledger, lookup, table
+from pipelines import evaluation, judging, ledger, lookup, table
 from pipelines.audio import probe
 from pipelines.lake import Lake
 from pipelines.program import main
@@ -67,7 +67,7 @@ def test_frames_are_those_of_the_recording(lake: Lake, clips: list[evaluation.Cl
 
 
 def test_figures_by_other_routes(lake: Lake, clips: list[evaluation.Clip]) -> None:
-    found = commands.evaluate(lake)
+    found = judging.evaluate(lake)
     model = lookup.find_model(lake, None)
     spec = model.spec
     groups = {clip.recording_id: "" if clip.group == clip.recording_id else clip.group for clip in clips}
@@ -101,7 +101,7 @@ def test_figures_by_other_routes(lake: Lake, clips: list[evaluation.Clip]) -> No
     kept = json.loads((model.directory / artifact.METRICS).read_text())
     assert Path(found.pop("report")) == model.directory / artifact.REPORT
     assert kept == json.loads(json.dumps(found))
-    again = commands.evaluate(lake)
+    again = judging.evaluate(lake)
     assert {key: again[key] for key in found} | {"run_id": 0} == found | {"run_id": 0}
     assert artifact.load(model.directory).model_id == model.model_id
 

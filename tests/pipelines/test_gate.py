@@ -11,7 +11,7 @@ from pyarrow import parquet
 
 from model import artifact, splits
 from model.features import dequantise
-from pipelines import commands, evaluation, gate, ledger, lookup, table
+from pipelines import commands, evaluation, gate, judging, ledger, lookup, table
 from pipelines.lake import Lake
 from pipelines.program import main
 from tests.conftest import Made
@@ -180,7 +180,7 @@ def test_folds_of_a_file(lake: Lake, made: Made, tmp_path: Path, ending: str) ->
         target.write_text("uri,fold\n" + "".join(f"{uri},{i % 2}\n" for i, uri in enumerate(uris)))
     else:
         parquet.write_table(pa.table({"uri": uris, "fold": [i % 2 for i in range(len(uris))]}), target)
-    found = commands.evaluate(lake, folds=str(target))
+    found = judging.evaluate(lake, folds=str(target))
     assert found["folds"] == "the 2 folds that the file gives"
     labelled = {row["uri"] for row in rows.to_pylist() if row["label"] is not None}
     assert found["labelled"] == len(labelled & set(uris))
@@ -214,7 +214,7 @@ def test_folds_that_are_none(
     if "--force" in call and "names 0" in said:
         # Force goes on without the comparison, and says so.
         assert code == 0
-        commands.promote(lake, before, force=True)
+        judging.promote(lake, before, force=True)
         return
     assert code == (3 if "names 0" in said and command[0] == "promote" else 2)
     assert lookup.find_model(lake, None).model_id == before

@@ -13,7 +13,7 @@ import pytest
 
 from model import artifact
 from model.report import Heard, Pair, Worth, write
-from pipelines import commands, lookup
+from pipelines import commands, judging, lookup
 from tests.conftest import Made
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -42,7 +42,7 @@ frame.onload = async () => {{
 @pytest.fixture(scope="module")
 def report(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
     lake = made.copy(tmp_path_factory.mktemp("report"))
-    return Path(commands.evaluate(lake)["report"])
+    return Path(judging.evaluate(lake)["report"])
 
 
 def test_it_is_one_file(report: Path, made: Made) -> None:

@@ -1,0 +1,110 @@
+"""Evaluate and promote: what a model is worth, and whether it may take another's place; each with its manifest."""
+
+import logging
+from typing import Any
+
+from model.errors import HeldError, InputError
+from pipelines.lake import Lake, run_manifest
+from pipelines.lookup import find_model
+from pipelines.quiet import quiet
+
+log = logging.getLogger(__name__)
+
+
+def evaluate(
+    lake: Lake, *, spec: str | None = None, model_id: str | None = None, folds: str | None = None
+) -> dict[str, Any]:
+    """Judge a model beside baselines, and write its ``metrics.json`` and ``report.html`` anew.
+
+    Parameters
+    ----------
+    folds : str or None
+        A CSV or Parquet file with columns ``uri`` (relative ones to the file's own folder) and ``fold``.
+
+    Returns
+    -------
+    dict
+        As `pipelines.evaluation.Judged.found`, and ``report``.
+    """
+    model = find_model(lake, model_id, spec)
+    given = _folds(folds)
+    with quiet():
+        from pipelines.evaluation import evaluation
+    from model import artifact
+    from pipelines.showing import report
+
+    with run_manifest(lake, "evaluate", {"model_id": model.model_id, "folds": folds}) as run:
+        judged = evaluation(lake, model, folds=given)
+        judged.found.update({"model_id": model.model_id, "run_id": run.run_id})
+        run.manifest["counts"] = judged.found
+        artifact.write_json(model.directory / artifact.METRICS, judged.found)
+        return judged.found | {"report": str(report(model, judged))}
+
+
+def promote(lake: Lake, model_id: str, *, force: bool = False, folds: str | None = None) -> dict[str, Any]:
+    """Make a model the one that its spec's commands use, if it is not worse than the one in use.
+
+    Parameters
+    ----------
+    force : bool
+        Promote it whatever the comparison says; the log in the model's folder keeps both.
+    folds : str or None
+        As for `evaluate`.
+
+    Returns
+    -------
+    dict
+        ``model_id``, ``spec_id``, ``instead_of`` (None if none was in use), ``measures`` (`pipelines.gate.Measure` by
+        name; empty where there was nothing to compare with), ``worse`` ones by name, ``forced``.
+
+    Raises
+    ------
+    HeldError
+        If it is worse or cannot be compared, and `force` is not given.
+    """
+    from model import artifact
+
+    model = find_model(lake, model_id)
+    there = artifact.promoted(model.directory.parent, model.spec.spec_id)
+    told: dict[str, Any] = {"model_id": model_id, "spec_id": model.spec.spec_id, "instead_of": there, "measures": {}}
+    told |= {"worse": [], "forced": False}
+    given = _folds(folds)
+    with run_manifest(lake, "promote", {"model_id": model_id, "force": force, "folds": folds}) as run:
+        run.manifest["counts"] = told
+        if there is not None and there != model_id:
+            _through_the_gate(lake, model, there, told, force=force, folds=given)
+        if there != model_id:
+            artifact.promote(model.directory.parent, model, reason="forced" if told["forced"] else "promote")
+    return told
+
+
+def _through_the_gate(
+    lake: Lake, model: Any, there: str, told: dict[str, Any], *, force: bool, folds: dict[str, str] | None
+) -> None:
+    """Compare with the model in use, log what came of it, and refuse one that is worse or cannot be compared."""
+    from model import artifact
+
+    with quiet():
+        from pipelines import gate
+    by_force = f"soundlake promote {model.model_id} --force promotes it all the same"
+    try:
+        current = artifact.load(model.directory.parent / there)
+        measures = gate.compare(lake, model, current, folds=folds)
+    except InputError as error:
+        if not force:
+            artifact.log_promotion(model, told | {"promoted": False, "not_compared": str(error)})
+            raise HeldError(f"model {model.model_id} cannot be compared with {there}: {error}; {by_force}") from error
+        log.warning("not compared with %s: %s", there, error)
+        measures = {}
+    worse = [name for name, one in measures.items() if one.worse]
+    told |= {"measures": gate.told(measures), "worse": worse, "forced": force and (bool(worse) or not measures)}
+    artifact.log_promotion(model, told | {"promoted": force or not worse})
+    if worse and not force:
+        figures = "; ".join(gate.said(name, measures[name]) for name in worse)
+        raise HeldError(f"model {model.model_id} is worse than {there}, which stays in use: {figures}; {by_force}")
+
+
+def _folds(path: str | None) -> dict[str, str] | None:
+    from pipelines.corpus import read_folds
+
+    return None if path is None else read_folds(path)
