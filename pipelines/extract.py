@@ -194,6 +194,20 @@ def build(
     summarise(pipeline, counts, lake=lake, name=f"{run.folder}/summary.json", fragments=new, dropped=dropped)
 
 
+def _accounted(totals: dict[str, Any]) -> int:
+    """Files that something has become of."""
+    return int(totals["unchanged"] + totals[DONE] + totals[REJECTED])
+
+
+def _refuse_to_empty(corpus: str, totals: dict[str, Any]) -> None:
+    """A disk that is not mounted looks like this, and must not empty the ledger, and the table after it."""
+    if totals["gone"] and not totals["listed"]:
+        raise InputError(
+            f"the corpus {corpus} is empty now, and the ledger knows {totals['gone']} files of it: is it mounted? "
+            "If they are to leave the ledger, add --allow-empty"
+        )
+
+
 def extract(
     lake: Lake,
     spec: FeatureSpec,
@@ -259,19 +273,14 @@ def extract(
         run_pipeline(pipeline, engine)
         summary = json.loads(lake.read(f"{run.folder}/summary.json"))
         totals = totalled(summary["counts"])
-        accounted = totals["unchanged"] + totals[DONE] + totals[REJECTED]
-        if totals["listed"] != accounted:
+        if totals["listed"] != _accounted(totals):
             missing = _missing(lake, spec.spec_id, corpus, before, summary["fragments"], retried=retried)
             raise RuntimeError(
-                f"{totals['listed']} files were listed and {accounted} accounted for, nothing was committed; "
+                f"{totals['listed']} files were listed and {_accounted(totals)} accounted for, nothing was committed; "
                 f"missing: {', '.join(missing) or 'none by name'}"
             )
-        # A disk that is not mounted looks like this, and must not empty the ledger, and the table after it.
-        if totals["gone"] and not totals["listed"] and not allow_empty:
-            raise InputError(
-                f"the corpus {corpus} is empty now, and the ledger knows {totals['gone']} files of it: is it mounted? "
-                "If they are to leave the ledger, add --allow-empty"
-            )
+        if not allow_empty:
+            _refuse_to_empty(corpus, totals)
         version = _committed(lake, spec.spec_id, fragments.version_of(before), summary)
         if version is not None:
             return totals | {"ledger_version": version}
