@@ -235,6 +235,8 @@ def evaluation(lake: Lake, model: Model, *, folds: Mapping[str, str] | None = No
     held_out = [clips[i] for i in places]
     if len(held_out) < 2:
         raise InputError(f"the sample of {len(clips)} recordings leaves {len(held_out)} held out: too few to judge by")
+    if folds is not None:
+        folds_of(clips, folds)  # folds that are no use are told before the work, not after it
     encoder, decoder = model.encoder(threads=0), model.decoder(threads=0)
     components = _Components(model, training, int(model.settings["latent_dim"]))
     embedders: dict[str, Embed] = {

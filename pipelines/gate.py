@@ -105,6 +105,8 @@ def compare(
     groups_held_out = len({clip.group for clip, held in zip(clips, held_out, strict=True) if held})
     if groups_held_out < LEAST_GROUPS:
         raise InputError(f"{groups_held_out} groups of recordings are held out: at least {LEAST_GROUPS} are needed")
+    if folds is not None:
+        folds_of(clips, folds)  # folds that are no use are told before the work, not after it
     both = [list(_each(clips, model, current.std)) for model in (candidate, current)]
     whose = np.array([clip.group for clip in clips])
     found: dict[str, Measure] = {}
