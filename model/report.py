@@ -191,9 +191,8 @@ def _map(worth: Worth) -> dict[str, Any] | None:
             "x": round(float(x), 1),
             "y": round(float(y), 1),
             "title": f"{name} [{label}]" if label else name,
-            "colour": GREY if frequent else COLOURS[0],
+            "colour": colour.get(label or "", GREY if frequent else COLOURS[0]),
         }
-        | ({"colour": colour[label]} if label in colour else {})
         for (x, y), name, label in zip(places, worth.names, worth.labels, strict=True)
     ]
     return {"points": points, "legend": legend, "method": evaluate.PLANE_METHOD}

@@ -53,7 +53,7 @@ _OF_PRESET: dict[str, dict[str, Any]] = {
 class TrainSettings(BaseModel):
     """Resolved settings of a training; they are part of the model's identity.
 
-    Where the preset decides, ``default`` has what won in docs/experiments.md, and ``seed`` has 0: without.
+    Where the preset decides, ``default`` has what docs/experiments.md led to, and ``seed`` has 0: without.
 
     Attributes
     ----------
