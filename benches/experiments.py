@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benches.harness import RESULTS, pin
-from benches.learning import LAKES, Row, trained
+from benches.learning import LAKES, Row, parse_settings, trained
 
 FOLDS, DEVELOPMENT = 5, 3
 NOTES = RESULTS / "experiments.jsonl"
@@ -129,7 +129,7 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="Settings of all variants.")
     call = parser.parse_args()
     pin(2)
-    settings = {name: _number(value) for name, value in (text.split("=", 1) for text in call.set)}
+    settings = parse_settings(call.set)
     rows = []
     for seed in call.seeds:
         for variant in call.variants:
@@ -137,13 +137,6 @@ def main() -> None:
                 rows.append(measured(call.corpora / name, variant, seed, call.steps, settings))
                 show(rows[-1:])
     show(rows)
-
-
-def _number(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
 
 
 if __name__ == "__main__":

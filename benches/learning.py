@@ -49,6 +49,18 @@ def own_folds(labels: Path) -> str | None:
         return str(labels) if any(row.get("fold") for row in csv.DictReader(file)) else None
 
 
+def parse_settings(given: list[str]) -> dict[str, Any]:
+    """NAME=VALUE, a value as JSON or else as it stands."""
+    found = {}
+    for text in given:
+        name, _, value = text.partition("=")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found
+
+
 def trained(corpus: Path, lakes: Path, settings: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """The lake of a set, and what training on it told."""
     from pipelines import commands, lookup
@@ -107,13 +119,14 @@ def main() -> None:
     parser.add_argument("--corpora", type=Path, required=True)
     parser.add_argument("--sets", nargs="*")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="Settings other than the default.")
     call = parser.parse_args()
     pin(2)
     sets = sorted(path.parent for path in call.corpora.glob("*/labels.csv"))
     rows = []
     for corpus in sets:
         if not call.sets or corpus.name in call.sets:
-            rows.append(learned(corpus, {"seed": call.seed}))
+            rows.append(learned(corpus, {"seed": call.seed} | parse_settings(call.set)))
             show(rows[-1:])
     if not rows:
         raise SystemExit(f"no set in {call.corpora}: a set is a folder with a labels.csv")

@@ -24,6 +24,8 @@ STATISTICS_WINDOWS = 20_000
 MIN_STD = 1e-3
 # Windows that principal components are learned from: 268 MB at 128 x 128; and the least that they may leave over.
 COMPONENT_WINDOWS, MIN_REST = 4096, 1e-6
+# Times that a window is taken into the components, at other pitches, where there are few.
+MOST_COPIES = 6
 
 
 # Local paths of shards, and the recording_ids that are to be read from each: a shard may hold more.
@@ -112,7 +114,15 @@ def statistics(shards: Shards, spec: FeatureSpec, split_of: Mapping[str, str]) -
 
 
 def components(
-    shards: Shards, spec: FeatureSpec, split_of: Mapping[str, str], statistics: Statistics, *, count: int
+    shards: Shards,
+    spec: FeatureSpec,
+    split_of: Mapping[str, str],
+    statistics: Statistics,
+    *,
+    count: int,
+    likeness: int = 0,
+    pitch: int = 0,
+    seed: int = 0,
 ) -> vae.Components:
     """Principal components of the training split's normalised windows, by randomised SVD (Halko et al. 2011).
 
@@ -124,29 +134,72 @@ def components(
         Of the same shards.
     count : int
         Directions wanted; there are fewer if there are no more windows.
+    likeness : int
+        Numbers that `vae.Components.likeness` is to give; 0 for none.
+    pitch : int
+        Where windows are few, each is also taken moved by up to so many mel bands: of a few hundred recordings the
+        components would know these alone.
+    seed : int
+        Of how far they are moved.
     """
     from sklearn.decomposition import PCA
 
     total, normalisation = statistics.windows[splits.TRAIN], statistics.normalisation
     every = -(-total // COMPONENT_WINDOWS)
-    rows = np.empty((-(-total // every), spec.window_frames * spec.n_mels), np.float32)
+    chosen = -(-total // every)
+    copies = min(MOST_COPIES, COMPONENT_WINDOWS // chosen) if pitch else 1
+    rows = np.empty((chosen * copies, spec.window_frames * spec.n_mels), np.float32)
+    drawn = np.random.default_rng(seed)
     for number, record in enumerate(_training_records(shards, spec, split_of)):
         if number % every == 0:
-            values = (dequantise(record.values, spec) - normalisation.mean) / normalisation.std
-            rows[number // every] = values.reshape(-1)
+            values = np.repeat(dequantise(record.values, spec)[None], copies, axis=0)
+            if copies > 1:
+                bands = drawn.integers(-pitch, pitch + 1, copies, dtype=np.int32)
+                bands[0] = 0
+                values = augment.transposed(values, bands).numpy()
+            values = (values - normalisation.mean) / normalisation.std
+            rows[number // every * copies : (number // every + 1) * copies] = values.reshape(copies, -1)
     found = PCA(min(count, max(1, len(rows) - 1)), svd_solver="randomized", random_state=0).fit(rows)
     # scikit-learn spreads what is left over the directions that it did not look for.
     left = 0.0
+    summaries = []
     for first in range(0, len(rows), PARSED_WINDOWS):
         part = rows[first : first + PARSED_WINDOWS]
         left += float(np.square(part - found.inverse_transform(found.transform(part))).sum(dtype=np.float64))
+        if likeness:
+            summaries.append(vae.statistics_of(part.reshape(-1, spec.window_frames, spec.n_mels)))
     left /= rows.size
     return vae.Components(
         found.mean_.astype(np.float32),
         found.components_.astype(np.float32),
         found.explained_variance_.astype(np.float32),
         max(left, MIN_REST),
+        _likeness(np.concatenate(summaries), likeness) if likeness else None,
     )
+
+
+def _likeness(summaries: npt.NDArray[np.float32], size: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Kernel and bias that keep distances between standardised statistics as well as `size` numbers can.
+
+    Their first principal components, not whitened: what varies little is not to count as much as what varies much. Then
+    turned at random, so that every number has a share of each, and of all together the variance of a standard normal.
+
+    Parameters
+    ----------
+    summaries : ndarray of float32, shape (windows, 3 * n_mels)
+    size : int
+    """
+    from sklearn.decomposition import PCA
+
+    mean, deviation = summaries.mean(axis=0), summaries.std(axis=0)
+    deviation = np.where(deviation > 0, deviation, 1)
+    standard = (summaries - mean) / deviation
+    found = PCA(min(size, len(standard) - 1, standard.shape[1]), random_state=0).fit(standard)
+    directions = np.zeros((size, standard.shape[1]))
+    directions[: len(found.components_)] = found.components_
+    turned = np.linalg.qr(np.random.default_rng(0).standard_normal((size, size)))[0]
+    kernel = directions.T @ turned * np.sqrt(size / max(found.explained_variance_.sum(), MIN_REST)) / deviation[:, None]
+    return kernel.astype(np.float32), (-(mean + found.mean_ * deviation) @ kernel).astype(np.float32)
 
 
 def _training_records(shards: Shards, spec: FeatureSpec, split_of: Mapping[str, str]) -> Iterator[Record]:

@@ -175,7 +175,16 @@ def _made(
     components = None
     if settings.preset != "seed":
         count = max(1, settings.latent_dim - settings.contrastive_dim)
-        components = dataset.components(shards, spec, split_of, statistics, count=count)
+        components = dataset.components(
+            shards,
+            spec,
+            split_of,
+            statistics,
+            count=count,
+            likeness=settings.contrastive_dim,
+            pitch=settings.pitch,
+            seed=settings.seed,
+        )
     trainer = Trainer(spec, settings, statistics.normalisation, components=components)
     held_out = splits.VALIDATION if statistics.windows[splits.VALIDATION] else splits.TRAIN
     if held_out == splits.TRAIN:
@@ -189,6 +198,7 @@ def _made(
     training = training_input(shards, spec, settings, split_of=split_of, skip_batches=loop.step)
     loop.run(training, batches(held_out))
     seconds = time.monotonic() - started
+    trainer.model.calibrate(trainer.evaluate(batches(held_out))["mse"])
     validation = trainer.evaluate(batches(held_out))
     metrics = _metrics(loop, validation, statistics, held_out) | {"seconds": round(loop.seconds_before + seconds, 1)}
     if statistics.windows[splits.TEST]:
@@ -335,7 +345,9 @@ class _Loop:
     def _validate(self, training: Any, validation: Any, writer: Any) -> None:
         """Measure, keep the weights if they are the best, decide whether to stop."""
         step, settings = self.step, self.trainer.settings
-        found = self.trainer.evaluate(validation)
+        # The variance learned is that of the training's errors, and falls with them: on recordings not heard it would
+        # soon count small errors for large, and training would seem to be over.
+        found = self.trainer.evaluate(validation, calibrated=True)
         row = dict(zip(TERMS, map(float, training), strict=True)) | {"step": step}
         row |= {f"validation_{name}": found[name] for name in ("nll", "kl", "mse", "negative_elbo")}
         row["active_dimensions"] = evaluate.active_dimensions(found["kl_per_dim"])

@@ -351,12 +351,21 @@ class Trainer:
 
         return self.strategy.reduce("SUM", self.strategy.run(step, args=(batch, weights)), axis=None)
 
-    def evaluate(self, batches: Any) -> dict[str, Any]:
-        """Means over a dataset of `dataset.evaluation_batches`: nll, kl, elbo (nats a window), mse, kl_per_dim."""
+    def evaluate(self, batches: Any, *, calibrated: bool = False) -> dict[str, Any]:
+        """Means over a dataset of `dataset.evaluation_batches`: nll, kl, elbo (nats a window), mse, kl_per_dim.
+
+        Parameters
+        ----------
+        batches : tf.data.Dataset
+        calibrated : bool
+            Take the observation variance that fits these very windows best, as `calibrate` would set it.
+        """
         total = np.zeros(4 + self.settings.latent_dim)
         for number, (batch, weights) in enumerate(self.distributed(batches)):
             total += self.evaluate_step(batch, weights, tf.constant(number, tf.int64)).numpy()
         mean = total[1:] / max(total[0], 1.0)
+        if calibrated and self.model.log_variance_scaled is not None:
+            mean[0] = vae.optimal_nll(mean[2], self.spec.window_frames * self.spec.n_mels)
         found = {"windows": int(total[0]), "nll": mean[0], "kl": mean[1], "negative_elbo": mean[0] + mean[1]}
         return {k: float(v) for k, v in found.items()} | {"mse": float(mean[2]), "kl_per_dim": mean[3:].tolist()}
 

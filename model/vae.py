@@ -16,10 +16,12 @@ from keras import layers, ops
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 # Part of a model's identity: raised when the same settings come to train another network or another loss.
-VERSION = 3
+VERSION = 5
 # exp(±10) bounds the posterior's variance; beyond that float32 sums of exp() lose the rest.
 LOG_VARIANCE_LIMIT = 10.0
 OBSERVATION_SCALE = 10.0
+# Of p(x|z): no sound is rebuilt so well that its likelihood may grow without bound.
+LEAST_VARIANCE = 1e-6
 # Log-variance that the posterior of a dimension without a linear path starts from.
 FREE_LOG_VARIANCE = -3.0
 # Keeps the gradient of a deviation finite where nothing varies; of unit variance.
@@ -87,12 +89,15 @@ class Components:
     variances : ndarray of float32, shape (n,)
     rest : float
         Mean variance, a number of a window, that no direction explains.
+    likeness : (ndarray, ndarray) or None, float32, shapes (3 * n_mels, n) and (n,)
+        Kernel and bias that make n numbers of a window's `statistics`: see `likeness_of`.
     """
 
     mean: npt.NDArray[np.float32]
     directions: npt.NDArray[np.float32]
     variances: npt.NDArray[np.float32]
     rest: float
+    likeness: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]] | None = None
 
 
 class ElboTerms(NamedTuple):
@@ -125,6 +130,14 @@ def gaussian_nll(x: Any, mean: Any, log_variance: Any) -> Any:
     """
     terms = math.log(2 * math.pi) + log_variance + ops.square(x - mean) * ops.exp(-log_variance)
     return 0.5 * ops.sum(terms, axis=tuple(range(1, len(x.shape))))
+
+
+def optimal_nll(mse: float, size: int) -> float:
+    """−log N(x; mean, σ²) of `size` numbers where σ² is their mean square error, which is the best it can be, nats.
+
+    Rybkin et al., Simple and Effective VAE Training with Calibrated Decoders (2021), eq. 9.
+    """
+    return 0.5 * size * (math.log(2 * math.pi * max(mse, LEAST_VARIANCE)) + 1)
 
 
 def kl_to_standard_normal(mean: Any, log_variance: Any) -> Any:
@@ -195,8 +208,11 @@ def _encoder(config: VaeConfig) -> keras.Model:
         # the statistics of the log-mel itself, which no network should have to find.
         x = _conv(192, 3)(_conv(192, 3, 2)(x))
         x = layers.Flatten()(layers.Concatenate()([_mean_over_time(x), ops.max(x, axis=1)]))
-        flat = layers.Dense(256, activation="relu")(layers.Concatenate()([x, _statistics(inputs)]))
-        means.append(_float32(config.contrastive_dim, name="likeness")(flat))
+        found = statistics(inputs)
+        flat = layers.Dense(256, activation="relu")(layers.Concatenate()([x, found]))
+        given = _float32(config.contrastive_dim, trainable=False, name="likeness")(found)
+        learned = _float32(config.contrastive_dim, kernel_initializer="zeros", name="learned_likeness")(flat)
+        means.append(layers.Add(dtype="float32")([given, learned]))
     mean = layers.Concatenate(dtype="float32")(means) if len(means) > 1 else means[0]
     log_variance = _float32(config.latent_dim, kernel_initializer="zeros", name="log_variance")(flat)
     return keras.Model(inputs, [mean, log_variance], name="encoder")
@@ -212,13 +228,18 @@ def _mean_over_time(x: Any) -> Any:
     return ops.average_pool(x, size, strides=size, padding="valid")[:, 0]
 
 
-def _statistics(x: Any) -> Any:
+def statistics(x: Any) -> Any:
     """Of each mel band mean, deviation, and deviation of the change from frame to frame: (batch, 3 * n_mels)."""
     found = [_mean_over_time(x)]
     for one in (x, x[:, 1:] - x[:, :-1]):
         centred = one - _mean_over_time(one)[:, None]
         found.append(ops.sqrt(_mean_over_time(ops.square(centred)) + VARIANCE_FLOOR))
     return ops.concatenate(found, axis=-1)
+
+
+def statistics_of(windows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """`statistics` of normalised windows (n, n_frames, n_mels) as NumPy has it: (n, 3 * n_mels)."""
+    return np.asarray(ops.convert_to_numpy(statistics(ops.convert_to_tensor(windows))), np.float32)
 
 
 def _decoder(config: VaeConfig) -> keras.Model:
@@ -295,6 +316,8 @@ class VAE(keras.Model):
         if self.config.linear_dim:
             into = into[:, linear]
             self.encoder.get_layer("components").set_weights([into, -components.mean @ into])
+        if self.config.contrastive_dim and components.likeness is not None:
+            self.encoder.get_layer("likeness").set_weights(list(components.likeness))
         self.decoder.get_layer("components").set_weights([basis * np.sqrt(signal)[:, None], components.mean])
         kernel, bias = self.encoder.get_layer("log_variance").get_weights()
         bias[:] = FREE_LOG_VARIANCE
@@ -308,6 +331,11 @@ class VAE(keras.Model):
             return ops.zeros(())
         # Adam moves a weight by about the learning rate a step: unscaled it would take thousands of steps to arrive.
         return OBSERVATION_SCALE * self.log_variance_scaled
+
+    def calibrate(self, mse: float) -> None:
+        """Make `mse` the variance of p(x|z), where that is learned: see `optimal_nll`."""
+        if self.log_variance_scaled is not None:
+            self.log_variance_scaled.assign(math.log(max(mse, LEAST_VARIANCE)) / OBSERVATION_SCALE)
 
     def posterior(self, x: Any) -> tuple[Any, Any]:
         """Mean and log-variance of q(z|x), each (batch, latent_dim)."""

@@ -232,11 +232,8 @@ class Searcher:
             for batch in table.rows_of(self.dataset, "recording_id", [recording_id], columns)
             for vector in batch.column("embedding").to_pylist()
         ]
-        others = f"recording_id != '{recording_id}'"
-        where = others if where is None else f"({where}) AND {others}"
-        found: dict[str, dict[str, Any]] = {}
-        for vector in vectors[:: -(-len(vectors) // MAX_SHIFTS)]:
-            _keep_nearest(found, table.nearest(self.dataset, vector, k=max(k, 16), where=where, columns=COLUMNS), None)
+        asked = [(vector, None) for vector in vectors[:: -(-len(vectors) // MAX_SHIFTS)]]
+        found = self._nearest(asked, wanted=max(k, 16), k=k, where=where, by=by, without=[recording_id])
         return _ranked([_hit(row, row["_distance"], False) for row in found.values()], by)[:k]
 
     def by_sound(self, samples: npt.NDArray[np.float32], *, k: int, where: str | None, by: str) -> list[Hit]:
@@ -253,10 +250,7 @@ class Searcher:
             raise InputError("the query holds no sound, only silence: choose another stretch")
         mean, _ = self.model.encoder().encode(np.stack([shift.seen for shift in shifts]))
         wanted = max(MIN_CANDIDATES, 2 * k)
-        found: dict[str, dict[str, Any]] = {}
-        for vector, shift in zip(mean, shifts, strict=True):
-            rows = table.nearest(self.dataset, vector, k=wanted, where=where, columns=COLUMNS)
-            _keep_nearest(found, rows, shift)
+        found = self._nearest(list(zip(mean, shifts, strict=True)), wanted=wanted, k=k, where=where, by=by)
         rows = sorted(found.values(), key=lambda row: (row["_distance"], row["id"]))
         # By place among a shift's own answers: shifts that see less of the query have nearer neighbours all over.
         candidates = sorted(rows, key=lambda row: (row["rank"], row["_distance"], row["id"]))[:wanted]
@@ -264,6 +258,31 @@ class Searcher:
         hits = [same.get(row["id"]) or (np.inf, _hit(row, row["_distance"], False)) for row in rows]
         hits.sort(key=lambda pair: pair[0])
         return _ranked([hit for _, hit in hits], by)[:k]
+
+    def _nearest(
+        self,
+        asked: Sequence[tuple[Any, _Shift | None]],
+        *,
+        wanted: int,
+        k: int,
+        where: str | None,
+        by: str,
+        without: Sequence[str] = (),
+    ) -> dict[str, dict[str, Any]]:
+        """Rows near any of these embeddings, by id: `wanted` of each, and more until there are `k` recordings."""
+        found: dict[str, dict[str, Any]] = {}
+        out = set(without)
+        while True:
+            known = "recording_id NOT IN ({})".format(", ".join(f"'{name}'" for name in sorted(out)))
+            also = where if not out else known if where is None else f"({where}) AND {known}"
+            rank, before = len(found), len(out)
+            for vector, shift in asked:
+                rows = table.nearest(self.dataset, vector, k=wanted, where=also, columns=COLUMNS)
+                _keep_nearest(found, rows, shift, rank)
+            out |= {row["recording_id"] for row in found.values()}
+            # All that is near may be windows of one long recording: then the others are asked for, without it.
+            if by == "windows" or len(out) == before or len(out) - len(without) >= k:
+                return found
 
     def _same_sound(
         self, samples: npt.NDArray[np.float32], frames: Frames, rows: Sequence[dict[str, Any]]
@@ -334,9 +353,11 @@ class Searcher:
             return None
 
 
-def _keep_nearest(found: dict[str, dict[str, Any]], rows: Sequence[dict[str, Any]], shift: _Shift | None) -> None:
+def _keep_nearest(
+    found: dict[str, dict[str, Any]], rows: Sequence[dict[str, Any]], shift: _Shift | None, first_rank: int
+) -> None:
     """Add rows to what was found; of a row found twice, the shift that ranks it higher and the least distance stay."""
-    for rank, row in enumerate(rows):
+    for rank, row in enumerate(rows, start=first_rank):
         known = found.get(row["id"])
         if known is None:
             found[row["id"]] = row | {"shift": shift, "rank": rank}

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model import dataset, splits
+from model import dataset, splits, vae
 from model.errors import InputError
 from model.features import dequantise
 from model.records import Record, encode, write_framed
@@ -144,6 +144,41 @@ def test_components_of_a_few_windows(tiny: Tiny) -> None:
     found = dataset.components(tiny.shards, SPEC, one, statistics, count=64)
     assert found.directions.shape == (2, SPEC.window_frames * SPEC.n_mels)
     assert found.rest > 0
+
+
+def test_likeness_keeps_distances_between_statistics(tiny: Tiny) -> None:
+    """With as many numbers as statistics: turned and scaled, all distances stay in proportion."""
+    split_of = splits.assign(tiny.groups)
+    figures = dataset.statistics(tiny.shards, SPEC, split_of)
+    size = 3 * SPEC.n_mels
+    found = dataset.components(tiny.shards, SPEC, split_of, figures, count=2, likeness=size)
+    mean, std = figures.normalisation.mean, figures.normalisation.std
+    windows = (tiny.features({name for name, split in split_of.items() if split == splits.TRAIN}) - mean) / std
+    windows = windows.astype(np.float64)
+    change = np.diff(windows, axis=1)
+    deviations = [np.sqrt(one.var(axis=1) + vae.VARIANCE_FLOOR) for one in (windows, change)]
+    numbers = np.concatenate([windows.mean(axis=1), *deviations], axis=1)
+    numbers = (numbers - numbers.mean(axis=0)) / numbers.std(axis=0)
+    kernel, bias = found.likeness
+    ours = vae.statistics_of(windows.astype(np.float32)) @ kernel + bias
+    wanted, seen = (np.square(one[:, None] - one[None]).sum(axis=2) for one in (numbers, ours))
+    np.testing.assert_allclose(seen / seen.mean(), wanted / wanted.mean(), atol=2e-3)
+    assert ours.var(axis=0, ddof=1).sum() == pytest.approx(size, rel=1e-3)
+    assert np.abs(ours.mean(axis=0)).max() < 1e-3
+
+
+def test_components_of_other_pitches(tiny: Tiny) -> None:
+    """Each window, and it moved by bands: more rows, and the same each time."""
+    split_of = splits.assign(tiny.groups)
+    figures = dataset.statistics(tiny.shards, SPEC, split_of)
+    plain = dataset.components(tiny.shards, SPEC, split_of, figures, count=64)
+    first, second = (dataset.components(tiny.shards, SPEC, split_of, figures, count=64, pitch=2) for _ in range(2))
+    np.testing.assert_array_equal(first.directions, second.directions)
+    count = figures.windows[splits.TRAIN]
+    assert len(plain.directions) == min(64, count - 1)
+    # What was moved is not among what the windows as they are span.
+    assert len(first.directions) == 64 or len(first.directions) > len(plain.directions)
+    assert first.rest != plain.rest
 
 
 def test_shifted_windows_lie_in_their_recordings(tmp_path: Path) -> None:

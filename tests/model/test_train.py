@@ -86,6 +86,11 @@ def test_the_model_directory_is_complete(whole: dict) -> None:
     assert metrics["windows"]["train"] + metrics["windows"]["validation"] + metrics["windows"]["test"] == 60
     found = metrics["validation"]
     assert found["negative_elbo"] == pytest.approx(found["nll"] + found["kl"])
+    # The finished model's likelihood is calibrated on what was held out, and its best step was chosen so.
+    assert metrics["observation_variance"] == pytest.approx(found["mse"], rel=1e-4)
+    assert found["negative_elbo"] == pytest.approx(
+        min(row["validation_negative_elbo"] for row in model.manifest["history"]), rel=1e-4
+    )
 
 
 @pytest.mark.parametrize("killer", [signal.SIGKILL, signal.SIGTERM])

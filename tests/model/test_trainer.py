@@ -106,8 +106,10 @@ def test_bfloat16_is_near_and_weights_stay_float32() -> None:
     data = {name: tf.constant(value) for name, value in batch().items()}
     plain, mixed = trainer(), trainer(precision="bfloat16")
     assert {str(w.dtype) for w in mixed.model.weights} == {"float32"}
-    a, b = plain.train_step(data).numpy(), mixed.train_step(data).numpy()
-    np.testing.assert_allclose(a, b, rtol=0.02)
+    # What the layers in bfloat16 give counts for nothing at first: they are added to what the network starts from.
+    for _ in range(3):
+        a, b = plain.train_step(data).numpy(), mixed.train_step(data).numpy()
+        np.testing.assert_allclose(a, b, rtol=0.02)
     assert not np.array_equal(a, b)
     assert mixed.model(np.zeros((1, 16, 16), np.float32)).dtype == tf.float32
 

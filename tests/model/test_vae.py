@@ -1,5 +1,6 @@
 """The VAE: the seed's shapes and numbers by hand, the terms of the ELBO by independent routes."""
 
+import dataclasses
 import math
 
 import keras
@@ -8,7 +9,17 @@ import pytest
 from pydantic import ValidationError
 from scipy import stats
 
-from model.vae import Components, DepthToSpace, VaeConfig, build, gaussian_nll, kl_to_standard_normal
+from model.vae import (
+    Components,
+    DepthToSpace,
+    VaeConfig,
+    build,
+    gaussian_nll,
+    kl_to_standard_normal,
+    optimal_nll,
+    statistics,
+    statistics_of,
+)
 
 
 def numpy(value: object) -> np.ndarray:
@@ -61,6 +72,20 @@ def test_nll_is_scipys() -> None:
     x, mean = rng.standard_normal((2, 4, 6, 5)).astype(np.float32)
     wanted = -stats.norm.logpdf(x, mean, math.exp(0.5 * -1.3)).sum(axis=(1, 2))
     np.testing.assert_allclose(numpy(gaussian_nll(x, mean, np.float32(-1.3))), wanted, rtol=1e-5)
+
+
+def test_the_optimal_variance_is_the_least_of_all_nlls() -> None:
+    rng = np.random.default_rng(3)
+    x, mean = rng.standard_normal((2, 1, 6, 5)).astype(np.float32)
+    mse = float(np.square(x - mean).mean())
+    variances = np.geomspace(mse / 4, mse * 4, 201)
+    found = [float(numpy(gaussian_nll(x, mean, np.float32(math.log(one))))[0]) for one in variances]
+    assert variances[int(np.argmin(found))] == pytest.approx(mse, rel=0.01)
+    assert optimal_nll(mse, 30) == pytest.approx(min(found), rel=1e-5)
+    vae = build(VaeConfig(n_frames=16, n_mels=16, latent_dim=3))
+    vae.calibrate(mse)
+    assert float(numpy(vae.observation_log_variance())) == pytest.approx(math.log(mse), rel=1e-5)
+    assert np.isfinite(optimal_nll(0.0, 30))
 
 
 def test_kl_is_monte_carlos() -> None:
@@ -146,6 +171,18 @@ def test_it_starts_as_probabilistic_pca() -> None:
     assert float(numpy(vae.observation_log_variance())) == pytest.approx(math.log(found.rest), rel=1e-5)
 
 
+def test_likeness_starts_as_it_is_given() -> None:
+    rows = windows_of_low_rank()
+    rng = np.random.default_rng(5)
+    kernel, bias = (rng.standard_normal(shape).astype(np.float32) for shape in ((48, 3), (3,)))
+    found = dataclasses.replace(principal_components(rows, 4), likeness=(kernel, bias))
+    vae = build(VaeConfig(n_frames=16, n_mels=16, latent_dim=7, contrastive_dim=3))
+    vae.start_from(found)
+    windows = rows.reshape(-1, 16, 16)
+    mean = numpy(vae.posterior(windows)[0])
+    np.testing.assert_allclose(mean[:, 4:], statistics_of(windows) @ kernel + bias, rtol=1e-4, atol=1e-4)
+
+
 def test_no_small_step_from_there_lowers_the_loss() -> None:
     """Of the linear part: probabilistic PCA is where its ELBO is highest."""
     rows = windows_of_low_rank()
@@ -187,9 +224,7 @@ def test_what_it_starts_from_is_not_trained() -> None:
 
 
 def test_statistics_are_numpys() -> None:
-    from model.vae import _statistics
-
     x = np.random.default_rng(5).standard_normal((3, 12, 4)).astype(np.float32)
     wanted = np.concatenate([x.mean(axis=1), x.std(axis=1), np.diff(x, axis=1).std(axis=1)], axis=1)
-    np.testing.assert_allclose(numpy(_statistics(x)), wanted, rtol=1e-3)
-    assert np.isfinite(numpy(_statistics(np.zeros((1, 12, 4), np.float32)))).all()
+    np.testing.assert_allclose(numpy(statistics(x)), wanted, rtol=1e-3)
+    assert np.isfinite(numpy(statistics(np.zeros((1, 12, 4), np.float32)))).all()

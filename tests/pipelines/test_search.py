@@ -64,6 +64,27 @@ def test_a_recording_finds_others(made: Made) -> None:
     assert [hit.distance for hit in hits] == sorted(hit.distance for hit in hits)
 
 
+@pytest.mark.parametrize("where", [None, "label = 'wind'"])
+def test_one_recording_does_not_crowd_out_the_others(made: Made, where: str | None) -> None:
+    """Where all that is near are windows of one recording, those of others are found all the same."""
+    model = artifact.load(Path(made.result["model"]["report"]).parent)
+    dataset = table.need_table(made.lake, made.result["model"]["model_id"])
+    rows = dataset.to_table(columns=["recording_id", "label", "embedding"]).to_pylist()
+    vectors = np.array([row["embedding"] for row in rows], np.float32)
+    distance = ((vectors - vectors[3]) ** 2).sum(axis=1)
+    least: dict[str, float] = {}
+    for row, one in zip(rows, distance, strict=True):
+        if row["recording_id"] != rows[3]["recording_id"] and (where is None or row["label"] == "wind"):
+            least[row["recording_id"]] = min(one, least.get(row["recording_id"], np.inf))
+    searcher = search.Searcher(made.lake, model, dataset)
+    asked = [(vectors[3], None)]
+    out = [rows[3]["recording_id"]]
+    found = searcher._nearest(asked, wanted=2, k=4, where=where, by="recordings", without=out)
+    names = list(dict.fromkeys(row["recording_id"] for row in sorted(found.values(), key=lambda r: r["_distance"])))
+    assert names[:4] == sorted(least, key=lambda name: least[name])[:4]
+    assert len(searcher._nearest(asked, wanted=2, k=4, where=where, by="windows", without=out)) == 2
+
+
 def test_nearest_is_numpys(made: Made) -> None:
     dataset = table.need_table(made.lake, made.result["model"]["model_id"])
     everything = dataset.to_table(columns=["id", "embedding"]).to_pylist()
