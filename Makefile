@@ -30,8 +30,9 @@ $(VENV)/ready: requirements.lock pyproject.toml
 	-$(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1
 	touch $@
 
+# A file of tests stays with one of the two processes: what it sets up is set up once.
 test: $(VENV)/ready
-	$(BIN)/python -m pytest -q -rs
+	$(BIN)/python -m pytest -q -rs -n 2 --dist loadfile
 
 check: $(VENV)/ready
 	$(BIN)/ruff check .

@@ -174,11 +174,13 @@ def components(
         found.components_.astype(np.float32),
         found.explained_variance_.astype(np.float32),
         max(left, MIN_REST),
-        _likeness(np.concatenate(summaries), likeness) if likeness else None,
+        _likeness([np.concatenate(part) for part in zip(*summaries, strict=True)], likeness) if likeness else None,
     )
 
 
-def _likeness(summaries: npt.NDArray[np.float32], size: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+def _likeness(
+    parts: Sequence[npt.NDArray[np.float32]], size: int
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Kernel and bias that keep distances between standardised statistics as well as `size` numbers can.
 
     Their first principal components, not whitened: what varies little is not to count as much as what varies much. Then
@@ -186,20 +188,23 @@ def _likeness(summaries: npt.NDArray[np.float32], size: int) -> tuple[npt.NDArra
 
     Parameters
     ----------
-    summaries : ndarray of float32, shape (windows, 3 * n_mels)
+    parts : sequence of ndarray of float32, shapes (windows, n)
+        Of `vae.statistics_of`. None counts for more than the first, however many numbers it has.
     size : int
     """
     from sklearn.decomposition import PCA
 
+    most = parts[0].shape[1]
+    weight = np.concatenate([np.full(part.shape[1], min(1.0, most / part.shape[1]) ** 0.5) for part in parts])
+    summaries = np.concatenate(parts, axis=1)
     mean, deviation = summaries.mean(axis=0), summaries.std(axis=0)
-    deviation = np.where(deviation > 0, deviation, 1)
-    standard = (summaries - mean) / deviation
-    found = PCA(min(size, len(standard) - 1, standard.shape[1]), random_state=0).fit(standard)
-    directions = np.zeros((size, standard.shape[1]))
+    scale = weight / np.where(deviation > MIN_STD, deviation, 1)
+    found = PCA(min(size, len(summaries) - 1, len(mean)), random_state=0).fit((summaries - mean) * scale)
+    directions = np.zeros((size, len(mean)))
     directions[: len(found.components_)] = found.components_
     turned = np.linalg.qr(np.random.default_rng(0).standard_normal((size, size)))[0]
-    kernel = directions.T @ turned * np.sqrt(size / max(found.explained_variance_.sum(), MIN_REST)) / deviation[:, None]
-    return kernel.astype(np.float32), (-(mean + found.mean_ * deviation) @ kernel).astype(np.float32)
+    kernel = directions.T @ turned * np.sqrt(size / max(found.explained_variance_.sum(), MIN_REST)) * scale[:, None]
+    return kernel.astype(np.float32), (-(mean + found.mean_ / scale) @ kernel).astype(np.float32)
 
 
 def _training_records(shards: Shards, spec: FeatureSpec, split_of: Mapping[str, str]) -> Iterator[Record]:

@@ -150,18 +150,18 @@ def test_likeness_keeps_distances_between_statistics(tiny: Tiny) -> None:
     """With as many numbers as statistics: turned and scaled, all distances stay in proportion."""
     split_of = splits.assign(tiny.groups)
     figures = dataset.statistics(tiny.shards, SPEC, split_of)
-    size = 3 * SPEC.n_mels
-    found = dataset.components(tiny.shards, SPEC, split_of, figures, count=2, likeness=size)
     mean, std = figures.normalisation.mean, figures.normalisation.std
     windows = (tiny.features({name for name, split in split_of.items() if split == splits.TRAIN}) - mean) / std
-    windows = windows.astype(np.float64)
-    change = np.diff(windows, axis=1)
-    deviations = [np.sqrt(one.var(axis=1) + vae.VARIANCE_FLOOR) for one in (windows, change)]
-    numbers = np.concatenate([windows.mean(axis=1), *deviations], axis=1)
-    numbers = (numbers - numbers.mean(axis=0)) / numbers.std(axis=0)
+    parts = vae.statistics_of(windows)
+    numbers = np.concatenate(parts, axis=1).astype(np.float64)
+    size = numbers.shape[1]
+    found = dataset.components(tiny.shards, SPEC, split_of, figures, count=2, likeness=size)
+    # A part of more numbers than there are bands counts for no more than one of as many.
+    share = np.concatenate([np.full(part.shape[1], min(1, SPEC.n_mels / part.shape[1])) for part in parts])
+    standard = (numbers - numbers.mean(axis=0)) / numbers.std(axis=0) * np.sqrt(share)
     kernel, bias = found.likeness
-    ours = vae.statistics_of(windows.astype(np.float32)) @ kernel + bias
-    wanted, seen = (np.square(one[:, None] - one[None]).sum(axis=2) for one in (numbers, ours))
+    ours = numbers @ kernel + bias
+    wanted, seen = (np.square(one[:, None] - one[None]).sum(axis=2) for one in (standard, ours))
     np.testing.assert_allclose(seen / seen.mean(), wanted / wanted.mean(), atol=2e-3)
     assert ours.var(axis=0, ddof=1).sum() == pytest.approx(size, rel=1e-3)
     assert np.abs(ours.mean(axis=0)).max() < 1e-3
