@@ -67,7 +67,7 @@ def test_a_recording_finds_others(made: Made) -> None:
 @pytest.mark.parametrize("where", [None, "label = 'wind'"])
 def test_one_recording_does_not_crowd_out_the_others(made: Made, where: str | None) -> None:
     """Where all that is near are windows of one recording, those of others are found all the same."""
-    model = artifact.load(Path(made.result["model"]["report"]).parent)
+    model = artifact.load(Path(made.result["report"]).parent)
     dataset = table.need_table(made.lake, made.result["model"]["model_id"])
     rows = dataset.to_table(columns=["recording_id", "label", "embedding"]).to_pylist()
     vectors = np.array([row["embedding"] for row in rows], np.float32)
