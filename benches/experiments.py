@@ -20,12 +20,14 @@ from benches.learning import LAKES, Row, parse_settings, trained
 
 FOLDS, DEVELOPMENT = 5, 3
 NOTES = RESULTS / "experiments.jsonl"
-# The ELBO alone, from principal components, with windows that begin anywhere.
-ALONE: dict[str, Any] = {"contrastive": 0, "masking": 0, "denoising": 0, "level": 0, "pitch": 0}
+# The ELBO alone, from principal components in all dimensions, with windows that begin anywhere.
+ALONE: dict[str, Any] = {"contrastive": 0, "contrastive_dim": 0, "masking": 0, "denoising": 0, "level": 0, "pitch": 0}
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
     "the ELBO alone": ALONE,
-    "ELBO with masks and noise": {"contrastive": 0},
+    "the ELBO alone, pitch": ALONE | {"pitch": 2},
+    # Its dimensions stay, and begin as they do with it.
+    "without the contrastive term": {"contrastive": 0},
     "without masks": {"masking": 0},
     "without noise": {"denoising": 0},
     "without changes of level": {"level": 0},
@@ -38,7 +40,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "contrastive weight 800": {"contrastive": 800},
     "32 contrastive dimensions": {"contrastive_dim": 32},
     "96 contrastive dimensions": {"contrastive_dim": 96},
-    "latent of 64": {"latent_dim": 64},
+    "latent of 64, 32 contrastive": {"latent_dim": 64, "contrastive_dim": 32},
     "mixing 0.4": {"mixing": 0.4},
     "pitch by 6 bands": {"pitch": 6},
     "level by 6 dB": {"level": 6.0},
