@@ -26,8 +26,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
     "the ELBO alone": ALONE,
     "the ELBO alone, pitch": ALONE | {"pitch": 2},
-    # Its dimensions stay, and begin as they do with it.
-    "without the contrastive term": {"contrastive": 0},
+    "without the contrastive term and its dimensions": {"contrastive": 0},
     "without masks": {"masking": 0},
     "without noise": {"denoising": 0},
     "without changes of level": {"level": 0},

@@ -273,11 +273,12 @@ class Searcher:
         found: dict[str, dict[str, Any]] = {}
         out = set(without)
         while True:
-            known = "recording_id NOT IN ({})".format(", ".join(f"'{name}'" for name in sorted(out)))
-            also = where if not out else known if where is None else f"({where}) AND {known}"
-            rank, before = len(found), len(out)
+            rank, before, others = len(found), len(out), where
+            if out:
+                others = "recording_id NOT IN ({})".format(", ".join(f"'{name}'" for name in sorted(out)))
+                others = others if where is None else f"({where}) AND {others}"
             for vector, shift in asked:
-                rows = table.nearest(self.dataset, vector, k=wanted, where=also, columns=COLUMNS)
+                rows = table.nearest(self.dataset, vector, k=wanted, where=others, columns=COLUMNS)
                 _keep_nearest(found, rows, shift, rank)
             out |= {row["recording_id"] for row in found.values()}
             # All that is near may be windows of one long recording: then the others are asked for, without it.
