@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from model import augment, splits, vae
+from model import augment, splits, texture, vae
 from model.errors import InputError
 from model.features import FeatureSpec, dequantise
 from model.records import RECORDING_ID, VALUES, WINDOW, DamagedShardError, Record, decode, read_framed
@@ -167,44 +167,17 @@ def components(
         part = rows[first : first + PARSED_WINDOWS]
         left += float(np.square(part - found.inverse_transform(found.transform(part))).sum(dtype=np.float64))
         if likeness:
-            summaries.append(vae.statistics_of(part.reshape(-1, spec.window_frames, spec.n_mels)))
+            summaries.append(texture.statistics_of(part.reshape(-1, spec.window_frames, spec.n_mels)))
     left /= rows.size
     return vae.Components(
         found.mean_.astype(np.float32),
         found.components_.astype(np.float32),
         found.explained_variance_.astype(np.float32),
         max(left, MIN_REST),
-        _likeness([np.concatenate(part) for part in zip(*summaries, strict=True)], likeness) if likeness else None,
+        texture.projection([np.concatenate(part) for part in zip(*summaries, strict=True)], likeness)
+        if likeness
+        else None,
     )
-
-
-def _likeness(
-    parts: Sequence[npt.NDArray[np.float32]], size: int
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Kernel and bias that keep distances between standardised statistics as well as `size` numbers can.
-
-    Their first principal components, not whitened: what varies little is not to count as much as what varies much. Then
-    turned at random, so that every number has a share of each, and of all together the variance of a standard normal.
-
-    Parameters
-    ----------
-    parts : sequence of ndarray of float32, shapes (windows, n)
-        Of `vae.statistics_of`. None counts for more than the first, however many numbers it has.
-    size : int
-    """
-    from sklearn.decomposition import PCA
-
-    most = parts[0].shape[1]
-    weight = np.concatenate([np.full(part.shape[1], min(1.0, most / part.shape[1]) ** 0.5) for part in parts])
-    summaries = np.concatenate(parts, axis=1)
-    mean, deviation = summaries.mean(axis=0), summaries.std(axis=0)
-    scale = weight / np.where(deviation > MIN_STD, deviation, 1)
-    found = PCA(min(size, len(summaries) - 1, len(mean)), random_state=0).fit((summaries - mean) * scale)
-    directions = np.zeros((size, len(mean)))
-    directions[: len(found.components_)] = found.components_
-    turned = np.linalg.qr(np.random.default_rng(0).standard_normal((size, size)))[0]
-    kernel = directions.T @ turned * np.sqrt(size / max(found.explained_variance_.sum(), MIN_REST)) * scale[:, None]
-    return kernel.astype(np.float32), (-(mean + found.mean_ / scale) @ kernel).astype(np.float32)
 
 
 def _training_records(shards: Shards, spec: FeatureSpec, split_of: Mapping[str, str]) -> Iterator[Record]:

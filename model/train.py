@@ -198,8 +198,8 @@ def _made(
     training = training_input(shards, spec, settings, split_of=split_of, skip_batches=loop.step)
     loop.run(training, batches(held_out))
     seconds = time.monotonic() - started
-    trainer.model.calibrate(trainer.evaluate(batches(held_out))["mse"])
-    validation = trainer.evaluate(batches(held_out))
+    validation = trainer.evaluate(batches(held_out), calibrated=True)
+    trainer.model.calibrate(validation["mse"])
     metrics = _metrics(loop, validation, statistics, held_out) | {"seconds": round(loop.seconds_before + seconds, 1)}
     if statistics.windows[splits.TEST]:
         metrics["test"] = {k: v for k, v in trainer.evaluate(batches(splits.TEST)).items() if k != "kl_per_dim"}

@@ -3,7 +3,6 @@
 No layer draws random numbers: the caller gives the noise, so that replicas, steps and resumed runs are his to key.
 """
 
-import itertools
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,9 @@ import numpy.typing as npt
 from keras import layers, ops
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from model import texture
+from model.texture import mean_over_time
+
 # Part of a model's identity: raised when the same settings come to train another network or another loss.
 VERSION = 6
 # exp(±10) bounds the posterior's variance; beyond that float32 sums of exp() lose the rest.
@@ -25,12 +27,6 @@ OBSERVATION_SCALE = 10.0
 LEAST_VARIANCE = 1e-6
 # Log-variance that the posterior of a dimension without a linear path starts from.
 FREE_LOG_VARIANCE = -3.0
-# What keeps deviations and log powers of modulation finite where nothing varies; of unit variance.
-VARIANCE_FLOOR, MODULATION_FLOOR = 1e-4, 1e-3
-# Mel bands that are taken together for the change from band to band, for modulation in time, and along frequency.
-CHANGE_BANDS, TIME_BANDS, FREQUENCY_BANDS = 4, 8, 16
-# Borders of the bands of modulation in time, periods a window: half octaves.
-RATES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 # Numbers that the contrastive term compares windows by.
 PROJECTED = 128
 
@@ -95,7 +91,7 @@ class Components:
     rest : float
         Mean variance, a number of a window, that no direction explains.
     likeness : (ndarray, ndarray) or None, float32, shapes (statistics, n) and (n,)
-        Kernel and bias that make n numbers of a window's `statistics`, laid side by side.
+        Kernel and bias that make n numbers of a window's `texture.statistics`, laid side by side.
     """
 
     mean: npt.NDArray[np.float32]
@@ -212,8 +208,8 @@ def _encoder(config: VaeConfig) -> keras.Model:
         # What a window is like wherever in it that happens: mean and maximum over time, a number a filter and band; and
         # statistics of the log-mel itself, which no network should have to find.
         x = _conv(192, 3)(_conv(192, 3, 2)(x))
-        x = layers.Flatten()(layers.Concatenate()([_mean_over_time(x), ops.max(x, axis=1)]))
-        found = ops.concatenate(statistics(inputs), axis=-1)
+        x = layers.Flatten()(layers.Concatenate()([mean_over_time(x), ops.max(x, axis=1)]))
+        found = ops.concatenate(texture.statistics(inputs), axis=-1)
         given = _float32(config.contrastive_dim, trainable=False, name="likeness")(found)
         flat = layers.Dense(256, activation="relu")(layers.Concatenate()([x, given]))
         learned = _float32(config.contrastive_dim, kernel_initializer="zeros", name="learned_likeness")(flat)
@@ -221,83 +217,6 @@ def _encoder(config: VaeConfig) -> keras.Model:
     mean = layers.Concatenate(dtype="float32")(means) if len(means) > 1 else means[0]
     log_variance = _float32(config.latent_dim, kernel_initializer="zeros", name="log_variance")(flat)
     return keras.Model(inputs, [mean, log_variance], name="encoder")
-
-
-def _mean_over_time(x: Any) -> Any:
-    """Mean over the first axis after the batch's.
-
-    By pooling: ONNX Runtime adds up a plain mean in an order that depends on the size of the batch, and a window's
-    embedding must not.
-    """
-    size = (x.shape[1],) + (1,) * (len(x.shape) - 3)
-    return ops.average_pool(x, size, strides=size, padding="valid")[:, 0]
-
-
-def statistics(x: Any) -> list[Any]:
-    """What a sound is like as a texture, whatever happens when in it: statistics of windows.
-
-    McDermott and Simoncelli, Sound Texture Perception via Statistics of the Auditory Periphery (2011): moments of the
-    envelopes of bands, and the power of their modulation, by rate; along frequency, too, which tells tones from noise:
-    Chi, Ru and Shamma, Multiresolution Spectrotemporal Analysis of Complex Sounds (2005).
-
-    Parameters
-    ----------
-    x : tensor, shape (batch, n_frames, n_mels)
-        Normalised log-mel.
-
-    Returns
-    -------
-    list of tensors, each (batch, n)
-        Mean, deviation, deviation of the change from frame to frame, and maximum over time, a number a band; mean
-        change from a band to the next; log power of modulation in time, a number a rate and group of bands; log power
-        of modulation along frequency, a number a rate and group of bands.
-    """
-    _, frames, bands = x.shape
-    parts = [_mean_over_time(x)]
-    for one in (x, x[:, 1:] - x[:, :-1]):
-        centred = one - _mean_over_time(one)[:, None]
-        parts.append(ops.sqrt(_mean_over_time(ops.square(centred)) + VARIANCE_FLOOR))
-    parts.append(ops.max(x, axis=1))
-    change = ops.pad(ops.abs(x[:, :, 1:] - x[:, :, :-1]), ((0, 0), (0, 0), (0, 1)))
-    parts.append(_mean_over_time(_grouped(change, CHANGE_BANDS)))
-    envelopes = ops.transpose(_grouped(x, TIME_BANDS), (0, 2, 1))
-    rates = [rate for rate in RATES if rate < frames // 2] + [frames // 2]
-    shares = np.zeros((frames // 2 - 1, len(rates) - 1), np.float32)
-    for i, (low, high) in enumerate(itertools.pairwise(rates)):
-        shares[low - 1 : high - 1, i] = 1 / (high - low)
-    parts.append(
-        _log(ops.matmul(_modulation(envelopes)[..., :-1], shares), (-1, bands // TIME_BANDS * shares.shape[1]))
-    )
-    size = FREQUENCY_BANDS if bands % FREQUENCY_BANDS == 0 else TIME_BANDS
-    power = _mean_over_time(_modulation(ops.reshape(x, (-1, frames, bands // size, size))))
-    parts.append(_log(power, (-1, bands // 2)))
-    return parts
-
-
-def _grouped(x: Any, size: int) -> Any:
-    """Means of `size` neighbours along the last axis, by a product for the same reason as `_mean_over_time`'s."""
-    return ops.matmul(x, np.repeat(np.eye(x.shape[-1] // size, dtype=np.float32), size, axis=0) / np.float32(size))
-
-
-def _modulation(x: Any) -> Any:
-    """Power of the last axis at 1, 2, … n // 2 periods, its mean taken out, under a Hann window."""
-    n = x.shape[-1]
-    turns = 2 * np.pi * np.outer(np.arange(n), np.arange(1, n // 2 + 1)) / n
-    # The mean and the window are part of the kernels: they see what is left when the plain mean is gone.
-    centre = np.eye(n) - 1 / n
-    kernels = [centre @ (np.hanning(n)[:, None] * wave(turns)) for wave in (np.cos, np.sin)]
-    real, imaginary = (ops.matmul(x, kernel.astype(np.float32)) for kernel in kernels)
-    return ops.square(real) + ops.square(imaginary)
-
-
-def _log(power: Any, shape: tuple[int, int]) -> Any:
-    return ops.reshape(ops.log(power + MODULATION_FLOOR), shape)
-
-
-def statistics_of(windows: npt.NDArray[np.float32]) -> list[npt.NDArray[np.float32]]:
-    """`statistics` of normalised windows (n, n_frames, n_mels), as arrays."""
-    parts = statistics(ops.convert_to_tensor(windows))
-    return [np.asarray(ops.convert_to_numpy(part), np.float32) for part in parts]
 
 
 def _decoder(config: VaeConfig) -> keras.Model:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model import dataset, splits, vae
+from model import dataset, splits, texture
 from model.errors import InputError
 from model.features import dequantise
 from model.records import Record, encode, write_framed
@@ -152,7 +152,7 @@ def test_likeness_keeps_distances_between_statistics(tiny: Tiny) -> None:
     figures = dataset.statistics(tiny.shards, SPEC, split_of)
     mean, std = figures.normalisation.mean, figures.normalisation.std
     windows = (tiny.features({name for name, split in split_of.items() if split == splits.TRAIN}) - mean) / std
-    parts = vae.statistics_of(windows)
+    parts = texture.statistics_of(windows)
     numbers = np.concatenate(parts, axis=1).astype(np.float64)
     size = numbers.shape[1]
     found = dataset.components(tiny.shards, SPEC, split_of, figures, count=2, likeness=size)

@@ -1,0 +1,131 @@
+"""Statistics of a window as a texture, in backend-neutral Keras: what a sound is like, whatever happens when in it."""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from keras import ops
+
+# What keeps deviations and log powers of modulation finite where nothing varies; of unit variance.
+VARIANCE_FLOOR, MODULATION_FLOOR = 1e-4, 1e-3
+# Mel bands that are taken together for the change from band to band, for modulation in time, and along frequency.
+CHANGE_BANDS, TIME_BANDS, FREQUENCY_BANDS = 4, 8, 16
+# Borders of the bands of modulation in time, periods a window: half octaves.
+RATES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+# A statistic that varies less is taken as it is; of unit variance.
+MIN_DEVIATION = 1e-3
+
+
+def mean_over_time(x: Any) -> Any:
+    """Mean over the first axis after the batch's.
+
+    By pooling: ONNX Runtime adds up a plain mean in an order that depends on the size of the batch, and a window's
+    embedding must not.
+    """
+    size = (x.shape[1],) + (1,) * (len(x.shape) - 3)
+    return ops.average_pool(x, size, strides=size, padding="valid")[:, 0]
+
+
+def statistics(x: Any) -> list[Any]:
+    """What a sound is like as a texture, whatever happens when in it: statistics of windows.
+
+    McDermott and Simoncelli, Sound Texture Perception via Statistics of the Auditory Periphery (2011): moments of the
+    envelopes of bands, and the power of their modulation, by rate; along frequency, too, which tells tones from noise:
+    Chi, Ru and Shamma, Multiresolution Spectrotemporal Analysis of Complex Sounds (2005).
+
+    Parameters
+    ----------
+    x : tensor, shape (batch, n_frames, n_mels)
+        Normalised log-mel.
+
+    Returns
+    -------
+    list of tensors, each (batch, n)
+        Mean, deviation, deviation of the change from frame to frame, and maximum over time, a number a band; mean
+        change from a band to the next; log power of modulation in time, a number a rate and group of bands; log power
+        of modulation along frequency, a number a rate and group of bands.
+    """
+    _, frames, bands = x.shape
+    parts = [mean_over_time(x)]
+    for one in (x, x[:, 1:] - x[:, :-1]):
+        centred = one - mean_over_time(one)[:, None]
+        parts.append(ops.sqrt(mean_over_time(ops.square(centred)) + VARIANCE_FLOOR))
+    parts.append(ops.max(x, axis=1))
+    change = ops.pad(ops.abs(x[:, :, 1:] - x[:, :, :-1]), ((0, 0), (0, 0), (0, 1)))
+    parts.append(mean_over_time(_grouped(change, CHANGE_BANDS)))
+    envelopes = ops.transpose(_grouped(x, TIME_BANDS), (0, 2, 1))
+    rates = [rate for rate in RATES if rate < frames // 2] + [frames // 2]
+    shares = np.zeros((frames // 2 - 1, len(rates) - 1), np.float32)
+    for i, (low, high) in enumerate(itertools.pairwise(rates)):
+        shares[low - 1 : high - 1, i] = 1 / (high - low)
+    parts.append(
+        _log(ops.matmul(_modulation(envelopes)[..., :-1], shares), (-1, bands // TIME_BANDS * shares.shape[1]))
+    )
+    size = FREQUENCY_BANDS if bands % FREQUENCY_BANDS == 0 else TIME_BANDS
+    power = mean_over_time(_modulation(ops.reshape(x, (-1, frames, bands // size, size))))
+    parts.append(_log(power, (-1, bands // 2)))
+    return parts
+
+
+def _grouped(x: Any, size: int) -> Any:
+    """Means of `size` neighbours along the last axis, by a product for the same reason as `mean_over_time`'s."""
+    return ops.matmul(x, np.repeat(np.eye(x.shape[-1] // size, dtype=np.float32), size, axis=0) / np.float32(size))
+
+
+def _modulation(x: Any) -> Any:
+    """Power of the last axis at 1, 2, … n // 2 periods, its mean taken out, under a Hann window."""
+    n = x.shape[-1]
+    turns = 2 * np.pi * np.outer(np.arange(n), np.arange(1, n // 2 + 1)) / n
+    # The mean and the window are part of the kernels: they see what is left when the plain mean is gone.
+    centre = np.eye(n) - 1 / n
+    kernels = [centre @ (np.hanning(n)[:, None] * wave(turns)) for wave in (np.cos, np.sin)]
+    real, imaginary = (ops.matmul(x, kernel.astype(np.float32)) for kernel in kernels)
+    return ops.square(real) + ops.square(imaginary)
+
+
+def _log(power: Any, shape: tuple[int, int]) -> Any:
+    return ops.reshape(ops.log(power + MODULATION_FLOOR), shape)
+
+
+def statistics_of(windows: npt.NDArray[np.float32]) -> list[npt.NDArray[np.float32]]:
+    """`statistics` of normalised windows (n, n_frames, n_mels), as arrays."""
+    parts = statistics(ops.convert_to_tensor(windows))
+    return [np.asarray(ops.convert_to_numpy(part), np.float32) for part in parts]
+
+
+def projection(
+    parts: Sequence[npt.NDArray[np.float32]], size: int
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Kernel and bias that keep distances between standardised statistics as well as `size` numbers can.
+
+    Their first principal components, not whitened: what varies little is not to count as much as what varies much. Then
+    turned at random, so that every number has a share of each, and of all together the variance of a standard normal.
+
+    Parameters
+    ----------
+    parts : sequence of ndarray of float32, shapes (windows, n)
+        Of `statistics_of`. None counts for more than the first, however many numbers it has.
+    size : int
+
+    Returns
+    -------
+    (ndarray, ndarray), float32, shapes (all statistics, size) and (size,)
+        Of the parts laid side by side.
+    """
+    from sklearn.decomposition import PCA
+
+    most = parts[0].shape[1]
+    weight = np.concatenate([np.full(part.shape[1], min(1.0, most / part.shape[1]) ** 0.5) for part in parts])
+    summaries = np.concatenate(parts, axis=1)
+    mean, deviation = summaries.mean(axis=0), summaries.std(axis=0)
+    scale = weight / np.where(deviation > MIN_DEVIATION, deviation, 1)
+    found = PCA(min(size, len(summaries) - 1, len(mean)), random_state=0).fit((summaries - mean) * scale)
+    directions = np.zeros((size, len(mean)))
+    directions[: len(found.components_)] = found.components_
+    turned = np.linalg.qr(np.random.default_rng(0).standard_normal((size, size)))[0]
+    kernel = (
+        directions.T @ turned * np.sqrt(size / max(found.explained_variance_.sum(), MIN_DEVIATION)) * scale[:, None]
+    )
+    return kernel.astype(np.float32), (-(mean + found.mean_ / scale) @ kernel).astype(np.float32)
