@@ -57,7 +57,7 @@ def model(lake: str, parts: str) -> Callable[[], None]:
 
     def job() -> None:
         for batch in batches:
-            mean, _ = encoder.encode(batch)
+            mean = encoder.encode(batch).mean
             if parts == "both":
                 decoder.decode(mean)
 

@@ -2,7 +2,7 @@
 
 `python -m benches.training` · about four minutes
 
-The default preset on both cores, with batches as `soundlake train` gets them (pairs of windows and masks), from shards
+The default preset on both cores, with batches as `soundlake train` gets them (windows that begin anywhere), from shards
 that the system has in memory, after the shuffle was filled. Two replicas are two logical processors of TensorFlow's,
 which share the same cores: what they lose is what a second replica costs, not what a second device would bring.
 """

@@ -1,8 +1,8 @@
 """The model directory: written once, read and verified by digest, with ONNX copies that need no TensorFlow.
 
-MODEL_ID/ holds weights.weights.h5, encoder.onnx (log-mel in nats → posterior mean and log-variance), decoder.onnx
-(latent → normalised log-mel), logs/ and checkpoints/; model.json comes last and names their digests. report.html and
-metrics.json beside them tell what the model is worth, and may be written anew.
+MODEL_ID/ holds weights.weights.h5, encoder.onnx (log-mel in nats → posterior mean, log-variance and embedding),
+decoder.onnx (latent → normalised log-mel), logs/ and checkpoints/; model.json comes last and names their digests.
+report.html and metrics.json beside them tell what the model is worth, and may be written anew.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +27,7 @@ from pydantic import ValidationError
 from model.errors import InputError, TryLaterError, storage_errors
 from model.features import FeatureSpec
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST, WEIGHTS, ENCODER, DECODER, REPORT = (
     "model.json",
     "weights.weights.h5",
@@ -107,43 +107,53 @@ class _Session:
         return list(self._session.run(None, {name: np.ascontiguousarray(values, np.float32)}))
 
 
-def pooled(means: Array) -> Array:
-    """The clip embedding: mean and standard deviation of the posterior means of a recording's windows.
+def pooled(embeddings: Array) -> Array:
+    """The clip embedding: mean and standard deviation of the embeddings of a recording's windows.
 
     Parameters
     ----------
-    means : ndarray of float32, shape (n, latent_dim)
+    embeddings : ndarray of float32, shape (n, size)
 
     Returns
     -------
-    ndarray of float32, shape (2 * latent_dim,)
+    ndarray of float32, shape (2 * size,)
     """
-    return np.concatenate([means.mean(axis=0), means.std(axis=0)])
+    return np.concatenate([embeddings.mean(axis=0), embeddings.std(axis=0)])
 
 
-def pooled_width(latent_dim: int) -> int:
-    """Numbers of a clip embedding."""
-    return 2 * latent_dim
+def pooled_width(size: int) -> int:
+    """Numbers of a clip embedding, of windows whose embeddings have `size`."""
+    return 2 * size
+
+
+class Encoded(NamedTuple):
+    """What the encoder makes of windows, float32.
+
+    Attributes
+    ----------
+    mean, log_variance : ndarray, shape (n, latent_dim)
+        Of the posterior.
+    embedding : ndarray, shape (n, latent_dim + likeness_dim)
+        The mean, and beside it what the windows are like.
+    """
+
+    mean: Array
+    log_variance: Array
+    embedding: Array
 
 
 class Encoder(_Session):
     """The encoder of a model, by ONNX Runtime."""
 
-    def encode(self, windows: Array) -> tuple[Array, Array]:
-        """Posterior of windows.
+    def encode(self, windows: Array) -> Encoded:
+        """Posterior and embeddings of windows; a window's numbers do not depend on the others of the batch.
 
         Parameters
         ----------
         windows : ndarray of float32, shape (n, window_frames, n_mels)
             Log-mel, nats.
-
-        Returns
-        -------
-        (ndarray, ndarray), float32, each shape (n, latent_dim)
-            Mean and log-variance; a window's numbers do not depend on the others of the batch.
         """
-        mean, log_variance = self.run(windows)
-        return mean, log_variance
+        return Encoded(*self.run(windows))
 
 
 class Decoder(_Session):
@@ -185,6 +195,11 @@ class Model:
     def decoder(self, *, threads: int = 1) -> Decoder:
         """The decoder."""
         return Decoder(self.directory / DECODER, threads)
+
+    @property
+    def embedding_dim(self) -> int:
+        """Numbers of an embedding."""
+        return int(self.settings["latent_dim"]) + int(self.settings["likeness_dim"])
 
     def normalise(self, features: Array) -> Array:
         """Log-mel in nats, (…, n_mels) → zero mean and unit variance a band over the training split."""
@@ -261,7 +276,10 @@ def export(vae: Any, directory: Path, *, mean: Array, std: Array, examples: Arra
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory))
     vae.save_weights(directory / WEIGHTS)
     raw = keras.Input((vae.config.n_frames, vae.config.n_mels), name="log_mel")
-    encoder = keras.Model(raw, list(vae.posterior((raw - mean) / std)), name="encode")
+    encoded = vae.encoded((raw - mean) / std)
+    # A layer of its own where the embedding is the mean: one output cannot have two names.
+    outputs = [encoded.mean, encoded.log_variance, keras.layers.Identity()(encoded.embedding)]
+    encoder = keras.Model(raw, outputs, name="encode")
     latent = keras.Input((vae.config.latent_dim,), name="latent")
     decoder = keras.Model(latent, vae.decoder(latent), name="decode")
     # Called before it is exported: Keras refuses a model that never was.

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import tensorflow as tf
+from keras import ops
 
 from model.features import FeatureSpec
 
@@ -35,6 +35,8 @@ def mask_bank(spec: FeatureSpec, *, widest: float, seed: int, count: int = MASKS
     ndarray of bool, shape (count, window_frames, n_mels)
         False where masked.
     """
+    import tensorflow as tf
+
     with warnings.catch_warnings():
         # Of its compiled parts, made for another TensorFlow; the audio ops used here are Python.
         warnings.filterwarnings("ignore", message="unable to load libtensorflow_io")
@@ -66,8 +68,8 @@ def transposed(x: Any, bands: Any) -> Any:
     bands : tensor of int32, shape (batch,)
     """
     size = x.shape[-1]
-    places = tf.clip_by_value(tf.range(size) - bands[:, None], 0, size - 1)
-    return tf.gather(x, places, axis=2, batch_dims=1)
+    places = ops.clip(ops.arange(size) - bands[:, None], 0, size - 1)
+    return ops.take_along_axis(x, ops.broadcast_to(places[:, None], ops.shape(x)), axis=2)
 
 
 def at_level(x: Any, decibels: Any, *, log_offset: float) -> Any:
@@ -80,8 +82,8 @@ def at_level(x: Any, decibels: Any, *, log_offset: float) -> Any:
     decibels : tensor of float32, shape (batch,)
     log_offset : float
     """
-    power = tf.maximum(tf.exp(x) - log_offset, 0.0)
-    return tf.math.log(power * tf.pow(10.0, decibels / 10)[:, None, None] + log_offset)
+    power = ops.maximum(ops.exp(x) - log_offset, 0.0)
+    return ops.log(power * ops.power(10.0, decibels / 10)[:, None, None] + log_offset)
 
 
 def mixed(x: Any, other: Any, share: Any, *, log_offset: float) -> Any:
@@ -98,9 +100,9 @@ def mixed(x: Any, other: Any, share: Any, *, log_offset: float) -> Any:
         Of the other, from 0 to 1.
     log_offset : float
     """
-    power, added = (tf.maximum(tf.exp(one) - log_offset, 0.0) for one in (x, other))
-    mean, mean_added = (tf.reduce_mean(one, axis=(1, 2), keepdims=True) for one in (power, added))
+    power, added = (ops.maximum(ops.exp(one) - log_offset, 0.0) for one in (x, other))
+    mean, mean_added = (ops.mean(one, axis=(1, 2), keepdims=True) for one in (power, added))
     # Near silence has no level to be raised to another's.
-    gain = mean / tf.maximum(mean_added, log_offset)
+    gain = mean / ops.maximum(mean_added, log_offset)
     share = share[:, None, None]
-    return tf.math.log((1 - share) * power + share * gain * added + log_offset)
+    return ops.log((1 - share) * power + share * gain * added + log_offset)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
+from keras import ops
 
 from model import augment, splits, texture, vae
 from model.errors import InputError
@@ -24,8 +25,11 @@ STATISTICS_WINDOWS = 20_000
 MIN_STD = 1e-3
 # Windows that principal components are learned from: 268 MB at 128 x 128; and the least that they may leave over.
 COMPONENT_WINDOWS, MIN_REST = 4096, 1e-6
-# Times that a window is taken into the components, at other pitches, where there are few.
-MOST_COPIES = 6
+# Times that a window is taken into the components where there are few, and mel bands that it is moved by at most.
+MOST_COPIES, COMPONENT_PITCH = 6, 2
+# What the same sound may be changed by and still be like itself: mel bands up or down, decibels (a standard deviation),
+# noise (at most, in standard deviations of the data).
+SAME_PITCH, SAME_LEVEL, SAME_NOISE = 4, 3.0, 0.1
 
 
 # Local paths of shards, and the recording_ids that are to be read from each: a shard may hold more.
@@ -140,7 +144,7 @@ def components(
         Where windows are few, each is also taken moved by up to so many mel bands: of a few hundred recordings the
         components would know these alone.
     seed : int
-        Of how far they are moved.
+        Of how far they are moved, and of what changes are tried for `texture.projection`.
     """
     from sklearn.decomposition import PCA
 
@@ -156,28 +160,45 @@ def components(
             if copies > 1:
                 bands = drawn.integers(-pitch, pitch + 1, copies, dtype=np.int32)
                 bands[0] = 0
-                values = augment.transposed(values, bands).numpy()
+                values = ops.convert_to_numpy(augment.transposed(values, bands))
             values = (values - normalisation.mean) / normalisation.std
             rows[number // every * copies : (number // every + 1) * copies] = values.reshape(copies, -1)
     found = PCA(min(count, max(1, len(rows) - 1)), svd_solver="randomized", random_state=0).fit(rows)
     # scikit-learn spreads what is left over the directions that it did not look for.
     left = 0.0
-    summaries = []
+    found_statistics, changed_statistics = [], []
     for first in range(0, len(rows), PARSED_WINDOWS):
         part = rows[first : first + PARSED_WINDOWS]
         left += float(np.square(part - found.inverse_transform(found.transform(part))).sum(dtype=np.float64))
         if likeness:
-            summaries.append(texture.statistics_of(part.reshape(-1, spec.window_frames, spec.n_mels)))
+            windows = part.reshape(-1, spec.window_frames, spec.n_mels)
+            found_statistics.append(texture.statistics_of(windows))
+            changed_statistics.append(texture.statistics_of(_changed(windows, spec, normalisation, drawn)))
     left /= rows.size
     return vae.Components(
         found.mean_.astype(np.float32),
         found.components_.astype(np.float32),
         found.explained_variance_.astype(np.float32),
         max(left, MIN_REST),
-        texture.projection([np.concatenate(part) for part in zip(*summaries, strict=True)], likeness)
-        if likeness
-        else None,
+        texture.projection(_joined(found_statistics), _joined(changed_statistics), likeness) if likeness else None,
     )
+
+
+def _joined(batches: Sequence[Sequence[npt.NDArray[np.float32]]]) -> list[npt.NDArray[np.float32]]:
+    return [np.concatenate(part) for part in zip(*batches, strict=True)]
+
+
+def _changed(
+    windows: npt.NDArray[np.float32], spec: FeatureSpec, normalisation: Normalisation, drawn: np.random.Generator
+) -> npt.NDArray[np.float32]:
+    """Normalised windows (n, window_frames, n_mels) at another pitch and level, a little noisier: the same sounds."""
+    size = len(windows)
+    bands = drawn.integers(-SAME_PITCH, SAME_PITCH + 1, size, dtype=np.int32)
+    decibels = (SAME_LEVEL * drawn.standard_normal(size)).astype(np.float32)
+    moved = augment.transposed(windows * normalisation.std + normalisation.mean, bands)
+    moved = ops.convert_to_numpy(augment.at_level(moved, decibels, log_offset=spec.log_offset))
+    noise = drawn.standard_normal(windows.shape, np.float32) * drawn.uniform(0, SAME_NOISE, (size, 1, 1))
+    return np.asarray((moved - normalisation.mean) / normalisation.std + noise, np.float32)
 
 
 def _training_records(shards: Shards, spec: FeatureSpec, split_of: Mapping[str, str]) -> Iterator[Record]:

@@ -16,6 +16,8 @@ CHANGE_BANDS, TIME_BANDS, FREQUENCY_BANDS = 4, 8, 16
 RATES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 # A statistic that varies less is taken as it is; of unit variance.
 MIN_DEVIATION = 1e-3
+# Mean variance that is added to what changes do.
+RIDGE = 0.05
 
 
 def mean_over_time(x: Any) -> Any:
@@ -96,17 +98,22 @@ def statistics_of(windows: npt.NDArray[np.float32]) -> list[npt.NDArray[np.float
 
 
 def projection(
-    parts: Sequence[npt.NDArray[np.float32]], size: int
+    parts: Sequence[npt.NDArray[np.float32]], changed: Sequence[npt.NDArray[np.float32]], size: int
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Kernel and bias that keep distances between standardised statistics as well as `size` numbers can.
+    """Kernel and bias that make `size` numbers of standardised statistics, in which the same sound changed stays near.
 
-    Their first principal components, not whitened: what varies little is not to count as much as what varies much. Then
-    turned at random, so that every number has a share of each, and of all together the variance of a standard normal.
+    Relevant component analysis: with S_w the covariance of what the changes do, (S_w + λ I)^-½ makes small in which
+    the same sound differs. Bar-Hillel et al., Learning Distance Functions using Equivalence Relations (2003); here
+    with λ, `RIDGE` times the mean variance, for directions that no change moves. Of that the first principal
+    components, turned at random, so that every number has a share of each, and of all together the variance of a
+    standard normal.
 
     Parameters
     ----------
     parts : sequence of ndarray of float32, shapes (windows, n)
         Of `statistics_of`. None counts for more than the first, however many numbers it has.
+    changed : sequence of ndarray of float32, shapes (windows, n)
+        Of the same windows changed into what is still to be the same sound.
     size : int
 
     Returns
@@ -114,18 +121,21 @@ def projection(
     (ndarray, ndarray), float32, shapes (all statistics, size) and (size,)
         Of the parts laid side by side.
     """
-    from sklearn.decomposition import PCA
-
     most = parts[0].shape[1]
     weight = np.concatenate([np.full(part.shape[1], min(1.0, most / part.shape[1]) ** 0.5) for part in parts])
-    summaries = np.concatenate(parts, axis=1)
-    mean, deviation = summaries.mean(axis=0), summaries.std(axis=0)
+    found = np.concatenate(parts, axis=1).astype(np.float64)
+    mean, deviation = found.mean(axis=0), found.std(axis=0)
     scale = weight / np.where(deviation > MIN_DEVIATION, deviation, 1)
-    found = PCA(min(size, len(summaries) - 1, len(mean)), random_state=0).fit((summaries - mean) * scale)
-    directions = np.zeros((size, len(mean)))
-    directions[: len(found.components_)] = found.components_
+    moved = (np.concatenate(changed, axis=1) - found) * scale
+    found = (found - mean) * scale
+    covariance = found.T @ found / len(found)
+    ridge = RIDGE * max(float(np.trace(covariance)) / len(mean), MIN_DEVIATION)
+    within, basis = np.linalg.eigh(moved.T @ moved / len(moved))
+    nearer = (basis / np.sqrt(within.clip(0) + ridge)) @ basis.T
+    variances, directions = np.linalg.eigh(nearer @ covariance @ nearer)
+    count = min(size, len(mean))
+    kernel = np.zeros((len(mean), size))
+    kernel[:, :count] = nearer @ directions[:, ::-1][:, :count]
     turned = np.linalg.qr(np.random.default_rng(0).standard_normal((size, size)))[0]
-    kernel = (
-        directions.T @ turned * np.sqrt(size / max(found.explained_variance_.sum(), MIN_DEVIATION)) * scale[:, None]
-    )
-    return kernel.astype(np.float32), (-(mean + found.mean_ / scale) @ kernel).astype(np.float32)
+    kernel = scale[:, None] * kernel @ turned * np.sqrt(size / max(float(variances[-count:].sum()), MIN_DEVIATION))
+    return kernel.astype(np.float32), (-mean @ kernel).astype(np.float32)

@@ -174,15 +174,14 @@ def _made(
     statistics = dataset.statistics(shards, spec, split_of)
     components = None
     if settings.preset != "seed":
-        count = max(1, settings.latent_dim - settings.contrastive_dim)
         components = dataset.components(
             shards,
             spec,
             split_of,
             statistics,
-            count=count,
-            likeness=settings.contrastive_dim,
-            pitch=settings.pitch,
+            count=settings.latent_dim,
+            likeness=settings.likeness_dim,
+            pitch=min(settings.pitch, dataset.COMPONENT_PITCH),
             seed=settings.seed,
         )
     trainer = Trainer(spec, settings, statistics.normalisation, components=components)

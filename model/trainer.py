@@ -20,29 +20,21 @@ from model.features import FeatureSpec
 # What the presets differ in, beside the network: the seed is trained as in the article, by the ELBO alone.
 _OF_PRESET: dict[str, dict[str, Any]] = {
     "default": {
-        "latent_dim": 128,
+        "latent_dim": 64,
+        "likeness_dim": 64,
         "max_steps": 4000,
         "patience": 10,
-        "contrastive": 200.0,
-        "contrastive_dim": 64,
-        "masking": 0.15,
-        "denoising": 0.3,
         "level": 1.0,
-        "mixing": 0.0,
-        "pitch": 2,
+        "pitch": 8,
         "kl_warm_up": 300,
         "clip_norm": 1e4,
     },
     "seed": {
         "latent_dim": 64,
+        "likeness_dim": 0,
         "max_steps": 1500,
         "patience": 5,
-        "contrastive": 0.0,
-        "contrastive_dim": 0,
-        "masking": 0.0,
-        "denoising": 0.0,
         "level": 0.0,
-        "mixing": 0.0,
         "pitch": 0,
         "kl_warm_up": 0,
         "clip_norm": 0.0,
@@ -57,7 +49,7 @@ class TrainSettings(BaseModel):
 
     Attributes
     ----------
-    preset, latent_dim, contrastive_dim, precision
+    preset, latent_dim, likeness_dim, precision
         As in `vae.VaeConfig`.
     batch_size : int
         Windows of a step, over all replicas.
@@ -100,13 +92,13 @@ class TrainSettings(BaseModel):
     evaluate_every: int = Field(default=100, ge=1)
     patience: int = Field(ge=1)
     seed: int = Field(default=0, ge=0, lt=2**31)
-    contrastive: float = Field(ge=0.0)
-    contrastive_dim: int = Field(ge=0)
+    likeness_dim: int = Field(ge=0, le=4096)
+    contrastive: float = Field(default=0.0, ge=0.0)
     temperature: float = Field(default=0.1, gt=0.0)
-    masking: float = Field(ge=0.0, lt=1.0)
-    denoising: float = Field(ge=0.0)
+    masking: float = Field(default=0.0, ge=0.0, lt=1.0)
+    denoising: float = Field(default=0.0, ge=0.0)
     level: float = Field(ge=0.0)
-    mixing: float = Field(ge=0.0, le=1.0)
+    mixing: float = Field(default=0.0, ge=0.0, le=1.0)
     pitch: int = Field(ge=0)
     free_bits: float = Field(default=0.0, ge=0.0)
     kl_warm_up: int = Field(ge=0)
@@ -117,20 +109,14 @@ class TrainSettings(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _of_preset(cls, given: dict[str, Any]) -> dict[str, Any]:
-        wanted = {**_OF_PRESET.get(given.get("preset", "default"), {}), **given}
-        if wanted.get("contrastive") == 0 and "contrastive_dim" not in given:
-            wanted |= {"contrastive_dim": 0, "mixing": given.get("mixing", 0.0)}
-        elif "contrastive_dim" in wanted and "contrastive_dim" not in given:
-            # Half of a smaller latent.
-            wanted["contrastive_dim"] = min(wanted["contrastive_dim"], max(1, int(wanted["latent_dim"]) // 2))
-        return wanted
+        return {**_OF_PRESET.get(given.get("preset", "default"), {}), **given}
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if (self.contrastive > 0) != (self.contrastive_dim > 0):
-            raise ValueError("a contrastive term needs dimensions of its own, and they need it: give both or neither")
-        if self.contrastive_dim > self.latent_dim:
-            raise ValueError(f"contrastive_dim {self.contrastive_dim} is more than latent_dim {self.latent_dim}")
+        if self.likeness_dim and self.preset == "seed":
+            raise ValueError("the seed has a latent alone: likeness_dim is for the default preset")
+        if self.contrastive and not self.likeness_dim:
+            raise ValueError("the contrastive term compares windows by their likeness: give likeness_dim, too")
         if self.mixing and not self.contrastive:
             raise ValueError("mixing is for the second window of a pair: it needs a contrastive term")
         if self.contrastive and (self.batch_size % 2 or self.batch_size < 4):
@@ -140,7 +126,8 @@ class TrainSettings(BaseModel):
     @property
     def network(self) -> dict[str, Any]:
         """What of it `vae.VaeConfig` takes."""
-        return self.model_dump(include={"preset", "latent_dim", "contrastive_dim", "precision"})
+        given = self.model_dump(include={"preset", "latent_dim", "likeness_dim", "precision"})
+        return given | {"contrastive": self.contrastive > 0}
 
 
 def strategy_for_devices() -> Any:
@@ -279,9 +266,9 @@ class Trainer:
             seen = tf.where(tf.range(self._local)[:, None, None] % 2 == 1, seen, x)
         return x, seen
 
-    def _contrast(self, sample: Any) -> Any:
+    def _contrast(self, likeness: Any) -> Any:
         """The contrastive term, a number a pair of this replica, over the pairs of all."""
-        projected = tf.reshape(self.model.projected(sample), (-1, 2, vae.PROJECTED))
+        projected = tf.reshape(self.model.projector(likeness), (-1, 2, vae.PROJECTED))
         everyone, offset = projected, 0
         if self.strategy.num_replicas_in_sync > 1:
             context = tf.distribute.get_replica_context()
@@ -324,7 +311,7 @@ class Trainer:
             # Over the global batch: `apply` adds the replicas' gradients up.
             loss = tf.reduce_sum(terms.nll + self._kl(terms.kl_per_dim)) / size
             if settings.contrastive:
-                contrast = tf.reduce_sum(self._contrast(terms.sample)) / (size // 2)
+                contrast = tf.reduce_sum(self._contrast(terms.likeness)) / (size // 2)
                 loss += settings.contrastive * contrast
         parts = [tf.reduce_sum(term) / size for term in (terms.nll, terms.kl, terms.mse)]
         return tape.gradient(loss, self.model.trainable_variables), tf.stack([*parts, contrast])

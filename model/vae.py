@@ -19,14 +19,12 @@ from model import texture
 from model.texture import mean_over_time
 
 # Part of a model's identity: raised when the same settings come to train another network or another loss.
-VERSION = 6
+VERSION = 7
 # exp(±10) bounds the posterior's variance; beyond that float32 sums of exp() lose the rest.
 LOG_VARIANCE_LIMIT = 10.0
 OBSERVATION_SCALE = 10.0
 # Of p(x|z): no sound is rebuilt so well that its likelihood may grow without bound.
 LEAST_VARIANCE = 1e-6
-# Log-variance that the posterior of a dimension without a linear path starts from.
-FREE_LOG_VARIANCE = -3.0
 # Numbers that the contrastive term compares windows by.
 PROJECTED = 128
 
@@ -42,10 +40,12 @@ class VaeConfig(BaseModel):
     n_frames, n_mels : int
         Shape of a window; multiples of 8.
     latent_dim : int
-        Numbers of an embedding.
-    contrastive_dim : int
-        The last so many of them are for the contrastive term: it sees no others, and in ``default`` they come from a
-        summary over time and have no linear path.
+        Numbers that a window is rebuilt from.
+    likeness_dim : int
+        Numbers that say what a window sounds like, whatever happens when in it, beside the latent's: nothing is rebuilt
+        from them. ``default`` only.
+    contrastive : bool
+        Whether a part of these is learned, for the contrastive term, which sees them alone.
     precision : {"float32", "bfloat16"}
         What layers compute in; weights, posterior and reconstruction are float32.
     """
@@ -56,7 +56,8 @@ class VaeConfig(BaseModel):
     n_frames: int = Field(default=128, ge=8)
     n_mels: int = Field(default=128, ge=8)
     latent_dim: int = Field(default=64, ge=1, le=4096)
-    contrastive_dim: int = Field(default=0, ge=0)
+    likeness_dim: int = Field(default=0, ge=0, le=4096)
+    contrastive: bool = False
     precision: Literal["float32", "bfloat16"] = "float32"
 
     @model_validator(mode="after")
@@ -65,16 +66,16 @@ class VaeConfig(BaseModel):
             raise ValueError(
                 f"a window of {self.n_frames} x {self.n_mels} cannot be halved three times: use multiples of 8"
             )
-        if self.contrastive_dim > self.latent_dim:
-            raise ValueError(
-                f"{self.contrastive_dim} contrastive dimensions are more than the {self.latent_dim} of all"
-            )
+        if self.likeness_dim and self.preset == "seed":
+            raise ValueError("the seed has a latent alone: likeness_dim is for the default preset")
+        if self.contrastive and not self.likeness_dim:
+            raise ValueError("the contrastive term compares windows by their likeness: give likeness_dim, too")
         return self
 
     @property
-    def linear_dim(self) -> int:
-        """Dimensions that the linear path of ``default`` fills."""
-        return self.latent_dim - self.contrastive_dim
+    def embedding_dim(self) -> int:
+        """Numbers of an embedding: the posterior mean, and what says what a window sounds like."""
+        return self.latent_dim + self.likeness_dim
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,26 @@ class Components:
     likeness: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]] | None = None
 
 
+class Encoded(NamedTuple):
+    """What the encoder makes of windows, float32.
+
+    Attributes
+    ----------
+    mean, log_variance : tensor, shape (batch, latent_dim)
+        Of the posterior q(z|x).
+    likeness : tensor or None, shape (batch, likeness_dim)
+    """
+
+    mean: Any
+    log_variance: Any
+    likeness: Any
+
+    @property
+    def embedding(self) -> Any:
+        """Posterior mean and likeness side by side, (batch, embedding_dim)."""
+        return self.mean if self.likeness is None else ops.concatenate([self.mean, self.likeness], axis=-1)
+
+
 class ElboTerms(NamedTuple):
     """Terms of the negative ELBO, one number an example, nats.
 
@@ -113,15 +134,14 @@ class ElboTerms(NamedTuple):
     kl_per_dim : tensor, shape (batch, latent_dim)
     mse : tensor, shape (batch,)
         Mean square error of the reconstruction, no unit.
-    sample : tensor, shape (batch, latent_dim)
-        Of q(z|x).
+    likeness : tensor or None, shape (batch, likeness_dim)
     """
 
     nll: Any
     kl: Any
     kl_per_dim: Any
     mse: Any
-    sample: Any
+    likeness: Any
 
 
 def gaussian_nll(x: Any, mean: Any, log_variance: Any) -> Any:
@@ -197,26 +217,30 @@ def _encoder(config: VaeConfig) -> keras.Model:
         return keras.Model(inputs, outputs, name="encoder")
     # Patches first: the full-size feature maps of 3 x 3 convolutions are where the seed spends its time.
     x = _conv(128, 3, 2)(_conv(64, 4, 4)(x))
-    flat, means = layers.Flatten()(x), []
-    if config.linear_dim:
-        linear = _float32(config.linear_dim, trainable=False, name="components")(
-            layers.Flatten(dtype="float32")(inputs)
-        )
-        learned = _float32(config.linear_dim, kernel_initializer="zeros", name="learned")(flat)
-        means.append(layers.Add(dtype="float32")([linear, learned]))
-    if config.contrastive_dim:
-        # What a window is like wherever in it that happens: mean and maximum over time, a number a filter and band; and
-        # statistics of the log-mel itself, which no network should have to find.
-        x = _conv(192, 3)(_conv(192, 3, 2)(x))
-        x = layers.Flatten()(layers.Concatenate()([mean_over_time(x), ops.max(x, axis=1)]))
-        found = ops.concatenate(texture.statistics(inputs), axis=-1)
-        given = _float32(config.contrastive_dim, trainable=False, name="likeness")(found)
-        flat = layers.Dense(256, activation="relu")(layers.Concatenate()([x, given]))
-        learned = _float32(config.contrastive_dim, kernel_initializer="zeros", name="learned_likeness")(flat)
-        means.append(layers.Add(dtype="float32")([given, learned]))
-    mean = layers.Concatenate(dtype="float32")(means) if len(means) > 1 else means[0]
+    flat = layers.Flatten()(x)
+    linear = _float32(config.latent_dim, trainable=False, name="components")(layers.Flatten(dtype="float32")(inputs))
+    learned = _float32(config.latent_dim, kernel_initializer="zeros", name="learned")(flat)
+    mean = layers.Add(dtype="float32")([linear, learned])
     log_variance = _float32(config.latent_dim, kernel_initializer="zeros", name="log_variance")(flat)
-    return keras.Model(inputs, [mean, log_variance], name="encoder")
+    likeness = [_likeness(inputs, x, config)] if config.likeness_dim else []
+    return keras.Model(inputs, [mean, log_variance, *likeness], name="encoder")
+
+
+def _likeness(inputs: Any, x: Any, config: VaeConfig) -> Any:
+    """What a window is like wherever in it that happens, (batch, likeness_dim).
+
+    From statistics of the log-mel itself, which no network should have to find; for a contrastive term also what is
+    learned from them and from mean and maximum over time of what the convolutions found, a number a filter and band.
+    """
+    found = ops.concatenate(texture.statistics(inputs), axis=-1)
+    given = _float32(config.likeness_dim, trainable=False, name="likeness")(found)
+    if not config.contrastive:
+        return given
+    x = _conv(192, 3)(_conv(192, 3, 2)(x))
+    x = layers.Flatten()(layers.Concatenate()([mean_over_time(x), ops.max(x, axis=1)]))
+    x = layers.Dense(256, activation="relu")(layers.Concatenate()([x, given]))
+    learned = _float32(config.likeness_dim, kernel_initializer="zeros", name="learned_likeness")(x)
+    return layers.Add(dtype="float32")([given, learned])
 
 
 def _decoder(config: VaeConfig) -> keras.Model:
@@ -245,11 +269,11 @@ class VAE(keras.Model):
     Attributes
     ----------
     encoder : keras.Model
-        (batch, n_frames, n_mels) normalised → mean and log-variance, each (batch, latent_dim).
+        (batch, n_frames, n_mels) normalised → mean and log-variance, each (batch, latent_dim), and likeness.
     decoder : keras.Model
         (batch, latent_dim) → (batch, n_frames, n_mels) normalised.
     projector : keras.Model or None
-        (batch, contrastive_dim) → (batch, PROJECTED), what the contrastive term compares; None without that term.
+        (batch, likeness_dim) → (batch, PROJECTED), what the contrastive term compares; None without that term.
     log_variance_scaled : Variable or None
         A tenth of the log-variance of the Gaussian p(x|z): one number, learned (σ-VAE: Rybkin et al. 2021). None for
         the seed: unit variance.
@@ -261,9 +285,9 @@ class VAE(keras.Model):
         self.projector: Any = None
         with _computing_in(config.precision):
             self.encoder, self.decoder = _encoder(config), _decoder(config)
-        if config.contrastive_dim:
+        if config.contrastive:
             self.projector = keras.Sequential([layers.Dense(256, activation="relu"), layers.Dense(PROJECTED)])
-            self.projector.build((None, config.contrastive_dim))
+            self.projector.build((None, config.likeness_dim))
         self.log_variance_scaled = None
         if config.preset != "seed":
             self.log_variance_scaled = self.add_weight(shape=(), initializer="zeros", name="log_variance_scaled")
@@ -283,22 +307,18 @@ class VAE(keras.Model):
         """
         if self.log_variance_scaled is None:
             raise ValueError("the seed has no linear part to start from")
-        rest, found = components.rest, min(self.config.linear_dim, len(components.variances))
+        rest, found = components.rest, min(self.config.latent_dim, len(components.variances))
         explained = np.pad(components.variances[:found], (0, self.config.latent_dim - found))
         basis = np.pad(components.directions[:found], ((0, self.config.latent_dim - found), (0, 0)))
         # A direction of less variance than is left over tells nothing: its latent stays with the prior.
         signal = np.maximum(explained - rest, 0)
         into = basis.T * (np.sqrt(signal) / (signal + rest))
-        linear = slice(0, self.config.linear_dim)
-        if self.config.linear_dim:
-            into = into[:, linear]
-            self.encoder.get_layer("components").set_weights([into, -components.mean @ into])
-        if self.config.contrastive_dim and components.likeness is not None:
+        self.encoder.get_layer("components").set_weights([into, -components.mean @ into])
+        if self.config.likeness_dim and components.likeness is not None:
             self.encoder.get_layer("likeness").set_weights(list(components.likeness))
         self.decoder.get_layer("components").set_weights([basis * np.sqrt(signal)[:, None], components.mean])
         kernel, bias = self.encoder.get_layer("log_variance").get_weights()
-        bias[:] = FREE_LOG_VARIANCE
-        bias[linear] = np.log(rest / (signal + rest))[linear]
+        bias[:] = np.log(rest / (signal + rest))
         self.encoder.get_layer("log_variance").set_weights([kernel, bias])
         self.log_variance_scaled.assign(math.log(rest) / OBSERVATION_SCALE)
 
@@ -314,10 +334,11 @@ class VAE(keras.Model):
         if self.log_variance_scaled is not None:
             self.log_variance_scaled.assign(math.log(max(mse, LEAST_VARIANCE)) / OBSERVATION_SCALE)
 
-    def posterior(self, x: Any) -> tuple[Any, Any]:
-        """Mean and log-variance of q(z|x), each (batch, latent_dim)."""
-        mean, log_variance = self.encoder(x)
-        return mean, ops.clip(log_variance, -LOG_VARIANCE_LIMIT, LOG_VARIANCE_LIMIT)
+    def encoded(self, x: Any) -> Encoded:
+        """What the encoder makes of normalised windows (batch, n_frames, n_mels)."""
+        mean, log_variance, *likeness = self.encoder(x)
+        log_variance = ops.clip(log_variance, -LOG_VARIANCE_LIMIT, LOG_VARIANCE_LIMIT)
+        return Encoded(mean, log_variance, likeness[0] if likeness else None)
 
     def elbo_terms(self, x: Any, noise: Any, *, seen: Any = None) -> ElboTerms:
         """Terms of the negative ELBO of a batch, by one sample of the posterior.
@@ -332,21 +353,16 @@ class VAE(keras.Model):
             What the encoder gets in place of `x`: the same with masks and noise, for a denoising VAE. Im et al.,
             Denoising Criterion for Variational Auto-Encoding Framework (2017).
         """
-        mean, log_variance = self.posterior(x if seen is None else seen)
-        sample = mean + noise * ops.exp(0.5 * log_variance)
-        reconstruction = self.decoder(sample)
+        mean, log_variance, likeness = self.encoded(x if seen is None else seen)
+        reconstruction = self.decoder(mean + noise * ops.exp(0.5 * log_variance))
         kl = kl_to_standard_normal(mean, log_variance)
         mse = ops.mean(ops.square(x - reconstruction), axis=(1, 2))
         nll = gaussian_nll(x, reconstruction, self.observation_log_variance())
-        return ElboTerms(nll, ops.sum(kl, axis=1), kl, mse, sample)
-
-    def projected(self, sample: Any) -> Any:
-        """What the contrastive term compares, of samples of the posterior (batch, latent_dim): (batch, PROJECTED)."""
-        return self.projector(sample[:, self.config.linear_dim :])
+        return ElboTerms(nll, ops.sum(kl, axis=1), kl, mse, likeness)
 
     def call(self, x: Any) -> Any:
         """Reconstruction from the posterior mean, (batch, n_frames, n_mels) normalised."""
-        return self.decoder(self.posterior(x)[0])
+        return self.decoder(self.encoded(x).mean)
 
 
 def build(config: VaeConfig) -> VAE:

@@ -12,7 +12,6 @@ from pipelines.options import (
     Audio,
     ClipNorm,
     Contrastive,
-    ContrastiveDim,
     Denoising,
     Folds,
     FreeBits,
@@ -20,7 +19,9 @@ from pipelines.options import (
     KlWarmUp,
     Labels,
     LakeAt,
+    LatentDim,
     Level,
+    LikenessDim,
     Masking,
     Mixing,
     ModelId,
@@ -204,13 +205,13 @@ def train_command(
     steps: Steps = None,
     batch_size: Annotated[int | None, typer.Option("--batch-size", help="Windows of a step.")] = None,
     learning_rate: Annotated[float | None, typer.Option("--learning-rate", help="Of Adam.")] = None,
-    latent_dim: Annotated[int | None, typer.Option("--latent-dim", help="Numbers of an embedding.")] = None,
+    latent_dim: LatentDim = None,
+    likeness_dim: LikenessDim = None,
     patience: Annotated[
         int | None, typer.Option("--patience", help="Validations without gain before it stops.")
     ] = None,
     seed: Seed = None,
     contrastive: Contrastive = None,
-    contrastive_dim: ContrastiveDim = None,
     temperature: Temperature = None,
     masking: Masking = None,
     denoising: Denoising = None,
@@ -232,8 +233,8 @@ def train_command(
     from pipelines import commands, messages
 
     settings = {"preset": preset, "max_steps": steps, "batch_size": batch_size, "learning_rate": learning_rate}
-    settings |= {"latent_dim": latent_dim, "patience": patience, "seed": seed, "contrastive": contrastive}
-    settings |= {"contrastive_dim": contrastive_dim, "temperature": temperature, "masking": masking}
+    settings |= {"latent_dim": latent_dim, "likeness_dim": likeness_dim, "patience": patience, "seed": seed}
+    settings |= {"contrastive": contrastive, "temperature": temperature, "masking": masking}
     settings |= {"denoising": denoising, "level": level, "mixing": mixing, "pitch": pitch, "free_bits": free_bits}
     settings |= {"kl_warm_up": kl_warm_up, "clip_norm": clip_norm, "precision": precision, "xla": xla}
     result = commands.train(

@@ -81,7 +81,7 @@ class LoadedModel:
     def __init__(self, directory: str) -> None:
         self.model = artifact.load(directory)
         self.encoder, self.decoder = self.model.encoder(), self.model.decoder()
-        self.columns = table.schema(self.model.settings["latent_dim"])
+        self.columns = table.schema(self.model.embedding_dim)
         # Once for each frame: arithmetic of equal shapes takes half the time of a broadcast over short rows.
         self._mean, self._std = (
             np.tile(values, (self.model.spec.window_frames, 1)) for values in (self.model.mean, self.model.std)
@@ -98,12 +98,12 @@ class LoadedModel:
         """Rows of a batch of windows, of any size."""
         spec = self.model.spec
         features = dequantise(np.stack([window.record.values for window in batch]), spec)
-        mean, log_variance = self.encoder.encode(features)
-        decoded = self.decoder.decode(mean)
+        encoded = self.encoder.encode(features)
+        decoded = self.decoder.decode(encoded.mean)
         valid = np.array([window.record.valid_frames for window in batch])
         errors = [self._error(x[:n], y[:n]) for x, y, n in zip(features, decoded, valid, strict=True)]
         start = np.array([window.record.window for window in batch]) * spec.step_seconds
-        vectors = pa.FixedSizeListArray.from_arrays(pa.array(mean.reshape(-1)), mean.shape[1])
+        vectors = pa.FixedSizeListArray.from_arrays(pa.array(encoded.embedding.reshape(-1)), self.model.embedding_dim)
         arrays = {
             "id": [f"{window.record.recording_id}:{window.record.window}" for window in batch],
             "recording_id": [window.record.recording_id for window in batch],
@@ -114,7 +114,7 @@ class LoadedModel:
             "start_s": start,
             "end_s": start + valid * spec.hop_length / spec.sample_rate,
             "embedding": vectors,
-            "posterior_std": np.exp(log_variance / 2).mean(axis=1),
+            "posterior_std": np.exp(encoded.log_variance / 2).mean(axis=1),
             "reconstruction_error": np.array(errors, np.float32),
             "bundle": [window.bundle for window in batch],
             "record_offset": [window.offset for window in batch],
@@ -403,7 +403,7 @@ def encode(lake: Lake, model: Any, *, run: Run, engine: Engine) -> dict[str, Any
         raise InputError(f"the lake {lake.root} has no features of spec {spec.spec_id}: run extract first")
     keep_freed_memory(True)
     for _ in range(ATTEMPTS):
-        dataset = table.create(lake, model.model_id, model.settings["latent_dim"])
+        dataset = table.create(lake, model.model_id, model.embedding_dim)
         pipeline = functools.partial(
             build, lake=lake, model=model, known=known, dataset=dataset, run=run, threads=engine.threads
         )

@@ -144,7 +144,7 @@ class _Components:
 def _untrained(model: Model) -> Embed:
     """The model's own architecture with random weights: what it gives by its form alone."""
     network = fresh(model.spec, TrainSettings(**model.settings))
-    return lambda windows: np.asarray(network.posterior(model.normalise(windows))[0], np.float32)
+    return lambda windows: np.asarray(network.encoded(model.normalise(windows)).embedding, np.float32)
 
 
 def _error(clips: list[Clip], model: Model, rebuilt: Embed) -> float:
@@ -240,7 +240,7 @@ def evaluation(lake: Lake, model: Model, *, folds: Mapping[str, str] | None = No
     encoder, decoder = model.encoder(threads=0), model.decoder(threads=0)
     components = _Components(model, training, int(model.settings["latent_dim"]))
     embedders: dict[str, Embed] = {
-        "embedding": lambda windows: encoder.encode(windows)[0],
+        "embedding": lambda windows: encoder.encode(windows).embedding,
         "log-mel": lambda windows: windows.mean(axis=1),
         "PCA": components.embed,
         "untrained": _untrained(model),
@@ -252,14 +252,13 @@ def evaluation(lake: Lake, model: Model, *, folds: Mapping[str, str] | None = No
     pooled_clips["log-mel, 3 statistics"] = np.stack(
         [evaluate.log_mel_statistics(clip.frames(model.spec)) for clip in clips]
     )
-    posteriors = [encoder.encode(batch) for batch in _batches(held_out, model.spec)]
-    means = np.concatenate([mean for mean, _ in posteriors])
+    means = np.concatenate([encoder.encode(batch).mean for batch in _batches(held_out, model.spec)])
     found: dict[str, Any] = {
         "recordings": len(clips),
         "windows": sum(len(clip.values) for clip in clips),
         "held_out_recordings": len(held_out),
         "mse": {
-            "model": _error(held_out, model, lambda windows: decoder.decode(encoder.encode(windows)[0])),
+            "model": _error(held_out, model, lambda windows: decoder.decode(encoder.encode(windows).mean)),
             "PCA": _error(held_out, model, components.rebuilt),
         },
         "consistency": _consistency(held_out, model.spec, embedders),

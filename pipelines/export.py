@@ -29,8 +29,8 @@ def windows(dataset: Any, *, where: str | None = None) -> Iterator[pa.RecordBatc
     yield from dataset.to_batches(columns=WINDOW_COLUMNS, filter=where)
 
 
-def recordings_schema(latent_dim: int) -> pa.Schema:
-    """Columns of the view of recordings, of a table whose embeddings have `latent_dim` numbers."""
+def recordings_schema(size: int) -> pa.Schema:
+    """Columns of the view of recordings, of a table whose embeddings have `size` numbers."""
     return pa.schema(
         [
             pa.field("uri", pa.string(), nullable=False),
@@ -41,7 +41,7 @@ def recordings_schema(latent_dim: int) -> pa.Schema:
             pa.field("label", pa.string()),
             pa.field("group", pa.string()),
             pa.field("reconstruction_error", pa.float32(), nullable=False),  # mean over the windows
-            pa.field("embedding", pa.list_(pa.float32(), pooled_width(latent_dim)), nullable=False),
+            pa.field("embedding", pa.list_(pa.float32(), pooled_width(size)), nullable=False),
         ]
     )
 
@@ -62,7 +62,7 @@ def recordings(dataset: Any, *, where: str | None = None) -> Iterator[pa.RecordB
     pyarrow.RecordBatch
         Of `recordings_schema`.
     """
-    latent_dim = dataset.schema.field("embedding").type.list_size
+    size = dataset.schema.field("embedding").type.list_size
     last: dict[str, int] = {}
     for fragment in dataset.get_fragments():
         for batch in fragment.to_batches(columns=["recording_id"], filter=where):
@@ -71,23 +71,23 @@ def recordings(dataset: Any, *, where: str | None = None) -> Iterator[pa.RecordB
     ready: list[dict[str, Any]] = []
     for fragment in dataset.get_fragments():
         for batch in fragment.to_batches(columns=WINDOW_COLUMNS, filter=where):
-            vectors = np.asarray(batch.column("embedding").flatten(), np.float64).reshape(len(batch), latent_dim)
+            vectors = np.asarray(batch.column("embedding").flatten(), np.float64).reshape(len(batch), size)
             for i, row in enumerate(batch.drop_columns(["embedding"]).to_pylist()):
-                open_ones.setdefault(row["recording_id"], _Pool(row, latent_dim)).add(row, vectors[i])
+                open_ones.setdefault(row["recording_id"], _Pool(row, size)).add(row, vectors[i])
         for recording_id in [name for name in open_ones if last[name] == fragment.fragment_id]:
             ready.append(open_ones.pop(recording_id).row())
         while ready:
             part, ready = ready[:BATCH_RECORDINGS], ready[BATCH_RECORDINGS:]
-            yield pa.RecordBatch.from_pylist(part, schema=recordings_schema(latent_dim))
+            yield pa.RecordBatch.from_pylist(part, schema=recordings_schema(size))
 
 
 class _Pool:
     """Sums over the windows of a recording."""
 
-    def __init__(self, row: dict[str, Any], latent_dim: int) -> None:
+    def __init__(self, row: dict[str, Any], size: int) -> None:
         self._row = {name: row[name] for name in ("uri", "recording_id", "label", "group", "start_s", "end_s")}
         self._count, self._error = 0, 0.0
-        self._sum, self._squares = np.zeros(latent_dim), np.zeros(latent_dim)
+        self._sum, self._squares = np.zeros(size), np.zeros(size)
 
     def add(self, row: dict[str, Any], vector: np.ndarray) -> None:
         self._row["start_s"] = min(self._row["start_s"], row["start_s"])

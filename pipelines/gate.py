@@ -59,11 +59,11 @@ def _each(clips: list[Clip], model: Model, unit: Array) -> Iterator[tuple[float,
     # The likelihood of log-mel in nats, whatever each model normalises by.
     constant = model.spec.window_frames * float(np.log(model.std).sum())
     for clip in clips:
-        errors, losses, means = 0.0, 0.0, []
+        errors, losses, embeddings = 0.0, 0.0, []
         for first in range(0, len(clip.values), BATCH_WINDOWS):
             values = dequantise(clip.values[first : first + BATCH_WINDOWS], model.spec)
-            mean, log_variance = encoder.encode(values)
-            means.append(mean)
+            mean, log_variance, embedding = encoder.encode(values)
+            embeddings.append(embedding)
             sound = np.arange(values.shape[1]) < clip.valid[first : first + BATCH_WINDOWS, None]
             error = np.square((values - model.denormalise(decoder.decode(mean))) / unit).mean(axis=2)
             errors += float(error[sound].sum())
@@ -73,7 +73,7 @@ def _each(clips: list[Clip], model: Model, unit: Array) -> Iterator[tuple[float,
             nll = 0.5 * (values[0].size * np.log(2 * np.pi * variance) + square / variance) + constant
             kl = 0.5 * (np.exp(log_variance) + np.square(mean) - 1 - log_variance).sum(axis=1, dtype=np.float64)
             losses += float((nll + kl).sum())
-        yield errors / float(clip.valid.sum()), losses / len(clip.values), pooled(np.concatenate(means))
+        yield errors / float(clip.valid.sum()), losses / len(clip.values), pooled(np.concatenate(embeddings))
 
 
 def compare(

@@ -50,8 +50,9 @@ Contrastive = Annotated[
     float | None,
     typer.Option("--contrastive", help="Weight of the contrastive term between windows of a recording, nats; 0: none."),
 ]
-ContrastiveDim = Annotated[
-    int | None, typer.Option("--contrastive-dim", help="How many of the embedding's numbers are for that term.")
+LatentDim = Annotated[int | None, typer.Option("--latent-dim", help="Numbers that a window is rebuilt from.")]
+LikenessDim = Annotated[
+    int | None, typer.Option("--likeness-dim", help="Numbers beside them that say what a window sounds like.")
 ]
 Temperature = Annotated[float | None, typer.Option("--temperature", help="Of that term.")]
 Masking = Annotated[

@@ -248,9 +248,9 @@ class Searcher:
         shifts = _shifts(frames, self.spec)
         if not shifts:
             raise InputError("the query holds no sound, only silence: choose another stretch")
-        mean, _ = self.model.encoder().encode(np.stack([shift.seen for shift in shifts]))
+        asked = self.model.encoder().encode(np.stack([shift.seen for shift in shifts])).embedding
         wanted = max(MIN_CANDIDATES, 2 * k)
-        found = self._nearest(list(zip(mean, shifts, strict=True)), wanted=wanted, k=k, where=where, by=by)
+        found = self._nearest(list(zip(asked, shifts, strict=True)), wanted=wanted, k=k, where=where, by=by)
         rows = sorted(found.values(), key=lambda row: (row["_distance"], row["id"]))
         # By place among a shift's own answers: shifts that see less of the query have nearer neighbours all over.
         candidates = sorted(rows, key=lambda row: (row["rank"], row["_distance"], row["id"]))[:wanted]

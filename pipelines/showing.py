@@ -66,7 +66,7 @@ def _pairs(clips: list[Clip], model: Model) -> list[Pair]:
     """The middle window of each, and its reconstruction."""
     places = [len(clip.windows) // 2 for clip in clips]
     originals = dequantise(np.stack([clip.values[i] for clip, i in zip(clips, places, strict=True)]), model.spec)
-    rebuilt = model.denormalise(model.decoder().decode(model.encoder().encode(originals)[0]))
+    rebuilt = model.denormalise(model.decoder().decode(model.encoder().encode(originals).mean))
     return [
         Pair(_name(clip.uri), original, after, _recorded(clip, place, model))
         for clip, place, original, after in zip(clips, places, originals, rebuilt, strict=True)

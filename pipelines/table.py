@@ -18,8 +18,8 @@ RECALL_QUERIES, RECALL_K = 100, 10
 _KEY = {b"lance-schema:unenforced-primary-key": b"true"}
 
 
-def schema(latent_dim: int) -> pa.Schema:
-    """Columns of a table whose embeddings have `latent_dim` numbers."""
+def schema(size: int) -> pa.Schema:
+    """Columns of a table whose embeddings have `size` numbers."""
     return pa.schema(
         [
             pa.field("id", pa.string(), nullable=False, metadata=_KEY),  # recording_id:window
@@ -30,7 +30,7 @@ def schema(latent_dim: int) -> pa.Schema:
             pa.field("group", pa.string()),
             pa.field("start_s", pa.float64(), nullable=False),  # seconds from the recording's start
             pa.field("end_s", pa.float64(), nullable=False),
-            pa.field("embedding", pa.list_(pa.float32(), latent_dim), nullable=False),  # posterior mean
+            pa.field("embedding", pa.list_(pa.float32(), size), nullable=False),  # posterior mean, and likeness
             pa.field("posterior_std", pa.float32(), nullable=False),  # mean over the latent dimensions
             pa.field("reconstruction_error", pa.float32(), nullable=False),  # mean square, of unit variance
             pa.field("bundle", pa.string(), nullable=False),
@@ -56,14 +56,14 @@ def need_table(lake: Lake, model_id: str) -> Any:
     return found
 
 
-def create(lake: Lake, model_id: str, latent_dim: int) -> Any:
+def create(lake: Lake, model_id: str, size: int) -> Any:
     """The table, made empty if there is none: fragments need a place to go."""
     import lance
 
     with lake.locked(f"tables/{model_id}"):
         found = open_table(lake, model_id)
         if found is None:
-            columns = schema(latent_dim)
+            columns = schema(size)
             uri = lake.table_uri(model_id)
             with storage_errors(uri):
                 found = lance.write_dataset(columns.empty_table(), uri, schema=columns)

@@ -33,13 +33,15 @@ def copy(directory: Path, tmp_path: Path) -> Path:
 def test_onnx_is_the_keras_model(directory: Path, tiny: Tiny) -> None:
     """Weights loaded into a fresh model, normalised by hand."""
     model = artifact.load(directory)
-    vae = build(VaeConfig(n_frames=16, n_mels=16, latent_dim=6, contrastive_dim=3))
+    vae = build(VaeConfig(n_frames=16, n_mels=16, latent_dim=6, likeness_dim=64))
     vae.load_weights(directory / artifact.WEIGHTS)
     raw = tiny.features(set(tiny.groups))[:11]
-    mean, log_variance = (keras.ops.convert_to_numpy(v) for v in vae.posterior((raw - model.mean) / model.std))
-    got_mean, got_log_variance = model.encoder().encode(raw)
-    np.testing.assert_allclose(got_mean, mean, atol=1e-4)
-    np.testing.assert_allclose(got_log_variance, log_variance, atol=1e-4)
+    mean, log_variance, likeness = map(keras.ops.convert_to_numpy, vae.encoded((raw - model.mean) / model.std))
+    got = model.encoder().encode(raw)
+    np.testing.assert_allclose(got.mean, mean, atol=1e-4)
+    np.testing.assert_allclose(got.log_variance, log_variance, atol=1e-4)
+    np.testing.assert_allclose(got.embedding, np.hstack([mean, likeness]), atol=1e-4)
+    assert got.embedding.shape[1] == model.embedding_dim == 70
     decoded = keras.ops.convert_to_numpy(vae.decoder(mean))
     np.testing.assert_allclose(model.decoder().decode(mean), decoded, atol=1e-4)
     np.testing.assert_allclose(model.denormalise(model.normalise(raw)), raw, atol=1e-4)
@@ -47,7 +49,7 @@ def test_onnx_is_the_keras_model(directory: Path, tiny: Tiny) -> None:
 
 def test_nor_does_it_at_full_size(tmp_path: Path) -> None:
     """Orders of sums in ONNX Runtime change with shapes: small windows may be safe where large ones are not."""
-    vae = build(VaeConfig(latent_dim=16, contrastive_dim=8))
+    vae = build(VaeConfig(latent_dim=16, likeness_dim=8, contrastive=True))
     rng = np.random.default_rng(1)
     # The learned parts begin at zero: not what is to be compared.
     vae.set_weights([rng.normal(0, 0.05, w.shape).astype(np.float32) for w in vae.get_weights()])
@@ -56,7 +58,7 @@ def test_nor_does_it_at_full_size(tmp_path: Path) -> None:
     artifact.export(vae, tmp_path, mean=zeros, std=ones, examples=windows)
     encoder = artifact.Encoder(tmp_path / artifact.ENCODER, 1)
     together = encoder.encode(windows)
-    for place in (0, 1):
+    for place in range(3):
         alone = np.concatenate([encoder.encode(window[None])[place] for window in windows])
         np.testing.assert_array_equal(together[place], alone)
 
@@ -64,8 +66,8 @@ def test_nor_does_it_at_full_size(tmp_path: Path) -> None:
 def test_a_window_does_not_depend_on_its_batch(directory: Path, tiny: Tiny) -> None:
     encoder = artifact.load(directory).encoder()
     raw = tiny.features(set(tiny.groups))[:9]
-    together = encoder.encode(raw)[0]
-    alone = np.concatenate([encoder.encode(window[None])[0] for window in raw])
+    together = encoder.encode(raw).embedding
+    alone = np.concatenate([encoder.encode(window[None]).embedding for window in raw])
     np.testing.assert_array_equal(together, alone)
 
 
@@ -115,7 +117,7 @@ def test_promotion_is_by_spec_and_remembered(directory: Path, tmp_path: Path) ->
 def test_reading_and_encoding_imports_no_tensorflow(directory: Path) -> None:
     code = (
         "import sys, numpy as np; from model import artifact; m = artifact.load(sys.argv[1]); "
-        "mean, _ = m.encoder().encode(np.zeros((2, 16, 16), np.float32)); m.decoder().decode(mean); "
+        "m.decoder().decode(m.encoder().encode(np.zeros((2, 16, 16), np.float32)).mean); "
         "print(sorted({'tensorflow', 'keras', 'apache_beam'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code, str(directory)], capture_output=True, text=True, check=True)

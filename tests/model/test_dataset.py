@@ -146,25 +146,30 @@ def test_components_of_a_few_windows(tiny: Tiny) -> None:
     assert found.rest > 0
 
 
-def test_likeness_keeps_distances_between_statistics(tiny: Tiny) -> None:
-    """With as many numbers as statistics: turned and scaled, all distances stay in proportion."""
+def test_likeness_makes_the_same_sound_at_another_level_nearer(tiny: Tiny) -> None:
+    """Than it is by principal components of the same statistics: in shares of the mean distance between windows."""
     split_of = splits.assign(tiny.groups)
     figures = dataset.statistics(tiny.shards, SPEC, split_of)
     mean, std = figures.normalisation.mean, figures.normalisation.std
-    windows = (tiny.features({name for name, split in split_of.items() if split == splits.TRAIN}) - mean) / std
-    parts = texture.statistics_of(windows)
-    numbers = np.concatenate(parts, axis=1).astype(np.float64)
-    size = numbers.shape[1]
-    found = dataset.components(tiny.shards, SPEC, split_of, figures, count=2, likeness=size)
-    # A part of more numbers than there are bands counts for no more than one of as many.
-    share = np.concatenate([np.full(part.shape[1], min(1, SPEC.n_mels / part.shape[1])) for part in parts])
-    standard = (numbers - numbers.mean(axis=0)) / numbers.std(axis=0) * np.sqrt(share)
-    kernel, bias = found.likeness
-    ours = numbers @ kernel + bias
-    wanted, seen = (np.square(one[:, None] - one[None]).sum(axis=2) for one in (standard, ours))
-    np.testing.assert_allclose(seen / seen.mean(), wanted / wanted.mean(), atol=2e-3)
-    assert ours.var(axis=0, ddof=1).sum() == pytest.approx(size, rel=1e-3)
-    assert np.abs(ours.mean(axis=0)).max() < 1e-3
+    windows = tiny.features({name for name, split in split_of.items() if split == splits.TRAIN})
+    louder = np.log(np.exp(windows) * 2 + SPEC.log_offset)
+    first, second = (dataset.components(tiny.shards, SPEC, split_of, figures, count=2, likeness=8) for _ in range(2))
+    np.testing.assert_array_equal(first.likeness[0], second.likeness[0])
+    numbers, moved = (
+        np.concatenate(texture.statistics_of((one - mean) / std), axis=1, dtype=np.float64) for one in (windows, louder)
+    )
+    kernel, bias = first.likeness
+    ours, ours_moved = numbers @ kernel + bias, moved @ kernel + bias
+    assert ours.var(axis=0).sum() == pytest.approx(8, rel=0.02)
+    center, deviation = numbers.mean(axis=0), np.maximum(numbers.std(axis=0), 1e-3)
+    _, _, directions = np.linalg.svd((numbers - center) / deviation, full_matrices=False)
+    plain, plain_moved = ((one - center) / deviation @ directions[:8].T for one in (numbers, moved))
+
+    def share(before: np.ndarray, after: np.ndarray) -> float:
+        between = np.linalg.norm(before[:, None] - before[None], axis=2)
+        return float(np.linalg.norm(after - before, axis=1).mean() / between.mean())
+
+    assert share(ours, ours_moved) < 0.8 * share(plain, plain_moved)
 
 
 def test_components_of_other_pitches(tiny: Tiny) -> None:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from model.texture import MODULATION_FLOOR, statistics_of
+from model.texture import MODULATION_FLOOR, RIDGE, projection, statistics_of
 
 
 def test_statistics_are_numpys() -> None:
@@ -22,3 +22,33 @@ def test_statistics_are_numpys() -> None:
         np.testing.assert_allclose(part, one, rtol=1e-3, atol=2e-5)
     assert all(np.isfinite(part).all() for part in statistics_of(np.zeros((1, 24, 32), np.float32)))
     assert [part.shape[1] for part in statistics_of(np.zeros((2, 16, 24), np.float32))] == [24] * 4 + [6, 15, 12]
+
+
+def test_projection_is_mahalanobis() -> None:
+    """With as many numbers as statistics distances are those of the changes' covariance, inverted as it stands."""
+    rng = np.random.default_rng(6)
+    parts = [rng.normal(3, [1, 2, 4], (200, 3)).astype(np.float32), rng.normal(0, 5, (200, 6)).astype(np.float32)]
+    # The first number is changed much, the rest hardly; a part of more numbers than the first counts for no more.
+    changed = [part + rng.normal(0, 0.01, part.shape).astype(np.float32) for part in parts]
+    changed[0][:, 0] += rng.normal(0, 1, 200).astype(np.float32)
+    kernel, bias = projection(parts, changed, 9)
+    found, after = (np.concatenate(one, axis=1).astype(np.float64) for one in (parts, changed))
+    scale = np.array([1] * 3 + [0.5**0.5] * 6) / found.std(axis=0)
+    moved = (after - found) * scale
+    ridge = RIDGE * ((found * scale).var(axis=0).sum() / 9)
+    inverse = np.linalg.inv(moved.T @ moved / 200 + ridge * np.eye(9))
+    ours = found @ kernel + bias
+    difference = (found[:, None] - found[None]) * scale
+    wanted = np.einsum("abi,ij,abj->ab", difference, inverse, difference)
+    seen = np.square(ours[:, None] - ours[None]).sum(axis=2)
+    np.testing.assert_allclose(seen / seen.mean(), wanted / wanted.mean(), atol=1e-3)
+    assert abs(ours.var(axis=0).sum() - 9) < 0.01
+    assert np.abs(ours.mean(axis=0)).max() < 1e-4
+
+
+def test_projection_of_few_statistics_and_of_what_never_varies() -> None:
+    same = [np.full((5, 3), 2, np.float32)]
+    kernel, bias = projection(same, same, 7)
+    assert kernel.shape == (3, 7)
+    assert np.isfinite(kernel).all()
+    np.testing.assert_allclose(same[0] @ kernel + bias, 0, atol=1e-2)

@@ -20,6 +20,8 @@ from tests.model.conftest import SPEC, Tiny
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = {"batch_size": 8, "max_steps": 24, "evaluate_every": 6, "latent_dim": 6, "patience": 100}
+# With all that draws.
+SETTINGS |= {"likeness_dim": 6, "contrastive": 100.0, "masking": 0.15, "denoising": 0.3}
 
 # Trains on shards and groups given as JSON, on one or two logical CPUs, and prints what came out.
 SCRIPT = """
@@ -171,6 +173,8 @@ def test_it_stops_early_and_shouts_on_collapse(tiny: Tiny, tmp_path: Path, caplo
         "evaluate_every": 2,
         "patience": 2,
         "preset": "seed",
+        "likeness_dim": 0,
+        "contrastive": 0,
     }
     with caplog.at_level(logging.WARNING):
         result = train(

@@ -17,7 +17,8 @@ from model.trainer import Trainer, TrainSettings
 from tests.model.conftest import SPEC
 
 ROOT = Path(__file__).resolve().parents[2]
-EVERYTHING = {"batch_size": 8, "latent_dim": 6, "free_bits": 0.05, "kl_warm_up": 3, "seed": 5}
+EVERYTHING = {"batch_size": 8, "latent_dim": 6, "likeness_dim": 3, "free_bits": 0.05, "kl_warm_up": 3, "seed": 5}
+EVERYTHING |= {"contrastive": 100.0, "masking": 0.15, "denoising": 0.3, "pitch": 2}
 
 # A step of plain gradient descent, which no adaptive optimizer hides the scale of; and the noise of each replica.
 SCRIPT = """
@@ -146,20 +147,23 @@ def test_the_first_of_a_pair_is_seen_whole() -> None:
 
 
 def test_a_preset_decides_what_is_not_given() -> None:
-    seed = TrainSettings(preset="seed")
-    assert (seed.contrastive, seed.contrastive_dim, seed.masking, seed.clip_norm) == (0, 0, 0, 0)
-    assert TrainSettings(contrastive=0).contrastive_dim == 0
-    assert TrainSettings(latent_dim=10).contrastive_dim == 5
-    assert (TrainSettings().latent_dim, TrainSettings().contrastive_dim, seed.latent_dim) == (128, 64, 64)
+    seed, default = TrainSettings(preset="seed"), TrainSettings()
+    assert (seed.likeness_dim, seed.pitch, seed.level, seed.clip_norm) == (0, 0, 0, 0)
+    assert (default.likeness_dim, default.latent_dim, seed.latent_dim) == (64, 64, 64)
+    assert TrainSettings(pitch=3).pitch == 3
+    assert default.network["contrastive"] is False
+    assert TrainSettings(contrastive=10).network["contrastive"] is True
 
 
 @pytest.mark.parametrize(
     ("bad", "said"),
     [
-        ({"contrastive_dim": 0}, "dimensions of its own"),
-        ({"latent_dim": 8, "contrastive_dim": 9}, "more than latent_dim"),
-        ({"batch_size": 7}, "in pairs"),
-        ({"batch_size": 2}, "two at least"),
+        ({"likeness_dim": 0, "contrastive": 1}, "give likeness_dim"),
+        ({"preset": "seed", "likeness_dim": 3}, "a latent alone"),
+        ({"preset": "seed", "contrastive": 1}, "give likeness_dim"),
+        ({"mixing": 0.5}, "needs a contrastive term"),
+        ({"batch_size": 7, "contrastive": 1}, "in pairs"),
+        ({"batch_size": 2, "contrastive": 1}, "two at least"),
         ({"masking": 1.0}, "less than 1"),
         ({"precision": "float16"}, "float32"),
         ({"temperature": 0}, "greater than 0"),

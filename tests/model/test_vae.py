@@ -20,6 +20,9 @@ from model.vae import (
     optimal_nll,
 )
 
+WRONG = [{"n_mels": 100}, {"n_frames": 4}, {"latent_dim": 0}, {"preset": "opera"}, {"x": 1}]
+WRONG += [{"preset": "seed", "likeness_dim": 2}, {"contrastive": True}]
+
 
 def numpy(value: object) -> np.ndarray:
     return keras.ops.convert_to_numpy(value)
@@ -55,12 +58,15 @@ def test_seed_is_the_articles() -> None:
 def test_shapes(preset: str, shape: tuple[int, int]) -> None:
     vae = build(VaeConfig(preset=preset, n_frames=shape[0], n_mels=shape[1], latent_dim=5))
     x = np.zeros((3, *shape), np.float32)
-    mean, log_variance = vae.posterior(x)
+    mean, log_variance, likeness = vae.encoded(x)
     assert mean.shape == log_variance.shape == (3, 5)
+    assert likeness is None
     assert vae(x).shape == (3, *shape)
 
 
-@pytest.mark.parametrize("bad", [{"n_mels": 100}, {"n_frames": 4}, {"latent_dim": 0}, {"preset": "opera"}, {"x": 1}])
+@pytest.mark.parametrize(
+    "bad", [{"n_mels": 100}, {"n_frames": 4}, {"latent_dim": 0}, {"preset": "opera"}, {"x": 1}, *WRONG]
+)
 def test_config_refuses(bad: dict) -> None:
     with pytest.raises(ValidationError):
         VaeConfig(**bad)
@@ -134,8 +140,9 @@ def test_depth_to_space_is_a_loop() -> None:
 def test_extreme_log_variances_stay_finite() -> None:
     vae = build(VaeConfig(n_frames=16, n_mels=16, latent_dim=3))
     x = np.full((1, 16, 16), 1e6, np.float32)
-    assert np.isfinite(numpy(vae.posterior(x)[1])).all()
-    assert np.abs(numpy(vae.posterior(x)[1])).max() <= 10
+    log_variance = numpy(vae.encoded(x).log_variance)
+    assert np.isfinite(log_variance).all()
+    assert np.abs(log_variance).max() <= 10
 
 
 def windows_of_low_rank(count: int = 60) -> np.ndarray:
@@ -159,7 +166,7 @@ def test_it_starts_as_probabilistic_pca() -> None:
     found = principal_components(rows, 4)
     vae = build(VaeConfig(n_frames=16, n_mels=16, latent_dim=4))
     vae.start_from(found)
-    mean, log_variance = (numpy(value) for value in vae.posterior(rows.reshape(-1, 16, 16)))
+    mean, log_variance = (numpy(value) for value in vae.encoded(rows.reshape(-1, 16, 16))[:2])
     loading = found.directions.T * np.sqrt(found.variances - found.rest)
     precision = np.eye(4) + loading.T @ loading / found.rest
     posterior = np.linalg.solve(precision, loading.T @ (rows - found.mean).T / found.rest).T
@@ -170,17 +177,22 @@ def test_it_starts_as_probabilistic_pca() -> None:
     assert float(numpy(vae.observation_log_variance())) == pytest.approx(math.log(found.rest), rel=1e-5)
 
 
-def test_likeness_starts_as_it_is_given() -> None:
+@pytest.mark.parametrize("contrastive", [False, True])
+def test_likeness_starts_as_it_is_given(contrastive: bool) -> None:
     rows = windows_of_low_rank()
     rng = np.random.default_rng(5)
     windows = rows.reshape(-1, 16, 16)
     found = np.concatenate(statistics_of(windows), axis=1)
     kernel, bias = (rng.standard_normal(shape).astype(np.float32) for shape in ((found.shape[1], 3), (3,)))
     given = dataclasses.replace(principal_components(rows, 4), likeness=(kernel, bias))
-    vae = build(VaeConfig(n_frames=16, n_mels=16, latent_dim=7, contrastive_dim=3))
+    vae = build(VaeConfig(n_frames=16, n_mels=16, latent_dim=4, likeness_dim=3, contrastive=contrastive))
     vae.start_from(given)
-    mean = numpy(vae.posterior(windows)[0])
-    np.testing.assert_allclose(mean[:, 4:], found @ kernel + bias, rtol=1e-4, atol=1e-3)
+    encoded = vae.encoded(windows)
+    np.testing.assert_allclose(numpy(encoded.likeness), found @ kernel + bias, rtol=1e-4, atol=1e-3)
+    np.testing.assert_array_equal(numpy(encoded.embedding), np.hstack([encoded.mean, encoded.likeness]))
+    learned = {variable.path for variable in vae.trainable_variables if "likeness" in variable.path}
+    assert bool(learned) == contrastive
+    assert (vae.projector is not None) == contrastive
 
 
 def test_no_small_step_from_there_lowers_the_loss() -> None:
@@ -209,7 +221,7 @@ def test_fewer_components_than_dimensions_leave_the_rest_to_the_prior() -> None:
     rows = windows_of_low_rank(3)
     vae = build(VaeConfig(n_frames=16, n_mels=16, latent_dim=6))
     vae.start_from(principal_components(rows, 2))
-    mean, log_variance = (numpy(value) for value in vae.posterior(rows.reshape(-1, 16, 16)))
+    mean, log_variance = (numpy(value) for value in vae.encoded(rows.reshape(-1, 16, 16))[:2])
     assert np.isfinite(mean).all()
     np.testing.assert_allclose(mean[:, 2:], 0)
     np.testing.assert_allclose(log_variance[:, 2:], 0)

@@ -84,7 +84,7 @@ def test_recordings_of_a_real_table(
         found = dict(zip(loaded["recording_id"], loaded["embedding"], strict=True))
     elif ending == "csv":
         rows = csv.read_csv(target).to_pylist()
-        width = 2 * model.settings["latent_dim"]
+        width = 2 * model.embedding_dim
         found = {r["recording_id"]: [r[f"z{i}"] for i in range(width)] for r in rows}
     else:
         found = {r["recording_id"]: r["embedding"] for r in parquet.read_table(target).to_pylist()}
