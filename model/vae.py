@@ -72,11 +72,6 @@ class VaeConfig(BaseModel):
             raise ValueError("the contrastive term compares windows by their likeness: give likeness_dim, too")
         return self
 
-    @property
-    def embedding_dim(self) -> int:
-        """Numbers of an embedding: the posterior mean, and what says what a window sounds like."""
-        return self.latent_dim + self.likeness_dim
-
 
 @dataclass(frozen=True)
 class Components:
@@ -118,7 +113,7 @@ class Encoded(NamedTuple):
 
     @property
     def embedding(self) -> Any:
-        """Posterior mean and likeness side by side, (batch, embedding_dim)."""
+        """Posterior mean and likeness side by side, (batch, latent_dim + likeness_dim)."""
         return self.mean if self.likeness is None else ops.concatenate([self.mean, self.likeness], axis=-1)
 
 
