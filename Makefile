@@ -48,7 +48,7 @@ bench: $(VENV)/ready
 # minutes a set on 2 cores.
 CORPORA ?= ../shared/corpora
 bench-learning: $(VENV)/ready
-	$(BIN)/python -m benches.learning --corpora "$(CORPORA)"
+	$(BIN)/python -m benches.learning --corpora "$(CORPORA)" --set precision=bfloat16
 
 # 100 random cuts of a corpus, searched for.
 bench-cuts: $(VENV)/ready

@@ -14,6 +14,8 @@ VARIANCE_FLOOR, MODULATION_FLOOR = 1e-4, 1e-3
 CHANGE_BANDS, TIME_BANDS, FREQUENCY_BANDS = 4, 8, 16
 # Borders of the bands of modulation in time, periods a window: half octaves.
 RATES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+# Numbers that a processor takes at once, at most.
+VECTOR = 16
 # A statistic that varies less is taken as it is; of unit variance.
 MIN_DEVIATION = 1e-3
 # Mean variance that is added to what changes do.
@@ -88,7 +90,14 @@ def _modulation(x: Any) -> Any:
 
 
 def _log(power: Any, shape: tuple[int, int]) -> Any:
-    return ops.reshape(ops.log(power + MODULATION_FLOOR), shape)
+    """Log powers in rows of `shape`.
+
+    Filled up to whole vectors of the processor: ONNX Runtime takes logarithms of what is left over one by one, to
+    another last bit, and which numbers those are depends on the size of the batch.
+    """
+    rows = ops.reshape(power + MODULATION_FLOOR, shape)
+    filled = ops.pad(rows, ((0, 0), (0, -shape[1] % VECTOR)), constant_values=1.0)
+    return ops.log(filled)[:, : shape[1]]
 
 
 def statistics_of(windows: npt.NDArray[np.float32]) -> list[npt.NDArray[np.float32]]:
