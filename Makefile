@@ -44,8 +44,8 @@ BENCHES ?= log_mel decode extract encode training memory
 bench: $(VENV)/ready
 	set -e; for name in $(BENCHES); do $(BIN)/python -m benches.$$name; done
 
-# What models are worth on labelled sets (CORPORA: a folder of them, each with a labels.csv), beside baselines: about 20
-# minutes a set on 2 cores.
+# What models are worth on labelled sets (CORPORA: a folder of them, each with a labels.csv), beside baselines: at most
+# 10 minutes a set on 2 cores.
 CORPORA ?= ../shared/corpora
 bench-learning: $(VENV)/ready
 	$(BIN)/python -m benches.learning --corpora "$(CORPORA)" --set precision=bfloat16

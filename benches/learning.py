@@ -2,9 +2,9 @@
 
 `python -m benches.learning --corpora FOLDER` · as long as the trainings take, on two cores
 
-Each folder with a ``labels.csv`` is a set: extracted, trained with the default preset, judged by its own folds if the
-file has any, else by folds that no group straddles. Lakes and models stay in ``build/learning``: what is there already
-is not made again.
+Each folder with a ``labels.csv`` is a set: extracted, trained with the default preset (by ``make bench-learning`` in
+bfloat16), judged by its own folds if the file has any, else by folds that no group straddles. Lakes and models stay in
+``build/learning``: what is there already is not made again.
 """
 
 import argparse

@@ -22,7 +22,9 @@ FEATURES, KEEP = "features", "keep"
 PARSED_WINDOWS = 64
 # Windows that the statistics are taken from, at most.
 STATISTICS_WINDOWS = 20_000
-MIN_STD = 1e-3
+# Least deviation of a mel band: in nats, and as a share of the median band's. Where hardly anything ever sounds, above
+# the band of a telephone, say, the least sound from a band below would count for hundreds of deviations.
+MIN_STD, MIN_STD_SHARE = 1e-3, 0.2
 # Windows that principal components are learned from: 268 MB at 128 x 128; and the least that they may leave over.
 COMPONENT_WINDOWS, MIN_REST = 4096, 1e-6
 # Times that a window is taken into the components where there are few, and mel bands that it is moved by at most.
@@ -43,7 +45,7 @@ class Normalisation:
     Attributes
     ----------
     mean, std : ndarray of float32, shape (n_mels,)
-        Nats.
+        Nats. A band that hardly varies has the deviation that `MIN_STD_SHARE` says.
     """
 
     mean: npt.NDArray[np.float32]
@@ -113,7 +115,8 @@ def statistics(shards: Shards, spec: FeatureSpec, split_of: Mapping[str, str]) -
     if frames == 0:
         raise InputError("no window to train on: the ledger names no recording that is done and not silent")
     mean = total / frames
-    std = np.sqrt(np.maximum(squares / frames - mean**2, MIN_STD**2))
+    std = np.sqrt(np.maximum(squares / frames - mean**2, 0))
+    std = np.maximum(std, max(MIN_STD, MIN_STD_SHARE * float(np.median(std))))
     return Statistics(Normalisation(mean.astype(np.float32), std.astype(np.float32)), counts)
 
 

@@ -128,7 +128,7 @@ def projection(
     Returns
     -------
     (ndarray, ndarray), float32, shapes (all statistics, size) and (size,)
-        Of the parts laid side by side.
+        Of the parts laid side by side; zeros where the windows do not differ.
     """
     most = parts[0].shape[1]
     weight = np.concatenate([np.full(part.shape[1], min(1.0, most / part.shape[1]) ** 0.5) for part in parts])
@@ -138,7 +138,11 @@ def projection(
     moved = (np.concatenate(changed, axis=1) - found) * scale
     found = (found - mean) * scale
     covariance = found.T @ found / len(found)
-    ridge = RIDGE * max(float(np.trace(covariance)) / len(mean), MIN_DEVIATION)
+    variance = float(np.trace(covariance)) / len(mean)
+    if variance < MIN_DEVIATION**2:
+        # Windows that are all the same: what differs from them is like none of it, and any scale is a guess.
+        return np.zeros((len(mean), size), np.float32), np.zeros(size, np.float32)
+    ridge = RIDGE * variance
     within, basis = np.linalg.eigh(moved.T @ moved / len(moved))
     nearer = (basis / np.sqrt(within.clip(0) + ridge)) @ basis.T
     variances, directions = np.linalg.eigh(nearer @ covariance @ nearer)
@@ -146,5 +150,5 @@ def projection(
     kernel = np.zeros((len(mean), size))
     kernel[:, :count] = nearer @ directions[:, ::-1][:, :count]
     turned = np.linalg.qr(np.random.default_rng(0).standard_normal((size, size)))[0]
-    kernel = scale[:, None] * kernel @ turned * np.sqrt(size / max(float(variances[-count:].sum()), MIN_DEVIATION))
+    kernel = scale[:, None] * kernel @ turned * np.sqrt(size / float(variances[-count:].sum()))
     return kernel.astype(np.float32), (-mean @ kernel).astype(np.float32)

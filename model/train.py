@@ -145,6 +145,9 @@ def train(
     KeyboardInterrupt
         After SIGINT or SIGTERM; the last checkpoint is saved, and the same call goes on from it.
     """
+    # Of float32 a GPU would keep ten bits in products: too few for statistics near silence, and for the ONNX copies to
+    # agree. What is to be fast is asked for, by `precision`.
+    tf.config.experimental.enable_tensor_float_32_execution(False)
     made_from = identity(shards, spec, groups, settings)
     model_id = artifact.model_id(made_from)
     directory = models_dir / model_id
@@ -256,7 +259,7 @@ def _metrics(
     if collapsed:
         each = " ".join(f"{kl:.3f}" for kl in sorted(validation["kl_per_dim"], reverse=True))
         log.warning(
-            "POSTERIOR COLLAPSE: %d of %d latent dimensions carry anything; its embeddings are of little use. "
+            "POSTERIOR COLLAPSE: %d of %d latent dimensions carry anything; what it rebuilds is of little use. "
             "Train longer (--steps), or on more varied sound. KL of each, nats: %s",
             active,
             settings.latent_dim,

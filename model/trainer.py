@@ -113,8 +113,8 @@ class TrainSettings(BaseModel):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if self.likeness_dim and self.preset == "seed":
-            raise ValueError("the seed has a latent alone: likeness_dim is for the default preset")
+        if self.preset == "seed" and (self.likeness_dim or self.contrastive):
+            raise ValueError("the seed has a latent alone: likeness_dim and contrastive are for the default preset")
         if self.contrastive and not self.likeness_dim:
             raise ValueError("the contrastive term compares windows by their likeness: give likeness_dim, too")
         if self.mixing and not self.contrastive:
@@ -161,7 +161,7 @@ def training_input(
         batch_size=settings.batch_size,
         seed=settings.seed,
         skip_batches=skip_batches,
-        shifted=settings.preset != "seed" or settings.contrastive > 0,
+        shifted=settings.preset != "seed",
         paired=settings.contrastive > 0,
         masks=augment.mask_bank(spec, widest=settings.masking, seed=settings.seed) if settings.masking else None,
         mixing=settings.mixing,

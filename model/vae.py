@@ -66,8 +66,8 @@ class VaeConfig(BaseModel):
             raise ValueError(
                 f"a window of {self.n_frames} x {self.n_mels} cannot be halved three times: use multiples of 8"
             )
-        if self.likeness_dim and self.preset == "seed":
-            raise ValueError("the seed has a latent alone: likeness_dim is for the default preset")
+        if self.preset == "seed" and (self.likeness_dim or self.contrastive):
+            raise ValueError("the seed has a latent alone: likeness_dim and contrastive are for the default preset")
         if self.contrastive and not self.likeness_dim:
             raise ValueError("the contrastive term compares windows by their likeness: give likeness_dim, too")
         return self

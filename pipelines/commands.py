@@ -306,7 +306,13 @@ def run(
             except HeldError as error:
                 held = str(error)
     step("encode")
-    encoded = encode(lake, spec=spec.spec_id, beam=beam, workers=workers)
+    try:
+        encoded = encode(lake, spec=spec.spec_id, beam=beam, workers=workers)
+    except InputError as error:
+        if held is None:
+            raise
+        # The model in use is no use, and how to put the new one in its place is said there.
+        raise HeldError(held) from error
     model = artifact.load(folder / encoded["model_id"])
     judged, candidate = None, trained["model_id"] if trained else model.model_id
     # Also of a run that was killed before it came here.

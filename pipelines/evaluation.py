@@ -143,7 +143,7 @@ class _Components:
 
 def _untrained(model: Model) -> Embed:
     """The model's own architecture with random weights: what it gives by its form alone."""
-    network = fresh(model.spec, TrainSettings(**model.settings))
+    network = fresh(model.spec, TrainSettings(**model.settings | {"precision": "float32"}))
     return lambda windows: np.asarray(network.encoded(model.normalise(windows)).embedding, np.float32)
 
 

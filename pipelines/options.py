@@ -52,9 +52,9 @@ Contrastive = Annotated[
 ]
 LatentDim = Annotated[int | None, typer.Option("--latent-dim", help="Numbers that a window is rebuilt from.")]
 LikenessDim = Annotated[
-    int | None, typer.Option("--likeness-dim", help="Numbers beside them that say what a window sounds like.")
+    int | None, typer.Option("--likeness-dim", help="Numbers of an embedding beside them: what a window sounds like.")
 ]
-Temperature = Annotated[float | None, typer.Option("--temperature", help="Of that term.")]
+Temperature = Annotated[float | None, typer.Option("--temperature", help="Of the contrastive term.")]
 Masking = Annotated[
     float | None, typer.Option("--masking", help="Widest mask, as a share of a window, in time and in bands; 0: none.")
 ]
@@ -63,9 +63,12 @@ Denoising = Annotated[
 ]
 Level = Annotated[float | None, typer.Option("--level", help="Change of level in training, dB (a deviation); 0: none.")]
 Mixing = Annotated[
-    float | None, typer.Option("--mixing", help="Most of another recording that training mixes in; 0: none.")
+    float | None,
+    typer.Option("--mixing", help="Most of another recording in a pair's second window; with --contrastive."),
 ]
-Pitch = Annotated[int | None, typer.Option("--pitch", help="Mel bands that training moves windows by; 0: none.")]
+Pitch = Annotated[
+    int | None, typer.Option("--pitch", help="Mel bands that training moves windows by at most; 0: none.")
+]
 FreeBits = Annotated[float | None, typer.Option("--free-bits", help="Nats that a latent dimension carries for free.")]
 KlWarmUp = Annotated[int | None, typer.Option("--kl-warm-up", help="Steps until the KL has its full weight.")]
 ClipNorm = Annotated[float | None, typer.Option("--clip-norm", help="Largest norm of the gradients; 0: any.")]

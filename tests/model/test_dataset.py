@@ -94,6 +94,20 @@ def test_statistics_are_numpys_on_the_training_split(tiny: Tiny) -> None:
         assert count == sum(split_of[r.recording_id] == split for r in tiny.records)
 
 
+def test_a_band_where_hardly_anything_sounds_does_not_count_for_more_than_others(tmp_path: Path) -> None:
+    """A tone moved into it would be hundreds of its deviations away."""
+    rng = np.random.default_rng(2)
+    values = rng.integers(20_000, 60_000, (16, 16), dtype=np.uint16)
+    values[:, 12:] = rng.integers(1_000, 1_002, (16, 4))
+    with open(tmp_path / "a.tfrecord", "wb") as file:
+        write_framed(file, encode(Record("a" * 64, 0, 16, values)))
+    shards = {str(tmp_path / "a.tfrecord"): ["a" * 64]}
+    found = dataset.statistics(shards, SPEC, {"a" * 64: splits.TRAIN}).normalisation.std
+    wanted = values.astype(np.float64).std(axis=0) * SPEC.value_span / 65_535
+    np.testing.assert_allclose(found[:12], wanted[:12], rtol=1e-4)
+    np.testing.assert_allclose(found[12:], 0.2 * np.median(wanted), rtol=1e-4)
+
+
 def test_a_recording_is_read_from_its_own_shards_only(tiny: Tiny) -> None:
     """A shard may hold windows of a recording that has come back in another one: they do not count twice."""
     split_of = splits.assign(tiny.groups)

@@ -48,7 +48,12 @@ def test_projection_is_mahalanobis() -> None:
 
 def test_projection_of_few_statistics_and_of_what_never_varies() -> None:
     same = [np.full((5, 3), 2, np.float32)]
-    kernel, bias = projection(same, same, 7)
+    kernel, bias = projection(same, [same[0] + np.float32(0.1)], 7)
     assert kernel.shape == (3, 7)
+    # Whatever else comes, too: nothing is known of how far it is.
+    np.testing.assert_array_equal(np.array([[5, -3, 0]], np.float32) @ kernel + bias, 0)
+    few = [np.array([[0, 1, 2], [1, 1, 2], [2, 1, 2]], np.float32)]
+    kernel, bias = projection(few, few, 7)
+    found = few[0] @ kernel + bias
     assert np.isfinite(kernel).all()
-    np.testing.assert_allclose(same[0] @ kernel + bias, 0, atol=1e-2)
+    assert abs(found.var(axis=0).sum() - 7) < 0.01

@@ -160,7 +160,7 @@ def test_a_preset_decides_what_is_not_given() -> None:
     [
         ({"likeness_dim": 0, "contrastive": 1}, "give likeness_dim"),
         ({"preset": "seed", "likeness_dim": 3}, "a latent alone"),
-        ({"preset": "seed", "contrastive": 1}, "give likeness_dim"),
+        ({"preset": "seed", "contrastive": 1}, "a latent alone"),
         ({"mixing": 0.5}, "needs a contrastive term"),
         ({"batch_size": 7, "contrastive": 1}, "in pairs"),
         ({"batch_size": 2, "contrastive": 1}, "two at least"),
