@@ -105,8 +105,8 @@ def show(rows: list[dict[str, Any]]) -> None:
         cells = []
         for key in ("ratio", "linear", "knn", "map"):
             values = [row[key] for row in some]
-            spread = statistics.stdev(values) if len(values) > 1 else float("nan")
-            cells.append(f"{statistics.mean(values):.3f} ± {spread:.3f}")
+            spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+            cells.append(f"{statistics.mean(values):.3f}{spread}")
         table.add_row(name, variant, str(len(some)), *cells)
     Console(width=140).print(table)
 
