@@ -27,8 +27,8 @@ STATISTICS_WINDOWS = 20_000
 MIN_STD, MIN_STD_SHARE = 1e-3, 0.2
 # Windows that principal components are learned from: 268 MB at 128 x 128; and the least that they may leave over.
 COMPONENT_WINDOWS, MIN_REST = 4096, 1e-6
-# Times that a window is taken into the components where there are few, and mel bands that it is moved by at most.
-MOST_COPIES, COMPONENT_PITCH = 6, 2
+# Times that a window is taken into the components, at other pitches, where there are few.
+MOST_COPIES = 6
 # What the same sound may be changed by and still be like itself: mel bands up or down, decibels (a standard deviation),
 # noise (at most, in standard deviations of the data).
 SAME_PITCH, SAME_LEVEL, SAME_NOISE = 4, 3.0, 0.1

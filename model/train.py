@@ -184,7 +184,7 @@ def _made(
             statistics,
             count=settings.latent_dim,
             likeness=settings.likeness_dim,
-            pitch=min(settings.pitch, dataset.COMPONENT_PITCH),
+            pitch=settings.pitch,
             seed=settings.seed,
         )
     trainer = Trainer(spec, settings, statistics.normalisation, components=components)
