@@ -1,12 +1,12 @@
 """The command line: parse, call, print. No work of its own, and nothing heavy imported before a command needs it."""
 
-import json
 import sys
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
 import typer
 
-from model.errors import HeldError, InputError
+from model.errors import HeldError
+from pipelines import cli_table
 from pipelines.options import (
     BEAM,
     Audio,
@@ -38,6 +38,7 @@ from pipelines.options import (
     Workers,
     Xla,
 )
+from pipelines.terminal import lake_at, out, say
 
 app = typer.Typer(
     name="soundlake",
@@ -47,20 +48,6 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
-
-
-def _lake(root: str) -> Any:
-    from pipelines.lake import Lake
-
-    return Lake.at(root)
-
-
-def _say(text: str = "") -> None:
-    print(text, file=sys.stderr)
-
-
-def _out(result: Any) -> None:
-    print(json.dumps(result, sort_keys=True, default=str))
 
 
 @app.command("run", context_settings=BEAM, epilog="Example: soundlake run ~/recordings --lake ~/lake")
@@ -82,7 +69,7 @@ def run_command(
     from pipelines import commands, lookup, messages
 
     result = commands.run(
-        _lake(lake),
+        lake_at(lake),
         audio,
         spec=lookup.parse_spec(spec),
         labels=labels,
@@ -90,11 +77,11 @@ def run_command(
         retrain=train,
         beam=context.args,
         workers=workers,
-        step=lambda name: _say(f"soundlake: {name} …"),
+        step=lambda name: say(f"soundlake: {name} …"),
         progress=sys.stderr.isatty(),
     )
     if as_json:
-        _out(result)
+        out(result)
     else:
         messages.run(result, print)
     if result["held"] is not None:
@@ -123,7 +110,7 @@ def plan_command(
     from pipelines import commands, lookup, messages
 
     result = commands.plan(
-        _lake(lake),
+        lake_at(lake),
         audio,
         spec=lookup.parse_spec(spec),
         labels=labels,
@@ -133,7 +120,7 @@ def plan_command(
         prices={"cpu": price_cpu, "storage": price_storage},
     )
     if as_json:
-        _out(result)
+        out(result)
     else:
         messages.plan(result, print)
 
@@ -165,7 +152,7 @@ def extract_command(
     from pipelines import commands, ledger, lookup, messages
 
     found = lookup.parse_spec(spec)
-    where = _lake(lake)
+    where = lake_at(lake)
     result = commands.extract(
         where,
         audio,
@@ -179,7 +166,7 @@ def extract_command(
     )
     summary = ledger.summary(ledger.open_ledger(where, found.spec_id)) if result["ledger_version"] else None
     if as_json:
-        _out(result | {"ledger": summary})
+        out(result | {"ledger": summary})
     else:
         print(messages.files(result))
         if summary is not None:
@@ -193,7 +180,7 @@ def extract_command(
         if repair:
             messages.repaired(result["repair"], found.spec_id, print)
     if max_rejects is not None and summary is not None and summary["rejected"] > max_rejects:
-        _say(f"soundlake: {summary['rejected']} rejects are more than --max-rejects {max_rejects}")
+        say(f"soundlake: {summary['rejected']} rejects are more than --max-rejects {max_rejects}")
         raise typer.Exit(4)
 
 
@@ -238,10 +225,10 @@ def train_command(
     settings |= {"denoising": denoising, "level": level, "mixing": mixing, "pitch": pitch, "free_bits": free_bits}
     settings |= {"kl_warm_up": kl_warm_up, "clip_norm": clip_norm, "precision": precision, "xla": xla}
     result = commands.train(
-        _lake(lake), spec=spec, settings=settings, if_missing=if_missing, progress=sys.stderr.isatty()
+        lake_at(lake), spec=spec, settings=settings, if_missing=if_missing, progress=sys.stderr.isatty()
     )
     if as_json:
-        _out(result)
+        out(result)
         return
     messages.trained(result, lake, print)
 
@@ -258,9 +245,9 @@ def promote_command(
     """Make a model the one that encode and search use for its spec; a worse one than that in use is refused."""
     from pipelines import judging, messages
 
-    result = judging.promote(_lake(lake), model_id, force=force, folds=folds)
+    result = judging.promote(lake_at(lake), model_id, force=force, folds=folds)
     if as_json:
-        _out(result)
+        out(result)
     else:
         messages.promoted(result, print)
 
@@ -278,9 +265,9 @@ def encode_command(
     """Encode every window that the table lacks, and drop rows of what is gone."""
     from pipelines import commands
 
-    result = commands.encode(_lake(lake), spec=spec, model_id=model, beam=context.args, workers=workers)
+    result = commands.encode(lake_at(lake), spec=spec, model_id=model, beam=context.args, workers=workers)
     if as_json:
-        _out(result)
+        out(result)
         return
     did = f"{result['encoded']} windows encoded" if result["encoded"] else "nothing to do"
     gone = f", rows of {result['stale_recordings']} recordings replaced or gone" if result["stale_recordings"] else ""
@@ -299,9 +286,9 @@ def evaluate_command(
     """What a model is worth, beside log-mel statistics, principal components and the untrained encoder."""
     from pipelines import judging, messages
 
-    result = judging.evaluate(_lake(lake), spec=spec, model_id=model, folds=folds)
+    result = judging.evaluate(lake_at(lake), spec=spec, model_id=model, folds=folds)
     if as_json:
-        _out(result)
+        out(result)
     else:
         messages.evaluation(result, print)
 
@@ -312,76 +299,18 @@ def status_command(lake: LakeAt = "./lake", as_json: Json = False, verbose: Verb
     from pipelines import messages
     from pipelines.status import status
 
-    result = status(_lake(lake))
+    result = status(lake_at(lake))
     if as_json:
-        _out(result)
+        out(result)
         return
     messages.status(result, print)
 
 
-@app.command("search", epilog="Example: soundlake search 'heron.wav@3.5-5.5' --lake ~/lake --where \"label = 'bird'\"")
-def search_command(
-    query: Annotated[
-        list[str] | None, typer.Argument(help="FILE, FILE@start-end in seconds, or a recording_id (itself left out).")
-    ] = None,
-    lake: LakeAt = "./lake",
-    k: Annotated[int, typer.Option("-k", min=1, max=10_000, help="Results.")] = 10,
-    where: Annotated[
-        str | None, typer.Option("--where", help="SQL filter on the table's columns; alone it lists.")
-    ] = None,
-    by: Annotated[
-        Literal["recordings", "windows"], typer.Option("--by", help="One result a recording, or a window.")
-    ] = "recordings",
-    play_list: Annotated[str | None, typer.Option("--play-list", help="Write the results as an M3U play list.")] = None,
-    spec: SpecToRead = None,
-    model: ModelId = None,
-    as_json: Json = False,
-    verbose: Verbose = False,
-) -> None:
-    """What sounds like this? The very same sound comes first (marked =), then the nearest."""
-    from pipelines import commands, messages
-    from pipelines.search import as_json as hits_as_json
-    from pipelines.search import playlist
-
-    result = commands.search(_lake(lake), query or [], k=k, where=where, by=by, spec=spec, model_id=model)
-    if play_list is not None:
-        text = playlist([hit for found in result["results"] for hit in found["hits"]])
-        try:
-            with open(play_list, "w", encoding="utf-8", errors="surrogateescape") as file:
-                file.write(text)
-        except OSError as error:
-            raise InputError(f"cannot write the play list {play_list}: {error.strerror}") from error
-    for note in result["notes"]:
-        _say(f"soundlake: {note}")
-    if as_json:
-        found = [{"query": one["query"], "hits": hits_as_json(one["hits"])} for one in result["results"]]
-        _out({"model_id": result["model_id"], "results": found})
-        return
-    messages.hits(result["results"], print, filtered=where is not None)
-
-
-@app.command("export", epilog="Example: soundlake export embeddings.parquet --lake ~/lake")
-def export_command(
-    target: Annotated[str, typer.Argument(help="File to write: .parquet, .csv or .npz.")],
-    lake: LakeAt = "./lake",
-    where: Annotated[str | None, typer.Option("--where", help="SQL filter on the table's columns.")] = None,
-    by: Annotated[
-        Literal["windows", "recordings"],
-        typer.Option("--by", help="A row a window, or a recording with its clip embedding."),
-    ] = "windows",
-    spec: SpecToRead = None,
-    model: ModelId = None,
-    as_json: Json = False,
-    verbose: Verbose = False,
-) -> None:
-    """Write the table to a file for other tools."""
-    from pipelines import commands
-
-    result = commands.export(_lake(lake), target, where=where, by=by, spec=spec, model_id=model)
-    if as_json:
-        _out(result)
-    else:
-        print(f"{result['rows']} {result['by']} written to {result['file']}")
+# Registered here, so that --help lists commands in the order of their use.
+app.command("search", epilog="Example: soundlake search 'heron.wav@3.5-5.5' --lake ~/lake --where \"label = 'bird'\"")(
+    cli_table.search
+)
+app.command("export", epilog="Example: soundlake export embeddings.parquet --lake ~/lake")(cli_table.export)
 
 
 @app.command("synth", epilog="Example: soundlake synth ./demo --recordings 96")
@@ -397,6 +326,6 @@ def synth_command(
 
     files = synthesise(folder, recordings=recordings, seed=seed)
     if as_json:
-        _out({"folder": folder, "files": files})
+        out({"folder": folder, "files": files})
     else:
         print(f"{files} files in {folder}")

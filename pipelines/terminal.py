@@ -1,0 +1,22 @@
+"""What a command needs of the terminal: the lake that was named, words for people, one JSON object for programs."""
+
+import json
+import sys
+from typing import Any
+
+
+def lake_at(root: str) -> Any:
+    """The lake of a command's ``--lake``."""
+    from pipelines.lake import Lake
+
+    return Lake.at(root)
+
+
+def say(text: str = "") -> None:
+    """A line for people, who may be looking while stdout goes to a program."""
+    print(text, file=sys.stderr)
+
+
+def out(result: Any) -> None:
+    """The one JSON object of ``--json``."""
+    print(json.dumps(result, sort_keys=True, default=str))
