@@ -25,6 +25,7 @@ from pipelines.options import (
     Masking,
     Mixing,
     ModelId,
+    Partition,
     Pitch,
     Precision,
     Preset,
@@ -134,6 +135,7 @@ def extract_command(
     lake: LakeAt = "./lake",
     spec: SpecToWrite = "general",
     labels: Labels = None,
+    partition: Partition = None,
     workers: Workers = 0,
     max_rejects: Annotated[
         int | None, typer.Option("--max-rejects", min=0, help="Exit with 4 if the ledger holds more rejects.")
@@ -158,6 +160,7 @@ def extract_command(
         audio,
         spec=found,
         labels=labels,
+        partition=partition,
         beam=context.args,
         workers=workers,
         allow_empty=allow_empty,
@@ -166,7 +169,7 @@ def extract_command(
     )
     summary = ledger.summary(ledger.open_ledger(where, found.spec_id)) if result["ledger_version"] else None
     if as_json:
-        out(result | {"ledger": summary})
+        out(result | {"ledger": summary}, where)
     else:
         print(messages.files(result))
         if summary is not None:
@@ -182,6 +185,25 @@ def extract_command(
     if max_rejects is not None and summary is not None and summary["rejected"] > max_rejects:
         say(f"soundlake: {summary['rejected']} rejects are more than --max-rejects {max_rejects}")
         raise typer.Exit(4)
+
+
+@app.command("partitions", epilog="Example: soundlake partitions ~/recordings --lake ~/lake")
+def partitions_command(
+    audio: Audio,
+    lake: LakeAt = "./lake",
+    spec: SpecToWrite = "general",
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """The parts of a corpus for --partition: its folders, those that are gone, and . for files beside them."""
+    from pipelines import commands, lookup
+
+    result = commands.partitions(lake_at(lake), audio, spec=lookup.parse_spec(spec))
+    if as_json:
+        out(result)
+        return
+    for name in result["partitions"]:
+        print(f"{name} (gone)" if name in result["gone"] else name)
 
 
 @app.command("train", epilog="Example: soundlake train --lake ~/lake --steps 3000")
@@ -213,6 +235,12 @@ def train_command(
     if_missing: Annotated[
         bool, typer.Option("--if-missing", help="Do nothing if the spec has a promoted model.")
     ] = False,
+    if_grown: Annotated[
+        float | None,
+        typer.Option(
+            "--if-grown", min=0, help="Do nothing unless the lake has this share more windows than its models saw."
+        ),
+    ] = None,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
@@ -225,10 +253,15 @@ def train_command(
     settings |= {"denoising": denoising, "level": level, "mixing": mixing, "pitch": pitch, "free_bits": free_bits}
     settings |= {"kl_warm_up": kl_warm_up, "clip_norm": clip_norm, "precision": precision, "xla": xla}
     result = commands.train(
-        lake_at(lake), spec=spec, settings=settings, if_missing=if_missing, progress=sys.stderr.isatty()
+        lake_at(lake),
+        spec=spec,
+        settings=settings,
+        if_missing=if_missing,
+        if_grown=if_grown,
+        progress=sys.stderr.isatty(),
     )
     if as_json:
-        out(result)
+        out(result, lake_at(lake))
         return
     messages.trained(result, lake, print)
 
@@ -247,7 +280,7 @@ def promote_command(
 
     result = judging.promote(lake_at(lake), model_id, force=force, folds=folds)
     if as_json:
-        out(result)
+        out(result, lake_at(lake))
     else:
         messages.promoted(result, print)
 
@@ -258,6 +291,8 @@ def encode_command(
     lake: LakeAt = "./lake",
     spec: SpecToRead = None,
     model: ModelId = None,
+    audio: Annotated[str | None, typer.Option("--corpus", help="With --partition: encode that part alone.")] = None,
+    partition: Partition = None,
     workers: Workers = 0,
     as_json: Json = False,
     verbose: Verbose = False,
@@ -265,13 +300,22 @@ def encode_command(
     """Encode every window that the table lacks, and drop rows of what is gone."""
     from pipelines import commands
 
-    result = commands.encode(lake_at(lake), spec=spec, model_id=model, beam=context.args, workers=workers)
+    result = commands.encode(
+        lake_at(lake),
+        spec=spec,
+        model_id=model,
+        audio=audio,
+        partition=partition,
+        beam=context.args,
+        workers=workers,
+    )
     if as_json:
-        out(result)
+        out(result, lake_at(lake))
         return
     did = f"{result['encoded']} windows encoded" if result["encoded"] else "nothing to do"
     gone = f", rows of {result['stale_recordings']} recordings replaced or gone" if result["stale_recordings"] else ""
-    print(f"{did}{gone}; the table holds {result['rows']} windows, search is {result['index']['kind']}")
+    search = f", search is {result['index']['kind']}" if result["index"] else ""
+    print(f"{did}{gone}; the table holds {result['rows']} windows{search}")
 
 
 @app.command("evaluate", epilog="Example: soundlake evaluate --lake ~/lake")
@@ -288,7 +332,7 @@ def evaluate_command(
 
     result = judging.evaluate(lake_at(lake), spec=spec, model_id=model, folds=folds)
     if as_json:
-        out(result)
+        out(result, lake_at(lake))
     else:
         messages.evaluation(result, print)
 

@@ -11,9 +11,9 @@ from model.features import FeatureSpec
 from pipelines import ledger, table
 from pipelines.judging import evaluate, promote
 from pipelines.lake import Lake, run_manifest
-from pipelines.lookup import find_model, models_dir, spec_of_lake
+from pipelines.lookup import find_model, models_dir
 from pipelines.progress import Progress, watching
-from pipelines.quiet import quiet
+from pipelines.training import train
 
 log = logging.getLogger(__name__)
 
@@ -38,12 +38,43 @@ def _retried(reason: str | None) -> frozenset[str]:
     return planning.TRANSIENT | (frozenset(REASONS) if reason == "all" else {reason} if reason else frozenset())
 
 
+def _partition_of(lake: Lake, root: str, partition: str | None, spec_id: str) -> None:
+    """Raise `InputError` if a corpus has no such partition, and the ledger knows of none that it had."""
+    if partition is None:
+        return
+    from pipelines import corpus
+
+    there = corpus.partitions(root)
+    if partition not in (*there, *ledger.partitions(ledger.open_ledger(lake, spec_id), root)):
+        some = ", ".join(there[:10]) + (", …" if len(there) > 10 else "")
+        raise InputError(f"the corpus {root} has no partition {partition!r}; it has: {some or 'none'}")
+
+
+def partitions(lake: Lake, audio: str, *, spec: FeatureSpec) -> dict[str, Any]:
+    """The parts of a corpus that extract and encode take one at a time: its folders, and what lies beside them.
+
+    Returns
+    -------
+    dict
+        ``corpus``, ``spec_id``, ``partitions`` by name, and those of them that have ``gone``: the ledger knows files of
+        them, and they are not there now.
+    """
+    from pipelines import corpus
+
+    root = _root_of(lake, audio)
+    there = set(corpus.partitions(root))
+    known = ledger.partitions(ledger.open_ledger(lake, spec.spec_id), root) if lake.exists("lake.json") else set()
+    told = {"corpus": root, "spec_id": spec.spec_id}
+    return told | {"partitions": sorted(there | known), "gone": sorted(known - there)}
+
+
 def extract(
     lake: Lake,
     audio: str,
     *,
     spec: FeatureSpec,
     labels: str | None = None,
+    partition: str | None = None,
     beam: Sequence[str] = (),
     workers: int = 0,
     allow_empty: bool = False,
@@ -54,6 +85,8 @@ def extract(
 
     Parameters
     ----------
+    partition : str or None
+        The one of `partitions` to bring up to date; by default the whole corpus.
     retry : str or None
         A reason whose rejects are tried again; ``"all"`` for every one.
     repair : bool
@@ -68,14 +101,24 @@ def extract(
     engine = beam_options(beam, workers=workers)
     found = corpus.find_labels(root, labels)
     lake.initialise()
+    _partition_of(lake, root, partition, spec.spec_id)
     from pipelines.extract import extract as extract_features
 
     settings = {"audio": root, "labels": found, "spec_id": spec.spec_id, "retry": retry, "beam": list(beam)}
+    settings["partition"] = partition
     rates = estimate.rates(lake, spec.spec_id)
     with run_manifest(lake, "extract", settings) as run:
         with watching(Progress(lake, run.folder), verb="extracting") as watch:
             totals = extract_features(
-                lake, spec, root, labels=found, run=run, engine=engine, allow_empty=allow_empty, retried=retried
+                lake,
+                spec,
+                root,
+                labels=found,
+                partition=partition,
+                run=run,
+                engine=engine,
+                allow_empty=allow_empty,
+                retried=retried,
             )
         if not rates and watch.first is not None:
             rates = estimate.rates_of(*(_by_container(watch.first, name) for name in ("cpu_s ", "audio_s ")))
@@ -167,98 +210,53 @@ def plan(
     return found
 
 
-def train(
-    lake: Lake, *, spec: str | None = None, settings: dict[str, Any], if_missing: bool = False, progress: bool = False
-) -> dict[str, Any]:
-    """Train a model on the lake's features; the first of a spec is promoted.
-
-    Parameters
-    ----------
-    if_missing : bool
-        Do nothing if the spec has a promoted model, whatever it was trained on.
-
-    Returns
-    -------
-    dict
-        ``model_id``, ``trained`` (False if it was there already), ``promoted``, ``metrics``, ``report``.
-    """
-    from pydantic import ValidationError
-
-    folder = models_dir(lake)
-    found = spec_of_lake(lake, spec)
-    from model import artifact
-
-    there = artifact.promoted(folder, found.spec_id)
-    if if_missing and there is not None:
-        kept = artifact.load(folder / there)
-        told = {"model_id": there, "trained": False, "promoted": True, "metrics": kept.metrics, "run_id": None}
-        return told | {"report": str(kept.directory / artifact.REPORT)}
-    dataset = ledger.open_ledger(lake, found.spec_id)
-    bundles, groups = ledger.training_input(dataset)
-    with quiet():
-        from model.train import TrainSettings
-        from model.train import train as train_model
-
-    try:
-        resolved = TrainSettings(**{k: v for k, v in settings.items() if v is not None})
-    except ValidationError as error:
-        first = error.errors()[0]
-        place, said = ".".join(str(part) for part in first["loc"]), first["msg"].removeprefix("Value error, ")
-        raise InputError(f"{place}: {said}" if place else said) from error
-    with run_manifest(lake, "train", {"spec_id": found.spec_id, **resolved.model_dump()}) as run:
-        result = train_model(
-            {lake.uri(Lake.shard(found.spec_id, bundle)): recordings for bundle, recordings in bundles.items()},
-            found,
-            groups=groups,
-            models_dir=folder,
-            settings=resolved,
-            origin={"lake": lake.root, "ledger_version": int(dataset.version)},
-            progress=progress,
-        )
-        first_one = artifact.promoted(folder, found.spec_id) is None
-        if first_one:
-            artifact.promote(folder, artifact.load(result.directory), reason="the first model of its spec")
-        run.manifest["counts"] = {"model_id": result.model_id, "metrics": result.metrics}
-    return {
-        "model_id": result.model_id,
-        "trained": result.trained,
-        "promoted": artifact.promoted(folder, found.spec_id) == result.model_id,
-        "metrics": result.metrics,
-        "report": str(result.directory / artifact.REPORT),
-        "run_id": run.run_id,
-    }
-
-
 def encode(
     lake: Lake,
     *,
     spec: str | None = None,
     model_id: str | None = None,
+    audio: str | None = None,
+    partition: str | None = None,
     beam: Sequence[str] = (),
     workers: int = 0,
 ) -> dict[str, Any]:
-    """Bring a model's table and its index up to the ledger; see `pipelines.encode.encode` for what comes back."""
+    """Bring a model's table and its index up to the ledger; see `pipelines.encode.encode` for what comes back.
+
+    Parameters
+    ----------
+    audio, partition : str or None
+        A corpus, and one of its `partitions`: only recordings of it are encoded, rows of what is gone stay, and the
+        index is left as it is. By default all that the table lacks.
+    """
+    if (audio is None) != (partition is None):
+        raise InputError("a partition is one of a corpus: give both --corpus and --partition, or neither")
     model = find_model(lake, model_id, spec)
+    under = None
+    if audio is not None and partition is not None:
+        under = (_root_of(lake, audio), partition)
+        _partition_of(lake, *under, model.spec.spec_id)
     known = ledger.open_ledger(lake, model.spec.spec_id)
     dataset = table.open_table(lake, model.model_id)
+    done = table.said(lake, model.model_id)
     if dataset is not None and known is not None:
         now = {"ledger_version": int(known.version), "table_version": int(dataset.version)}
-        done = table.said(lake, model.model_id)
         if {name: done.get(name) for name in now} == now:
-            return done | {"encoded": 0, "renamed": 0, "stale_recordings": 0}
+            return done | {"encoded": 0, "renamed": 0, "stale_recordings": 0, "run_id": None}
     from pipelines.encode import encode as encode_windows
     from pipelines.runners import beam_options
 
     engine = beam_options(beam, workers=workers)
-    with run_manifest(lake, "encode", {"model_id": model.model_id, "beam": list(beam)}) as run:
+    with run_manifest(lake, "encode", {"model_id": model.model_id, "under": under, "beam": list(beam)}) as run:
         with watching(Progress(lake, run.folder), verb="encoding"):
-            totals = encode_windows(lake, model, run=run, engine=engine)
+            totals = encode_windows(lake, model, under=under, run=run, engine=engine)
         dataset = table.need_table(lake, model.model_id)
-        totals |= {"model_id": model.model_id, "index": table.index(dataset), "run_id": run.run_id}
+        index = table.index(dataset) if under is None else done.get("index")
+        totals |= {"model_id": model.model_id, "index": index, "run_id": run.run_id}
         totals["table_version"] = int(table.need_table(lake, model.model_id).version)
         run.manifest["counts"] = totals
-    # What the next call compares with: nothing changed, nothing to do, no pipeline started.
-    table.say(lake, model.model_id, totals)
+    if under is None:
+        # What the next call compares with: nothing changed, nothing to do, no pipeline started.
+        table.say(lake, model.model_id, totals)
     return totals
 
 

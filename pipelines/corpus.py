@@ -78,6 +78,9 @@ OTHER = frozenset(
 
 LABEL_FILES = ("labels.csv", "labels.parquet")
 
+# The partition of the files that lie in the corpus's own folder; the others are its folders, by name.
+LOOSE = "."
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -133,14 +136,48 @@ def _left_out(name: bytes) -> bool:
     return name.startswith(b".") or os.path.splitext(name)[1].decode("ascii", "replace").lower() in OTHER
 
 
-def listing(root: str) -> Iterator[tuple[str, Entry] | None]:
-    """The files of a corpus; None for each that is left out by its name.
+def partition_of(uri: str, root: str) -> str | None:
+    """The partition of a corpus that a file belongs to; None if it is none of the corpus."""
+    path, start = local_path(uri), local_path(root)
+    whole, top = (os.fsencode(uri), os.fsencode(root)) if path is None or start is None else (path, start)
+    if not whole.startswith(top + b"/"):
+        return None
+    first, slash, _ = whole[len(top) + 1 :].partition(b"/")
+    return os.fsdecode(first) if slash else LOOSE
+
+
+def in_partition(uri: str, root: str, partition: str | None) -> bool:
+    """Whether a file belongs to a partition of a corpus; to None, for the whole of it, any does."""
+    return partition is None or partition_of(uri, root) == partition
+
+
+def partitions(root: str) -> list[str]:
+    """The partitions of a corpus: its folders by name, sorted, and `LOOSE` if files lie beside them.
+
+    Every file that `listing` knows is in exactly one, by `in_partition`.
+    """
+    start = local_path(root)
+    if start is None:
+        named = (partition_of(one[0], root) for one in _remote_listing(root) if one is not None)
+        return sorted({name for name in named if name is not None})
+    found = set()
+    with storage_errors(root), os.scandir(start) as entries:
+        for entry in entries:
+            if not entry.is_dir():
+                found |= set() if _left_out(entry.name) else {LOOSE}
+            elif not entry.name.startswith(b"."):
+                found.add(os.fsdecode(entry.name))
+    return sorted(found)
+
+
+def listing(root: str, partition: str | None = None) -> Iterator[tuple[str, Entry] | None]:
+    """The files of a corpus, or of one of its partitions; None for each that is left out by its name.
 
     Follows links to folders, each real folder once, so a link to a folder above ends. Hidden names are left out.
     A folder that may not be read is an entry of its own, with size -1, and ends as a rejection.
     """
     if "://" in root and not root.startswith("file://"):
-        yield from _remote_listing(root)
+        yield from _remote_listing(root, partition)
         return
     start = local_path(root)
     assert start is not None
@@ -158,6 +195,9 @@ def listing(root: str) -> Iterator[tuple[str, Entry] | None]:
                 is_folder = entry.is_dir()
             except OSError:
                 is_folder = False
+            # In the corpus's own folder the partition chooses; whatever lies deeper comes with its folder.
+            if folder == start and partition not in (None, os.fsdecode(entry.name) if is_folder else LOOSE):
+                continue
             if is_folder:
                 real = os.path.realpath(entry.path)
                 if entry.name.startswith(b".") or real in seen:
@@ -177,16 +217,19 @@ def listing(root: str) -> Iterator[tuple[str, Entry] | None]:
                     yield uri_of(entry.path), Entry(-1, -1)
 
 
-def _remote_listing(root: str) -> Iterator[tuple[str, Entry] | None]:
+def _remote_listing(root: str, partition: str | None = None) -> Iterator[tuple[str, Entry] | None]:
     """The same for a bucket, through the file system that Beam has for its scheme."""
     from apache_beam.io.filesystems import FileSystems
 
     with storage_errors(root):
-        found = FileSystems.match([f"{root}/**"])[0].metadata_list
+        under = root if partition in (None, LOOSE) else f"{root}/{partition}"
+        found = FileSystems.match([f"{under}/**"])[0].metadata_list
     for info in found:
         folders = info.path.removeprefix(f"{root}/").split("/")
         # The second is how a console marks an empty folder.
         if any(name.startswith(".") for name in folders[:-1]) or not folders[-1]:
+            continue
+        if not in_partition(info.path, root, partition):
             continue
         if _left_out(folders[-1].encode()):
             yield None

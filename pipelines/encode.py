@@ -27,6 +27,7 @@ from model.features import FeatureSpec, dequantise
 from model.records import DamagedShardError, Record, decode, read_framed
 from pipelines import fragments, ledger, table
 from pipelines.account import packed
+from pipelines.corpus import in_partition
 from pipelines.joins import joined
 from pipelines.lake import Lake, Run
 from pipelines.progress import Progress
@@ -277,12 +278,23 @@ class _TableNames(beam.DoFn):
 
 
 class _Compare(beam.DoFn):
-    """What of a recording is to be encoded or renamed, bundle by bundle, and which rows leave the table."""
+    """What of a recording is to be encoded or renamed, bundle by bundle, and which rows leave the table.
+
+    Parameters
+    ----------
+    under : (str, str) or None
+        A corpus and a partition: what is not of it stays as it is.
+    """
+
+    def __init__(self, under: tuple[str, str] | None) -> None:
+        self.under = under
 
     def process(self, element: tuple[str, Mapping[str, Iterable[bytes]]]) -> Iterator[Any]:
         recording_id, joined = element
         # Copies of a recording: the first uri speaks for all.
         wanted = min((json.loads(data) for data in joined["wanted"]), default=None, key=lambda name: name[0])
+        if self.under is not None and (wanted is None or not in_partition(wanted[0], *self.under)):
+            return
         have = [json.loads(data) for data in joined["have"]]
         names = {tuple(name[:3]) for name in have}
         encoded = sorted({bundle for name in have for bundle in name[3]})
@@ -317,7 +329,15 @@ def _summarise(
 
 
 def build(
-    pipeline: beam.Pipeline, lake: Lake, model: Any, known: Any, dataset: Any, *, run: Run, threads: int = 1
+    pipeline: beam.Pipeline,
+    lake: Lake,
+    model: Any,
+    known: Any,
+    dataset: Any,
+    *,
+    under: tuple[str, str] | None,
+    run: Run,
+    threads: int = 1,
 ) -> None:
     """Apply the whole of encode to a pipeline; its result is ``summary.json`` in the run's folder.
 
@@ -340,7 +360,7 @@ def build(
         | "read table" >> beam.ParDo(_TableNames(table_uri, int(dataset.version)))
     )
     compared = joined("by recording", {"wanted": wanted, "have": have}) | "compare" >> beam.ParDo(
-        _Compare()
+        _Compare(under)
     ).with_outputs("dropped", main="new")
     expected = AsSingleton(
         compared.new | "how much" >> beam.combiners.Count.Globally() | "tell the total" >> beam.Map(progress.expect)
@@ -372,7 +392,7 @@ def build(
     )
 
 
-def encode(lake: Lake, model: Any, *, run: Run, engine: Engine) -> dict[str, Any]:
+def encode(lake: Lake, model: Any, *, under: tuple[str, str] | None = None, run: Run, engine: Engine) -> dict[str, Any]:
     """Bring a model's table up to the ledger: new windows in, rows of what is gone out, in one commit.
 
     Parameters
@@ -380,6 +400,8 @@ def encode(lake: Lake, model: Any, *, run: Run, engine: Engine) -> dict[str, Any
     lake : Lake
     model : model.artifact.Model
         Its spec says which features.
+    under : (str, str) or None
+        A corpus and one of its partitions: nothing else is encoded, and no row leaves but for a newer one.
     run : Run
     engine : Engine
         From `pipelines.runners.beam_options`.
@@ -405,7 +427,14 @@ def encode(lake: Lake, model: Any, *, run: Run, engine: Engine) -> dict[str, Any
     for _ in range(ATTEMPTS):
         dataset = table.create(lake, model.model_id, model.embedding_dim)
         pipeline = functools.partial(
-            build, lake=lake, model=model, known=known, dataset=dataset, run=run, threads=engine.threads
+            build,
+            lake=lake,
+            model=model,
+            known=known,
+            dataset=dataset,
+            under=under,
+            run=run,
+            threads=engine.threads,
         )
         run_pipeline(pipeline, engine)
         summary = json.loads(lake.read(f"{run.folder}/summary.json"))

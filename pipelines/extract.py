@@ -158,13 +158,24 @@ def build(
     *,
     before: Any,
     labels: str | None,
+    partition: str | None,
     run: Run,
     threads: int = 1,
     retried: frozenset[str] = plan.TRANSIENT,
 ) -> None:
     """Apply the whole of extract to a pipeline; its result is ``summary.json`` in the run's folder."""
     progress = Progress(lake, run.folder)
-    found = survey(pipeline, lake, spec, corpus, before=before, labels=labels, threads=threads, retried=retried)
+    found = survey(
+        pipeline,
+        lake,
+        spec,
+        corpus,
+        before=before,
+        labels=labels,
+        partition=partition,
+        threads=threads,
+        retried=retried,
+    )
     total = AsSingleton(
         found.works
         | "weigh" >> beam.Map(weight)
@@ -216,6 +227,7 @@ def extract(
     labels: str | None,
     run: Run,
     engine: Engine,
+    partition: str | None = None,
     allow_empty: bool = False,
     retried: frozenset[str] = plan.TRANSIENT,
 ) -> dict[str, Any]:
@@ -232,6 +244,8 @@ def extract(
         Its folder takes the rows until they are committed.
     engine : Engine
         From `pipelines.runners.beam_options`.
+    partition : str or None
+        A folder of the corpus, or `pipelines.corpus.LOOSE`: nothing else is looked at, nor leaves the ledger.
     allow_empty : bool
         Whether a corpus that held files may hold none now, and all of them leave the ledger.
     retried : frozenset of str
@@ -266,6 +280,7 @@ def extract(
             corpus=corpus,
             before=before,
             labels=labels,
+            partition=partition,
             run=run,
             threads=engine.threads,
             retried=retried,
@@ -274,13 +289,13 @@ def extract(
         summary = json.loads(lake.read(f"{run.folder}/summary.json"))
         totals = totalled(summary["counts"])
         if totals["listed"] != _accounted(totals):
-            missing = _missing(lake, spec.spec_id, corpus, before, summary["fragments"], retried=retried)
+            missing = _missing(lake, spec.spec_id, corpus, before, summary["fragments"], partition, retried=retried)
             raise RuntimeError(
                 f"{totals['listed']} files were listed and {_accounted(totals)} accounted for, nothing was committed; "
                 f"missing: {', '.join(missing) or 'none by name'}"
             )
         if not allow_empty:
-            _refuse_to_empty(corpus, totals)
+            _refuse_to_empty(corpus if partition is None else f"{corpus}/{partition}", totals)
         version = _committed(lake, spec.spec_id, fragments.version_of(before), summary)
         if version is not None:
             return totals | {"ledger_version": version}
@@ -317,7 +332,14 @@ def totalled(counts: Mapping[str, float]) -> dict[str, Any]:
 
 
 def _missing(
-    lake: Lake, spec_id: str, corpus: str, before: Any, written: Iterable[str], *, retried: frozenset[str]
+    lake: Lake,
+    spec_id: str,
+    corpus: str,
+    before: Any,
+    written: Iterable[str],
+    partition: str | None,
+    *,
+    retried: frozenset[str],
 ) -> list[str]:
     """Some listed files that neither the ledger as it was nor the new rows account for: a runner has lost them."""
     accounted = set(ledger.uris_of(lake, spec_id, written))
@@ -326,7 +348,7 @@ def _missing(
         for batch in before.to_batches(columns=["uri", *account.KNOWN]):
             known |= {row["uri"]: row for row in batch.to_pylist()}
     missing = []
-    for found in listing(corpus):
+    for found in listing(corpus, partition):
         if found is None or found[0] in accounted:
             continue
         uri, entry = found

@@ -70,6 +70,7 @@ def promote(lake: Lake, model_id: str, *, force: bool = False, folds: str | None
     told |= {"worse": [], "forced": False}
     given = _folds(folds)
     with run_manifest(lake, "promote", {"model_id": model_id, "force": force, "folds": folds}) as run:
+        told["run_id"] = run.run_id
         run.manifest["counts"] = told
         if there is not None and there != model_id:
             _through_the_gate(lake, model, there, told, force=force, folds=given)

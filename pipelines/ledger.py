@@ -153,6 +153,19 @@ def _other_length(dataset: Any) -> dict[str, Any] | None:
     return {"count": len(found), "example": found.slice(0, 1).to_pylist()[0]} if len(found) else None
 
 
+def partitions(dataset: Any, corpus: str) -> set[str]:
+    """Partitions of a corpus (`pipelines.corpus.partitions`) that a ledger knows files of; None for no ledger yet."""
+    from pipelines.corpus import partition_of
+
+    found: set[str] = set()
+    if dataset is not None:
+        where = fragments.in_list("corpus", [corpus])
+        for batch in dataset.to_batches(columns=["uri"], filter=where):
+            named = (partition_of(uri, corpus) for uri in batch.column("uri").to_pylist())
+            found |= {name for name in named if name is not None}
+    return found
+
+
 def training_input(dataset: Any) -> tuple[dict[str, list[str]], dict[str, str]]:
     """Bundles and groups of what is done.
 

@@ -157,11 +157,11 @@ WORDS = {"error": "mean square error", "negative_elbo": "negative ELBO, nats a w
 def trained(result: dict[str, Any], lake: str, say: Callable[[str], None]) -> None:
     """Say what train made, and what is to be done with it."""
     metrics = result["metrics"]
-    how = (
-        f"trained in {metrics['steps']} steps, {metrics['seconds']} s"
-        if result["trained"]
-        else "nothing to do: it is there"
-    )
+    how = "nothing to do: it is there"
+    if result["trained"]:
+        how = f"trained in {metrics['steps']} steps, {metrics['seconds']} s"
+    elif "seen" in result:
+        how = f"nothing to do: it saw {result['seen']} windows, and the lake has {result['windows']}"
     say(f"model   {result['model_id']}{' (promoted)' if result['promoted'] else ''}: {how}")
     active = f"{metrics['active_dimensions']} of {len(metrics['kl_per_dim'])} dimensions active"
     say(f"        {elbo(metrics)}; {active}")

@@ -39,6 +39,9 @@ Retry = Annotated[
 Labels = Annotated[
     str | None, typer.Option("--labels", help="CSV or Parquet with uri, label, group; by default labels.csv in AUDIO.")
 ]
+Partition = Annotated[
+    str | None, typer.Option("--partition", help="Only one folder of the corpus; . for files beside its folders.")
+]
 Folds = Annotated[
     str | None, typer.Option("--folds", help="CSV or Parquet with uri and fold, for a set that has its own.")
 ]

@@ -20,7 +20,7 @@ from pipelines import account, fragments, ledger, plan
 from pipelines.account import Candidate, Work, packed
 from pipelines.audio import Probe, Rejected, probe
 from pipelines.bundle import read_outcomes
-from pipelines.corpus import Entry, at_hand, listing, read_labels
+from pipelines.corpus import Entry, at_hand, in_partition, listing, read_labels
 from pipelines.isolation import sandbox
 from pipelines.joins import joined
 from pipelines.lake import Lake
@@ -80,11 +80,13 @@ def _read_left(bundle: str, lake: Lake, spec_id: str) -> Iterator[Any]:
 class _Compare(beam.DoFn):
     """What a listed file is to the ledger: known, identified without being read, to be probed, or gone."""
 
-    def __init__(self, corpus: str, retried: frozenset[str]) -> None:
-        self.corpus, self.retried = corpus, retried
+    def __init__(self, corpus: str, partition: str | None, retried: frozenset[str]) -> None:
+        self.corpus, self.partition, self.retried = corpus, partition, retried
 
     def process(self, element: tuple[str, Mapping[str, list[bytes]]]) -> Iterator[Any]:
         uri, joined = element
+        if not in_partition(uri, self.corpus, self.partition):
+            return
         listed, known, labels = (
             next((json.loads(data) for data in joined[name]), None) for name in ("listed", "known", "labels")
         )
@@ -221,6 +223,7 @@ def survey(
     *,
     before: Any,
     labels: str | None,
+    partition: str | None = None,
     threads: int = 1,
     retried: frozenset[str] = plan.TRANSIENT,
 ) -> Survey:
@@ -228,7 +231,7 @@ def survey(
 
     Parameters
     ----------
-    pipeline, lake, spec, corpus, labels, threads, retried
+    pipeline, lake, spec, corpus, labels, partition, threads, retried
         As for `pipelines.extract.extract`. The lake may be one that does not exist yet; nothing is written to it.
     before : lance.LanceDataset or None
         The ledger to compare with; workers read it at its version.
@@ -239,7 +242,7 @@ def survey(
     listed = (
         pipeline
         | "corpus" >> beam.Create([corpus])
-        | "list" >> beam.FlatMap(listing)
+        | "list" >> beam.FlatMap(listing, partition)
         | "left out or listed" >> beam.ParDo(_Split()).with_outputs("counts", main="listed")
     )
     in_ledger = pipeline | "ledger fragments" >> beam.Create(fragments.numbers(before))
@@ -259,7 +262,7 @@ def survey(
     )
     compared = joined(
         "by uri", {"listed": listed.listed, "known": known, "labels": named, "left": left.files}
-    ) | "compare" >> beam.ParDo(_Compare(corpus, retried)).with_outputs(
+    ) | "compare" >> beam.ParDo(_Compare(corpus, partition, retried)).with_outputs(
         "gone", "counts", "identified", main="candidates"
     )
     probed = compared.candidates | "probe" >> beam.ParDo(

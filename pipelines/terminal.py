@@ -17,6 +17,9 @@ def say(text: str = "") -> None:
     print(text, file=sys.stderr)
 
 
-def out(result: Any) -> None:
-    """The one JSON object of ``--json``."""
+def out(result: Any, lake: Any = None) -> None:
+    """The one JSON object of ``--json``: what a command found, and of its run the manifest, less what it found."""
+    if lake is not None and result.get("run_id"):
+        manifest = json.loads(lake.read(f"runs/{result['run_id']}.json"))
+        result = result | {"manifest": {name: value for name, value in manifest.items() if name != "counts"}}
     print(json.dumps(result, sort_keys=True, default=str))
