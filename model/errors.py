@@ -5,6 +5,7 @@ import errno
 import os
 import re
 from collections.abc import Iterator
+from typing import Any
 
 
 class InputError(ValueError):
@@ -25,7 +26,17 @@ class HeldError(RuntimeError):
     """A gate said no: what was made is worse than what is in use. Exit code 3.
 
     The message is one line: what is worse, by which figures, what to do.
+
+    Parameters
+    ----------
+    message : str
+    found : dict or None
+        What was found on the way there: the figures.
     """
+
+    def __init__(self, message: str, found: dict[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.found = found or {}
 
 
 @contextlib.contextmanager

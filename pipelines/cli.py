@@ -278,7 +278,12 @@ def promote_command(
     """Make a model the one that encode and search use for its spec; a worse one than that in use is refused."""
     from pipelines import judging, messages
 
-    result = judging.promote(lake_at(lake), model_id, force=force, folds=folds)
+    try:
+        result = judging.promote(lake_at(lake), model_id, force=force, folds=folds)
+    except HeldError as error:
+        if as_json:
+            out(error.found, lake_at(lake))
+        raise
     if as_json:
         out(result, lake_at(lake))
     else:
@@ -338,12 +343,17 @@ def evaluate_command(
 
 
 @app.command("status", epilog="Example: soundlake status --lake ~/lake")
-def status_command(lake: LakeAt = "./lake", as_json: Json = False, verbose: Verbose = False) -> None:
+def status_command(
+    lake: LakeAt = "./lake",
+    spec: Annotated[str | None, typer.Option("--spec", help="Of one spec alone: preset, JSON file or spec_id.")] = None,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
     """The lake at a glance: recordings, rejects by reason, models, tables."""
     from pipelines import messages
     from pipelines.status import status
 
-    result = status(lake_at(lake))
+    result = status(lake_at(lake), spec=spec)
     if as_json:
         out(result)
         return
@@ -355,6 +365,7 @@ app.command("search", epilog="Example: soundlake search 'heron.wav@3.5-5.5' --la
     cli_table.search
 )
 app.command("export", epilog="Example: soundlake export embeddings.parquet --lake ~/lake")(cli_table.export)
+app.command("maintain", epilog="Example: soundlake maintain --lake ~/lake --dry-run")(cli_table.maintain)
 
 
 @app.command("synth", epilog="Example: soundlake synth ./demo --recordings 96")

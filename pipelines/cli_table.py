@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from model.errors import InputError
+from model.errors import HeldError, InputError
 from pipelines.options import Json, LakeAt, ModelId, SpecToRead, Verbose
 from pipelines.terminal import lake_at, out, say
 
@@ -70,3 +70,32 @@ def export(
         out(result)
     else:
         print(f"{result['rows']} {result['by']} written to {result['file']}")
+
+
+def maintain(
+    lake: LakeAt = "./lake",
+    grace: Annotated[
+        float, typer.Option("--grace", min=0, help="Hours that a run may take: what is younger stays.")
+    ] = 48.0,
+    recall_floor: Annotated[
+        float, typer.Option("--recall-floor", min=0, max=1, help="Exit with 3 if an index finds less, even built anew.")
+    ] = 0.9,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Change nothing; say what would go.")] = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Sweep what killed runs left, put small files of ledgers and tables together, watch over the index."""
+    from pipelines.maintain import maintain as keep_in_order
+    from pipelines.messages_maintain import maintained
+
+    where, held = lake_at(lake), None
+    try:
+        result = keep_in_order(where, grace=grace, recall_floor=recall_floor, dry_run=dry_run)
+    except HeldError as error:
+        result, held = error.found, error
+    if as_json:
+        out(result, where)
+    else:
+        maintained(result, print)
+    if held is not None:
+        raise held

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from model.errors import HeldError, InputError
+from model.errors import HeldError, InputError, storage_errors
 from model.features import FeatureSpec
 from pipelines import ledger, table
 from pipelines.judging import evaluate, promote
@@ -250,7 +250,10 @@ def encode(
         with watching(Progress(lake, run.folder), verb="encoding"):
             totals = encode_windows(lake, model, under=under, run=run, engine=engine)
         dataset = table.need_table(lake, model.model_id)
-        index = table.index(dataset) if under is None else done.get("index")
+        index = done.get("index")
+        if under is None:
+            with lake.locked(f"tables/{model.model_id}"), storage_errors(dataset.uri):
+                index = table.index(dataset)
         totals |= {"model_id": model.model_id, "index": index, "run_id": run.run_id}
         totals["table_version"] = int(table.need_table(lake, model.model_id).version)
         run.manifest["counts"] = totals

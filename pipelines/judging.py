@@ -94,7 +94,8 @@ def _through_the_gate(
     except InputError as error:
         if not force:
             artifact.log_promotion(model, told | {"promoted": False, "not_compared": str(error)})
-            raise HeldError(f"model {model.model_id} cannot be compared with {there}: {error}; {by_force}") from error
+            said = f"model {model.model_id} cannot be compared with {there}: {error}; {by_force}"
+            raise HeldError(said, told) from error
         log.warning("not compared with %s: %s", there, error)
         measures = {}
     worse = [name for name, one in measures.items() if one.worse]
@@ -102,7 +103,8 @@ def _through_the_gate(
     artifact.log_promotion(model, told | {"promoted": force or not worse})
     if worse and not force:
         figures = "; ".join(gate.said(name, measures[name]) for name in worse)
-        raise HeldError(f"model {model.model_id} is worse than {there}, which stays in use: {figures}; {by_force}")
+        said = f"model {model.model_id} is worse than {there}, which stays in use: {figures}; {by_force}"
+        raise HeldError(said, told)
 
 
 def _folds(path: str | None) -> dict[str, str] | None:

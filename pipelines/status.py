@@ -6,16 +6,16 @@ from model.errors import InputError
 from model.features import PRESETS
 from pipelines import ledger, table
 from pipelines.lake import Lake, manifests
-from pipelines.lookup import models_dir
+from pipelines.lookup import models_dir, spec_of_lake
 
 
-def status(lake: Lake) -> dict[str, Any]:
-    """The lake at a glance: features, models and tables."""
+def status(lake: Lake, *, spec: str | None = None) -> dict[str, Any]:
+    """The lake at a glance: features, models and tables; of one spec alone, if one is named."""
     from model import artifact
 
     lake.check()
     specs = {}
-    for spec_id in ledger.specs(lake):
+    for spec_id in ledger.specs(lake) if spec is None else [spec_of_lake(lake, spec).spec_id]:
         dataset = ledger.open_ledger(lake, spec_id)
         preset = next((name for name, spec in PRESETS.items() if spec.spec_id == spec_id), None)
         specs[spec_id] = {"preset": preset, "ledger_version": int(dataset.version), **ledger.summary(dataset)}
@@ -30,6 +30,8 @@ def status(lake: Lake) -> dict[str, Any]:
             except InputError as error:
                 models[model_id] = {"unreadable": str(error)}
                 continue
+            if spec is not None and model.spec.spec_id not in specs:
+                continue
             models[model_id] = {
                 "spec_id": model.spec.spec_id,
                 "promoted": artifact.promoted(folder, model.spec.spec_id) == model_id,
@@ -41,7 +43,7 @@ def status(lake: Lake) -> dict[str, Any]:
         if name.endswith(".lance"):
             model_id = name.removesuffix(".lance")
             dataset = table.open_table(lake, model_id)
-            if dataset is None:
+            if dataset is None or (spec is not None and model_id not in models):
                 continue
             said = table.said(lake, model_id)
             tables[model_id] = {"rows": dataset.count_rows(), "table_version": int(dataset.version)}

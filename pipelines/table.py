@@ -100,9 +100,11 @@ def index(dataset: Any) -> dict[str, Any]:
         nearest windows that a query finds, over 100 rows of the table.
     """
     rows = dataset.count_rows()
-    if rows < INDEX_ROWS:
+    indexed = any(found["name"] == "embedding_idx" for found in dataset.list_indices())
+    # One that was built stays in use if rows leave.
+    if rows < INDEX_ROWS and not indexed:
         return {"kind": "exact", "rows": rows}
-    if any(found["name"] == "embedding_idx" for found in dataset.list_indices()):
+    if indexed:
         dataset.optimize.optimize_indices()
     else:
         dataset.create_index(

@@ -33,8 +33,9 @@ def train(
     Returns
     -------
     dict
-        ``model_id``, ``trained`` (False if it was there already), ``promoted``, ``metrics``, ``report``; with
-        `if_grown` also ``windows`` of the lake and ``seen``, of them by that model (0 if there was none).
+        ``model_id``, ``trained`` (False if it was there already), ``promoted``, ``judged`` (whether the gate has ever
+        seen it), ``metrics``, ``report``; with `if_grown` also ``windows`` of the lake and ``seen``, of them by that
+        model (0 if there was none).
     """
     from pydantic import ValidationError
 
@@ -44,17 +45,14 @@ def train(
 
     there = artifact.promoted(folder, found.spec_id)
     if if_missing and there is not None:
-        kept = artifact.load(folder / there)
-        told = {"model_id": there, "trained": False, "promoted": True, "metrics": kept.metrics, "run_id": None}
-        return told | {"report": str(kept.directory / artifact.REPORT)}
+        return _told(artifact.load(folder / there), trained=False, run_id=None)
     dataset = ledger.open_ledger(lake, found.spec_id)
     grown: dict[str, Any] = {}
     if if_grown is not None:
         windows, known = ledger.summary(dataset)["windows"], _trained_most(folder, found.spec_id)
         grown = {"windows": windows, "seen": 0 if known is None else _seen(known)}
         if known is not None and windows < (1 + if_grown) * grown["seen"]:
-            told = {"model_id": known.model_id, "trained": False, "promoted": known.model_id == there, "run_id": None}
-            return told | {"metrics": known.metrics, "report": str(known.directory / artifact.REPORT)} | grown
+            return _told(known, trained=False, run_id=None) | grown
     bundles, groups = ledger.training_input(dataset)
     with quiet():
         from model.train import TrainSettings
@@ -76,18 +74,25 @@ def train(
             origin={"lake": lake.root, "ledger_version": int(dataset.version)},
             progress=progress,
         )
-        first_one = artifact.promoted(folder, found.spec_id) is None
-        if first_one:
-            artifact.promote(folder, artifact.load(result.directory), reason="the first model of its spec")
+        model = artifact.load(result.directory)
+        if artifact.promoted(folder, found.spec_id) is None:
+            artifact.promote(folder, model, reason="the first model of its spec")
         run.manifest["counts"] = {"model_id": result.model_id, "metrics": result.metrics}
+    return _told(model, trained=result.trained, run_id=run.run_id) | grown
+
+
+def _told(model: Any, *, trained: bool, run_id: str | None) -> dict[str, Any]:
+    from model import artifact
+
     return {
-        "model_id": result.model_id,
-        "trained": result.trained,
-        "promoted": artifact.promoted(folder, found.spec_id) == result.model_id,
-        "metrics": result.metrics,
-        "report": str(result.directory / artifact.REPORT),
-        "run_id": run.run_id,
-    } | grown
+        "model_id": model.model_id,
+        "trained": trained,
+        "promoted": artifact.promoted(model.directory.parent, model.spec.spec_id) == model.model_id,
+        "judged": (model.directory / artifact.PROMOTIONS).exists(),
+        "metrics": model.metrics,
+        "report": str(model.directory / artifact.REPORT),
+        "run_id": run_id,
+    }
 
 
 def _seen(model: Any) -> int:
