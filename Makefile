@@ -1,12 +1,13 @@
 # make run · make run AUDIO=folder · make test · make check · make bench · make bench-learning · make bench-cuts
-# make lock
+# make airflow · make test-dags · make test-airflow-live · make airflow-demo · make lock
 # PYTHON=python3.12 picks another interpreter (3.11 or 3.12), LAKE= another place for the lake.
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
+AIRFLOW := .venv-airflow
 LAKE ?= $(if $(AUDIO),lake,demo/lake)
 
-.PHONY: run test check bench bench-learning bench-cuts lock clean
+.PHONY: run test check bench bench-learning bench-cuts airflow test-dags test-airflow-live airflow-demo lock clean
 .DELETE_ON_ERROR:
 
 # The main job. Without AUDIO on a small corpus made from nothing: fewer steps, since it holds ten minutes of sound.
@@ -32,12 +33,38 @@ $(VENV)/ready: requirements.lock pyproject.toml
 
 # A file of tests stays with one of the two processes: what it sets up is set up once.
 test: $(VENV)/ready
-	$(BIN)/python -m pytest -q -rs -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -rs -n 2 --dist loadfile --ignore tests/dags --ignore tests/live
+
+# Airflow, in an environment of its own.
+airflow: $(AIRFLOW)/ready
+
+$(AIRFLOW)/ready: requirements-airflow.lock
+	$(PYTHON) -m venv --clear $(AIRFLOW)
+	@# The lock is complete; pip would look for sqlalchemy[asyncio], which it holds as sqlalchemy.
+	$(AIRFLOW)/bin/python -m pip install --quiet --no-deps --require-hashes -r requirements-airflow.lock
+	$(AIRFLOW)/bin/python -m pip check
+	@# Else every process of Airflow compiles thousands of files, each time where the system forbids to keep them.
+	-$(AIRFLOW)/bin/python -m compileall -q -j 0 $(AIRFLOW)/lib >/dev/null 2>&1
+	touch $@
+
+# The DAGs as Airflow sees them. What they call is run by tests/pipelines, in the other environment.
+test-dags: $(AIRFLOW)/ready $(VENV)/ready
+	$(AIRFLOW)/bin/python -m pytest -q -rs --confcutdir tests/dags tests/dags
 
 check: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The same on a real scheduler, database and API, on loopback: ten minutes, and Debian's postgresql.
+test-airflow-live: $(AIRFLOW)/ready $(VENV)/ready
+	$(AIRFLOW)/bin/python -m pytest -rs -v --confcutdir tests/live --basetemp build/live tests/live
+
+# Airflow with the demo corpus, to look at: its address and login are printed, Ctrl-C stops it.
+airflow-demo: $(AIRFLOW)/ready $(VENV)/ready
+	$(BIN)/soundlake synth demo/audio
+	$(BIN)/python infra/airflow/demo.py "$(CURDIR)/demo" > demo/soundlake.toml
+	$(AIRFLOW)/bin/python infra/airflow/local.py --home demo/airflow --settings demo/soundlake.toml --running
 
 # Speed and memory as ratios, a table each on the screen and as JSON in build/bench. Slow: about 30 minutes on 2 cores.
 BENCHES ?= log_mel decode extract encode training memory
@@ -58,6 +85,10 @@ bench-cuts: $(VENV)/ready
 lock:
 	uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --fork-strategy fewest \
 	  --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate -o requirements.lock
+	@# As of the day after Airflow 3.3.2: what came later (SQLAlchemy 2.1) was not tried with its scheduler.
+	uv pip compile --group pyproject.toml:airflow --universal --python-version 3.11 --fork-strategy fewest \
+	  --exclude-newer 2026-09-18T00:00:00Z --generate-hashes --no-emit-index-url --no-emit-find-links --no-header \
+	  --no-annotate -o requirements-airflow.lock
 
 clean:
-	rm -rf $(VENV) build dist demo .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(AIRFLOW) build dist demo .pytest_cache .mypy_cache .ruff_cache

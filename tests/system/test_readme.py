@@ -19,7 +19,7 @@ def walk_through() -> list[str]:
 
 def test_the_walk_through(tmp_path: Path) -> None:
     commands = walk_through()
-    assert len(commands) == 13
+    assert len(commands) == 15
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     said = {}
     for command in commands:

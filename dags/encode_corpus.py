@@ -1,0 +1,59 @@
+"""Bring the table of embeddings up to the ledger, whenever features or the model in use are new.
+
+**model** ends the run here while there is no model yet · **partitions**, **works** and **encode** bring in what is
+new, a partition after the other, each with its own retries · **table** does what is left: corpora without partitions,
+rows of what is gone, the index; and tells its rows and recall to the asset *soundlake tables*.
+"""
+
+from airflow.sdk import dag, task
+from soundlake_airflow import command_lines, tasks
+from soundlake_airflow.settings import load
+
+SETTINGS = load()
+
+
+def told(result: dict) -> dict:
+    """What the event of the tables asset carries."""
+    names = ("model_id", "rows", "encoded", "renamed", "stale_recordings", "index", "table_version", "ledger_version")
+    return {name: result[name] for name in names}
+
+
+@task.short_circuit
+def model(status: dict) -> bool:
+    """Whether a model is in use; if not, `train_vae` makes one, and its promotion starts this again."""
+    return any(one.get("promoted") for one in status["models"].values())
+
+
+@task(trigger_rule="none_failed")
+def works(found: list | None = None) -> list[dict]:
+    """A command line for each partition."""
+    # By index: to go on until there is no more has Airflow log an error.
+    each = [found[i] for i in range(len(found))] if found else []
+    return command_lines.works(SETTINGS, each, command="encode")
+
+
+@dag(
+    dag_id="encode_corpus",
+    schedule=(tasks.features(SETTINGS) | tasks.models(SETTINGS)),
+    description="Every window that the table lacks.",
+    doc_md=__doc__,
+    **tasks.dag_defaults(SETTINGS),
+)
+def encode_corpus() -> None:
+    status = tasks.command(SETTINGS, "status", command_lines.status(SETTINGS))
+    partitions = tasks.partitions(SETTINGS)
+    model(status.output) >> partitions
+    # One after the other: they commit to one table.
+    encode = tasks.commands(SETTINGS, "encode", works(partitions.output), side_by_side=1)
+    table = tasks.command(
+        SETTINGS,
+        "table",
+        command_lines.encode(SETTINGS),
+        outlets=[tasks.tables(SETTINGS)],
+        asset_extra=told,
+        trigger_rule="none_failed",
+    )
+    encode >> table
+
+
+encode_corpus()

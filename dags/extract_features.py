@@ -1,0 +1,66 @@
+"""Bring features up to date: whatever is new, changed or gone in the corpora, a task a partition.
+
+Every run lists the corpora and compares them with the lake's ledger; only what is new or changed is decoded. Clearing a
+task, or a run, does no harm and no work twice.
+
+**partitions** lists the folders of corpora with `by_folder` · **works** makes a command line of each · **extract** runs
+them side by side · **features** reads the ledger's totals and tells them to the asset *soundlake features*, also if a
+partition failed, since what the others did is done · **complete** fails then.
+"""
+
+from datetime import UTC, datetime
+
+from airflow.providers.standard.operators.empty import EmptyOperator
+from airflow.sdk import dag, task
+from soundlake_airflow import command_lines, tasks
+from soundlake_airflow.settings import load
+
+SETTINGS = load()
+
+
+def told(status: dict) -> dict:
+    """What the event of the features asset carries: each spec's row counts, hours, and rejects by reason."""
+    numbers = ("ledger_version", "listed", "done", "rejected", "recordings", "windows", "shards", "hours")
+    return {
+        "specs": {
+            spec_id: {name: found[name] for name in numbers}
+            | {"rejects": {reason: one["count"] for reason, one in found["rejects"].items()}}
+            for spec_id, found in status["specs"].items()
+        }
+    }
+
+
+@task(trigger_rule="none_failed")
+def works(found: list | None = None) -> list[dict]:
+    """A command line for each partition."""
+    # By index: to go on until there is no more has Airflow log an error.
+    each = [found[i] for i in range(len(found))] if found else []
+    return command_lines.works(SETTINGS, each, command="extract")
+
+
+@dag(
+    dag_id="extract_features",
+    schedule=SETTINGS.schedule.extract or None,
+    description="Corpora in, log-mel shards and a full account of every file out.",
+    doc_md=__doc__,
+    # With a date to start from it runs as soon as it is switched on, and so does what waits for it.
+    start_date=datetime(2026, 1, 1, tzinfo=UTC),
+    **tasks.dag_defaults(SETTINGS),
+)
+def extract_features() -> None:
+    lines = works(tasks.partitions(SETTINGS).output)
+    extract = tasks.commands(SETTINGS, "extract", lines, side_by_side=SETTINGS.limits.side_by_side)
+    features = tasks.command(
+        SETTINGS,
+        "features",
+        command_lines.status(SETTINGS),
+        outlets=[tasks.features(SETTINGS)],
+        asset_extra=told,
+        trigger_rule="all_done_min_one_success",
+    )
+    # A run is what its last tasks are: without this one a failed partition would not show.
+    complete = EmptyOperator(task_id="complete")
+    extract >> [features, complete]
+
+
+extract_features()

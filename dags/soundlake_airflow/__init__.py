@@ -1,0 +1,1 @@
+"""What the DAGs share: their settings, their command lines, the operator that runs them."""
