@@ -6,19 +6,19 @@ from typing import Any
 from pipelines.leftovers import OUTCOMES, PARTS, RUNS, SHARDS, STAGED
 
 _KINDS = {
-    PARTS: "unfinished files",
-    RUNS: "folders of dead runs",
-    STAGED: "folders that encodes are done with",
-    OUTCOMES: "outcomes of bundles that the ledger does not name",
-    SHARDS: "shards of such",
+    PARTS: "unfinished file(s)",
+    RUNS: "folder(s) of dead runs",
+    STAGED: "folder(s) that encode is done with",
+    OUTCOMES: "outcome file(s) of bundles that the ledger does not name",
+    SHARDS: "shard(s) of such bundles",
 }
 
 
 def maintained(result: dict[str, Any], say: Callable[[str], None]) -> None:
     """Say what maintain did, or would do."""
     dry = result["dry_run"]
-    swept = [f"{found['count']} {_KINDS[kind]}{_size(found)}" for kind, found in result["swept"].items()]
-    say(f"{'to sweep' if dry else 'swept'}: {', '.join(swept)}")
+    swept = [f"{n['count']} {_KINDS[kind]}{_size(n)}" for kind, n in result["swept"].items() if n["count"]]
+    say(f"{'to sweep' if dry else 'swept'}: {', '.join(swept) or 'nothing'}")
     for spec_id, one in result["ledgers"].items():
         say(f"ledger {spec_id}: {_tidied(one, dry)}")
     for model_id, one in result["tables"].items():

@@ -446,11 +446,11 @@ def test_words(made: Made, lake: Lake, capsys: pytest.CaptureFixture[str]) -> No
         assert main(["maintain", "--lake", lake.root, *dry]) == 0
         swept, features, embeddings, *rest = capsys.readouterr().out.splitlines()
         for said in (
-            "6 unfinished files (63 B)",
-            "1 folders of dead runs (192 B)",
-            "2 folders that encodes are done with (768 B)",
-            "1 outcomes of bundles that the ledger does not name (1.02 kB)",
-            "2 shards of such (6.14 kB)",
+            "6 unfinished file(s) (63 B)",
+            "1 folder(s) of dead runs (192 B)",
+            "2 folder(s) that encode is done with (768 B)",
+            "1 outcome file(s) of bundles that the ledger does not name (1.02 kB)",
+            "2 shard(s) of such bundles (6.14 kB)",
         ):
             assert said in swept
         assert features.startswith(f"ledger {SPEC}: ")

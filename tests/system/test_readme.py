@@ -41,8 +41,11 @@ def test_the_walk_through(tmp_path: Path) -> None:
     again = next(
         out for command, out in said.items() if command.startswith("soundlake run") and "--steps" not in command
     )
-    assert "byte for byte" not in said[commands[-1]]
-    assert "0 damaged" in said[commands[-1]]
+    repaired, partition, kept = (said[command] for command in commands[-3:])
+    assert "byte for byte" not in repaired
+    assert "0 damaged" in repaired
+    assert partition.startswith("nothing to do: all 12 files")
+    assert "swept: " in kept
     assert "nothing to do: all 98 files are as they were" in again
     report = Path(re.search(r"^report +(.+)$", again, re.MULTILINE)[1])
     assert (tmp_path / report).read_text().startswith("<!doctype html>")
