@@ -58,6 +58,7 @@ check: $(VENV)/ready
 
 # The same on a real scheduler, database and API, on loopback: ten minutes, and Debian's postgresql.
 test-airflow-live: $(AIRFLOW)/ready $(VENV)/ready
+	mkdir -p build
 	$(AIRFLOW)/bin/python -m pytest -rs -v --confcutdir tests/live --basetemp build/live tests/live
 
 # Airflow with the demo corpus, to look at: its address and login are printed, Ctrl-C stops it.

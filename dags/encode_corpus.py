@@ -15,7 +15,7 @@ SETTINGS = load()
 def told(result: dict) -> dict:
     """What the event of the tables asset carries."""
     names = ("model_id", "rows", "encoded", "renamed", "stale_recordings", "index", "table_version", "ledger_version")
-    return {name: result[name] for name in names}
+    return tasks.told(result, *names)
 
 
 @task.short_circuit

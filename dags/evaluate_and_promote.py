@@ -49,7 +49,7 @@ def verdict(result: dict) -> str:
 def promoted(result: dict, *, outlet_events: dict | None = None) -> None:
     """Tell that a model is in use, and by which figures."""
     assert outlet_events is not None
-    outlet_events[MODELS].extra = {name: result[name] for name in ("model_id", "instead_of", "measures")}
+    outlet_events[MODELS].extra = tasks.told(result, "model_id", "instead_of", "measures")
     model_id, before = result["model_id"], result["instead_of"]
     print(f"model {model_id} is in use, {'as before' if before == model_id else f'before: {before}'}")
 
@@ -58,7 +58,7 @@ def promoted(result: dict, *, outlet_events: dict | None = None) -> None:
 def held(result: dict, *, outlet_events: dict | None = None) -> str:
     """Tell that a model is worse, and in what."""
     assert outlet_events is not None
-    outlet_events[HELD].extra = {name: result[name] for name in ("held", "model_id", "instead_of", "measures", "worse")}
+    outlet_events[HELD].extra = tasks.told(result, "held", "model_id", "instead_of", "measures", "worse")
     print(f"held: {result['held']}")
     return str(result["held"])
 

@@ -33,9 +33,10 @@ def due(result: dict) -> bool:
 @task(outlets=[CANDIDATES])
 def candidate(result: dict, *, outlet_events: dict | None = None) -> str:
     """Hand the model on."""
-    kept = {"model_id": result["model_id"], "trained": result["trained"], "windows": result["metrics"]["windows"]}
     assert outlet_events is not None
-    outlet_events[CANDIDATES].extra = kept
+    outlet_events[CANDIDATES].extra = tasks.told(result, "model_id", "trained") | {
+        "windows": result["metrics"]["windows"]
+    }
     return str(result["model_id"])
 
 

@@ -49,6 +49,11 @@ def tables(settings: Settings) -> Asset:
     return _asset(settings, "tables")
 
 
+def told(result: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """What an asset's event carries of a command's result: what was asked for, and the manifest of the run."""
+    return {name: result[name] for name in names} | {"manifest": result.get("manifest")}
+
+
 def late(context: Mapping[str, Any], url: str = "") -> None:
     """Say that a run takes longer than it should: in the log, and to a URL if there is one."""
     run = context["dag_run"]

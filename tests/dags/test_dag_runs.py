@@ -255,6 +255,7 @@ def test_train_vae(world: World, trained: Run, model_id: str) -> None:
     ((name, extra),) = trained.events
     assert (name, extra["model_id"], extra["trained"]) == ("soundlake candidates", model_id, True)
     assert sum(extra["windows"].values()) == windows
+    assert extra["manifest"]["settings"]["max_steps"] == 60
 
 
 def test_train_vae_again_is_not_due(world: World, trained: Run, model_id: str) -> None:
@@ -286,6 +287,7 @@ def test_encode_corpus(world: World, encoded: Run, model_id: str) -> None:
     assert sum(rows) + encoded.found["table"]["encoded"] == encoded.found["table"]["rows"] == windows
     ((name, extra),) = encoded.events
     assert (name, extra["model_id"], extra["rows"]) == ("soundlake tables", model_id, windows)
+    assert (extra["manifest"]["command"], extra["manifest"]["result"]) == ("encode", "done")
     table = world.status()["tables"][model_id]
     assert (table["rows"], table["up_to_date"]) == (windows, True)
 

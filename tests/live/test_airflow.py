@@ -271,6 +271,7 @@ def test_a_worse_model_is_held_and_the_run_says_why(world: World) -> None:
     extra = api.events("soundlake held")[-1]["extra"]
     assert extra["model_id"] == worse
     assert extra["measures"]["error"]["worse"]
+    assert extra["manifest"]["command"] == "promote"
     in_use = {name for name, one in world.soundlake("status")["models"].items() if one["promoted"]}
     assert in_use == {name for name, one in before["models"].items() if one["promoted"]}
     api.quiet()
