@@ -278,7 +278,7 @@ def test_compare_as_a_transform() -> None:
         out = (
             pipeline
             | beam.Create(element)
-            | beam.ParDo(survey._Compare("/c", plan.TRANSIENT)).with_outputs(
+            | beam.ParDo(survey._Compare("/c", None, plan.TRANSIENT)).with_outputs(
                 "gone", "counts", "identified", main="candidates"
             )
         )

@@ -65,8 +65,8 @@ def test_any_order_of_the_listing(
 ) -> None:
     listing, order = survey.listing, tmp_path / "order"
 
-    def shuffled(root: str) -> Iterator[Any]:
-        found = list(listing(root))
+    def shuffled(root: str, partition: str | None = None) -> Iterator[Any]:
+        found = list(listing(root, partition))
         random.Random(seed).shuffle(found)
         order.write_text(repr(found))
         yield from found
