@@ -292,8 +292,9 @@ def main(arguments: Iterable[str] | None = None) -> int:
     parser.add_argument("--running", action="store_true", help="Switch the DAGs on: their schedule begins at once.")
     call = parser.parse_args(None if arguments is None else list(arguments))
     airflow = LocalAirflow(call.home, call.settings, port=call.port, paused=not call.running)
-    # A service manager's word to stop is Ctrl-C's.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # A service manager's word to stop is Ctrl-C's; a shell's background has that ignored.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     try:
         print("starting PostgreSQL and Airflow: half a minute …", flush=True)
         airflow.start()
