@@ -27,9 +27,7 @@ def model(status: dict) -> bool:
 @task(trigger_rule="none_failed")
 def works(found: list | None = None) -> list[dict]:
     """A command line for each partition."""
-    # By index: to go on until there is no more has Airflow log an error.
-    each = [found[i] for i in range(len(found))] if found else []
-    return command_lines.works(SETTINGS, each, command="encode")
+    return command_lines.works(SETTINGS, tasks.each(found), command="encode")
 
 
 @dag(
@@ -40,6 +38,7 @@ def works(found: list | None = None) -> list[dict]:
     **tasks.dag_defaults(SETTINGS),
 )
 def encode_corpus() -> None:
+    """Partition after partition, then the rest."""
     status = tasks.command(SETTINGS, "status", command_lines.status(SETTINGS))
     partitions = tasks.partitions(SETTINGS)
     model(status.output) >> partitions

@@ -72,6 +72,7 @@ def held(result: dict, *, outlet_events: dict | None = None) -> str:
     **tasks.dag_defaults(SETTINGS),
 )
 def evaluate_and_promote() -> None:
+    """Candidate, figures, gate, and one of two ways."""
     model_id = candidate()
     evaluate = tasks.command(SETTINGS, "evaluate", evaluation(model_id), pool=tasks.TRAINING_POOL)
     promote = tasks.command(SETTINGS, "promote", promotion(model_id), pool=tasks.TRAINING_POOL, gate=True)

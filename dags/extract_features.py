@@ -33,9 +33,7 @@ def told(status: dict) -> dict:
 @task(trigger_rule="none_failed")
 def works(found: list | None = None) -> list[dict]:
     """A command line for each partition."""
-    # By index: to go on until there is no more has Airflow log an error.
-    each = [found[i] for i in range(len(found))] if found else []
-    return command_lines.works(SETTINGS, each, command="extract")
+    return command_lines.works(SETTINGS, tasks.each(found), command="extract")
 
 
 @dag(
@@ -48,6 +46,7 @@ def works(found: list | None = None) -> list[dict]:
     **tasks.dag_defaults(SETTINGS),
 )
 def extract_features() -> None:
+    """Partitions, a command line of each, the totals."""
     lines = works(tasks.partitions(SETTINGS).output)
     extract = tasks.commands(SETTINGS, "extract", lines, side_by_side=SETTINGS.limits.side_by_side)
     features = tasks.command(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.dags.helpers import DAGS, SETTINGS
+from tests.dags.bags import DAGS, SETTINGS
 
 HOME = Path(tempfile.mkdtemp(prefix="soundlake-airflow-"))
 atexit.register(shutil.rmtree, HOME, ignore_errors=True)

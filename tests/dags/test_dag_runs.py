@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.dags.helpers import REPOSITORY, bag_with
+from tests.dags.bags import REPOSITORY, bag_with
 
 PROGRAM = REPOSITORY / ".venv/bin/soundlake"
 pytestmark = pytest.mark.skipif(not PROGRAM.exists(), reason="needs .venv/bin/soundlake: make .venv/ready")

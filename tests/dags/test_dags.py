@@ -21,7 +21,7 @@ from soundlake_airflow import command_lines, tasks
 from soundlake_airflow.operator import SoundlakeOperator
 from soundlake_airflow.settings import Settings, parse
 
-from tests.dags.helpers import DAGS, REPOSITORY, SETTINGS, bag_of, bag_with
+from tests.dags.bags import DAGS, REPOSITORY, SETTINGS, bag_of, bag_with
 
 FILES = sorted(DAGS.glob("*.py"))
 PACKAGE = sorted((DAGS / "soundlake_airflow").glob("*.py"))

@@ -19,7 +19,7 @@ from cryptography.fernet import Fernet
 from soundlake_airflow import settings
 from soundlake_airflow.settings import PLACES, Settings, parse
 
-from tests.dags.helpers import REPOSITORY, bag_with
+from tests.dags.bags import REPOSITORY, bag_with
 
 AIRFLOW = REPOSITORY / "infra/airflow"
 EXAMPLE = (AIRFLOW / "soundlake.toml").read_text()
@@ -284,7 +284,10 @@ def test_new_env_tells_what_is_wrong(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not (REPOSITORY / ".git").exists(), reason="not a checkout of git")
 def test_git_leaves_env_out() -> None:
-    subprocess.run(["git", "check-ignore", "--quiet", "infra/airflow/.env"], cwd=REPOSITORY, check=True)
+    ignored = subprocess.run(
+        ["git", "check-ignore", "infra/airflow/.env"], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert ignored.stdout == "infra/airflow/.env\n"
 
 
 # Kubernetes.

@@ -16,7 +16,7 @@ from soundlake_airflow import command_lines
 from soundlake_airflow.pod import SCRIPT, SoundlakePodOperator, pod_settings
 from soundlake_airflow.settings import Kubernetes, parse
 
-from tests.dags.helpers import SETTINGS, bag_with
+from tests.dags.bags import SETTINGS, bag_with
 
 LINE = ["extract", "/srv/my birds", "--partition=-x", "--json"]
 

@@ -8,7 +8,7 @@ import pytest
 from soundlake_airflow import settings
 from soundlake_airflow.settings import Corpus, SettingsError, load, parse
 
-from tests.dags.helpers import SETTINGS
+from tests.dags.bags import SETTINGS
 
 LEAST = 'lake = "/srv/lake"\n[corpora.birds]\naudio = "/srv/birds"\n'
 
@@ -73,7 +73,7 @@ def test_a_lake_and_a_corpus_are_enough() -> None:
     ],
 )
 def test_what_may_stand_there(more: str) -> None:
-    parse(LEAST + more, "here")
+    assert parse(LEAST + more, "here") != parse(LEAST, "here")
 
 
 # Wrong text, and what the line says of it: the place, and what is wrong.
