@@ -42,7 +42,7 @@ def model(lake: str, parts: str) -> Callable[[], None]:
 
     from model.features import dequantise
     from pipelines import lookup
-    from pipelines.encode import BATCH_WINDOWS, read_shard
+    from pipelines.encoder import BATCH_WINDOWS, read_shard
     from pipelines.lake import Lake
 
     where = Lake.at(lake)

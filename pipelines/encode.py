@@ -7,243 +7,26 @@ that they are there. A run that was killed and started again takes them from the
 """
 
 import functools
-import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import apache_beam as beam
-import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
-from apache_beam.ml.inference.base import ModelHandler, RunInference
+from apache_beam.ml.inference.base import RunInference
 from apache_beam.pvalue import AsList, AsSingleton, TaggedOutput
 
-from model import artifact
 from model.errors import InputError, TryLaterError
-from model.features import FeatureSpec, dequantise
-from model.records import DamagedShardError, Record, decode, read_framed
 from pipelines import fragments, ledger, table
 from pipelines.account import packed
 from pipelines.corpus import in_partition
+from pipelines.encoder import EncoderHandler, Name, Piece
 from pipelines.joins import joined
 from pipelines.lake import Lake, Run
 from pipelines.progress import Progress
 from pipelines.runners import Engine, keep_freed_memory, run_pipeline
 
-BATCH_WINDOWS = 64
 # Runs that commit to one table at the same time plan again; more often than this is no coincidence.
 ATTEMPTS = 3
-
-
-@dataclass(frozen=True)
-class Name:
-    """What the table says about a recording that its bytes do not.
-
-    Attributes
-    ----------
-    uri, label, group : str, str or None, str or None
-    fragments : tuple of int
-        Of the table, that hold its rows under another name; empty if it is to be encoded.
-    """
-
-    uri: str
-    label: str | None
-    group: str | None
-    fragments: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class Window:
-    """A record of a shard, and what its row needs beside it."""
-
-    record: Record
-    name: Name
-    bundle: str
-    offset: int
-
-
-# A piece of work: a bundle, and the names of its recordings by recording_id.
-Piece = tuple[str, dict[str, Name]]
-
-
-def piece_id(piece: Piece) -> str:
-    """The name of a piece: digest of what goes in."""
-    bundle, names = piece
-    text = json.dumps([bundle, sorted((i, n.uri, n.label, n.group, n.fragments) for i, n in names.items())])
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-class LoadedModel:
-    """A model that turns windows into rows of the table."""
-
-    def __init__(self, directory: str) -> None:
-        self.model = artifact.load(directory)
-        self.encoder, self.decoder = self.model.encoder(), self.model.decoder()
-        self.columns = table.schema(self.model.embedding_dim)
-        # Once for each frame: arithmetic of equal shapes takes half the time of a broadcast over short rows.
-        self._mean, self._std = (
-            np.tile(values, (self.model.spec.window_frames, 1)) for values in (self.model.mean, self.model.std)
-        )
-
-    def _error(self, features: npt.NDArray[np.float32], decoded: npt.NDArray[np.float32]) -> float:
-        """Mean square error of a window's valid frames, of unit variance; a window at a time, which fits the cache."""
-        difference = features - self._mean[: len(features)]
-        difference /= self._std[: len(features)]
-        difference -= decoded
-        return float(np.vdot(difference, difference)) / difference.size
-
-    def rows(self, batch: Sequence[Window]) -> pa.RecordBatch:
-        """Rows of a batch of windows, of any size."""
-        spec = self.model.spec
-        features = dequantise(np.stack([window.record.values for window in batch]), spec)
-        encoded = self.encoder.encode(features)
-        decoded = self.decoder.decode(encoded.mean)
-        valid = np.array([window.record.valid_frames for window in batch])
-        errors = [self._error(x[:n], y[:n]) for x, y, n in zip(features, decoded, valid, strict=True)]
-        start = np.array([window.record.window for window in batch]) * spec.step_seconds
-        vectors = pa.FixedSizeListArray.from_arrays(pa.array(encoded.embedding.reshape(-1)), self.model.embedding_dim)
-        arrays = {
-            "id": [f"{window.record.recording_id}:{window.record.window}" for window in batch],
-            "recording_id": [window.record.recording_id for window in batch],
-            "window": [window.record.window for window in batch],
-            "uri": [window.name.uri for window in batch],
-            "label": [window.name.label for window in batch],
-            "group": [window.name.group for window in batch],
-            "start_s": start,
-            "end_s": start + valid * spec.hop_length / spec.sample_rate,
-            "embedding": vectors,
-            "posterior_std": np.exp(encoded.log_variance / 2).mean(axis=1),
-            "reconstruction_error": np.array(errors, np.float32),
-            "bundle": [window.bundle for window in batch],
-            "record_offset": [window.offset for window in batch],
-        }
-        return pa.RecordBatch.from_arrays(
-            [pa.array(arrays[field.name], field.type) for field in self.columns], schema=self.columns
-        )
-
-
-def read_shard(lake: Lake, spec: FeatureSpec, bundle: str) -> Iterator[tuple[Record, int]]:
-    """Records of a shard, each with the byte at which it begins.
-
-    Raises
-    ------
-    InputError
-        If the shard is missing or damaged; it is named.
-    """
-    name = Lake.shard(spec.spec_id, bundle)
-    try:
-        with lake.open(name) as file:
-            offset = 0
-            for data in read_framed(file):
-                yield decode(data, window_frames=spec.window_frames, n_mels=spec.n_mels), offset
-                offset += len(data) + 16
-    except (DamagedShardError, FileNotFoundError) as error:
-        said = "it is missing" if isinstance(error, FileNotFoundError) else str(error)
-        raise InputError(
-            f"the shard {lake.uri(name)} cannot be read: {said}; `soundlake extract AUDIO --repair` makes it again"
-        ) from error
-
-
-class EncoderHandler(ModelHandler[Piece, str, Any]):
-    """Beam's RunInference on a model directory: a piece in, the name of its rows out.
-
-    ONNX Runtime, so that an encoding worker needs no TensorFlow. An element is a piece and not a window, since its rows
-    are to be kept together as soon as they are made.
-
-    Parameters
-    ----------
-    lake, directory : Lake, str
-        The model directory, at hand on every worker.
-    version : int
-        Of the table that the run was planned from.
-    progress : Progress
-    threads : int
-        Pieces side by side.
-    """
-
-    def __init__(self, lake: Lake, directory: str, version: int, progress: Progress, threads: int) -> None:
-        super().__init__()
-        self.lake, self.directory, self.version = lake, directory, version
-        self.progress, self.threads = progress, threads
-
-    def load_model(self) -> LoadedModel:
-        return LoadedModel(self.directory)
-
-    def batch_elements_kwargs(self) -> Mapping[str, Any]:
-        return {"min_batch_size": 1, "max_batch_size": 16 * self.threads}
-
-    def get_num_bytes(self, batch: Sequence[Piece]) -> int:
-        return sum(len(bundle) + sum(len(name.uri) for name in names.values()) for bundle, names in batch)
-
-    def get_metrics_namespace(self) -> str:
-        return "soundlake"
-
-    def run_inference(
-        self, batch: Sequence[Piece], model: LoadedModel, inference_args: dict[str, Any] | None = None
-    ) -> list[str]:
-        pool = ThreadPoolExecutor(self.threads)
-        try:
-            return list(pool.map(lambda piece: self.keep(piece, model), batch))
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-    def keep(self, piece: Piece, model: LoadedModel) -> str:
-        """Write a piece's rows, or find them written; return the name in the lake of the file that says so."""
-        model_id = model.model.model_id
-        name = Lake.staged(model_id, self.version, piece_id(piece))
-        found = self._kept(name, model_id)
-        if found is None:
-            found = {"rows": 0, "encoded": 0, "fragments": []}
-            parts = [*self._encoded(piece, model), *self._renamed(piece, model)]
-            if parts:
-                rows = pa.Table.from_batches(parts).sort_by("id")
-                found["fragments"] = fragments.write(self.lake.table_uri(model_id), rows)
-                found["rows"] = len(rows)
-                fresh = [recording_id for recording_id, one in piece[1].items() if not one.fragments]
-                found["encoded"] = sum(row.as_py() in fresh for row in rows["recording_id"]) if fresh else 0
-            self.lake.write(name, json.dumps(found).encode())
-        self.progress.tell(piece_id(piece), {"work": len(piece[1]), "windows": found["rows"]})
-        return name
-
-    def _kept(self, name: str, model_id: str) -> dict[str, Any] | None:
-        try:
-            found: dict[str, Any] = json.loads(self.lake.read(name))
-        except (FileNotFoundError, ValueError):
-            return None
-        files = [file["path"] for text in found["fragments"] for file in json.loads(text)["files"]]
-        return found if all(self.lake.exists(f"tables/{model_id}.lance/data/{path}") for path in files) else None
-
-    def _encoded(self, piece: Piece, model: LoadedModel) -> Iterator[pa.RecordBatch]:
-        bundle, names = piece
-        wanted = {recording_id: name for recording_id, name in names.items() if not name.fragments}
-        if not wanted:
-            return
-        windows = (
-            Window(record, wanted[record.recording_id], bundle, offset)
-            for record, offset in read_shard(self.lake, model.model.spec, bundle)
-            if record.recording_id in wanted
-        )
-        while batch := [window for _, window in zip(range(BATCH_WINDOWS), windows, strict=False)]:
-            yield model.rows(batch)
-
-    def _renamed(self, piece: Piece, model: LoadedModel) -> Iterator[pa.RecordBatch]:
-        """Rows that the table holds under another name, with the new one."""
-        bundle, names = piece
-        uri = self.lake.table_uri(model.model.model_id)
-        for recording_id, name in sorted(names.items()):
-            for number in name.fragments:
-                fragment = fragments.of(uri, self.version, number)
-                where = f"bundle = '{bundle}' AND {fragments.in_list('recording_id', [recording_id])}"
-                for batch in fragment.to_batches(columns=model.columns.names, filter=where):
-                    arrays = {field.name: batch.column(field.name) for field in model.columns}
-                    for column in ("uri", "label", "group"):
-                        arrays[column] = pa.array([getattr(name, column)] * len(batch), pa.string())
-                    yield pa.RecordBatch.from_arrays(
-                        [arrays[field.name].cast(field.type) for field in model.columns], schema=model.columns
-                    )
 
 
 class _LedgerNames(beam.DoFn):

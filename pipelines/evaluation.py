@@ -19,7 +19,7 @@ from model.errors import InputError
 from model.features import FeatureSpec, dequantise
 from model.trainer import TrainSettings, fresh
 from pipelines import ledger, table
-from pipelines.encode import read_shard
+from pipelines.encoder import read_shard
 from pipelines.lake import Lake
 
 # Windows that are looked at, in whole recordings; of a recording, evenly spread.

@@ -11,7 +11,7 @@ from model import artifact
 from model.errors import InputError
 from model.features import dequantise
 from pipelines import commands, ledger, lookup, table
-from pipelines.encode import LoadedModel, Name, Window, read_shard
+from pipelines.encoder import LoadedModel, Name, Window, read_shard
 from pipelines.lake import Lake
 from tests.conftest import Made
 
