@@ -9,6 +9,7 @@ one before it broke.
 import contextlib
 import gc
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 import sys
@@ -30,6 +31,10 @@ PRELOADED = ["pipelines.windows", "soundfile", "soxr", "av", "scipy.fft", "scipy
 # Signals by which somebody else stops a process: they say nothing about the recording.
 _STOPPED = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 _SERVER_LOST = 255
+
+# Python looks after all children whenever it starts one. An exit code can be read once: of two threads that ask for it
+# at the same time, the second would be told that the server is lost.
+_exit_codes = threading.Lock()
 
 # In a child: seconds of the call at hand, 0 between calls and in any other process; and the process that calls.
 _seconds = 0.0
@@ -117,7 +122,8 @@ class Sandbox:
         process = context.Process(target=_serve, args=(theirs, self._seconds, self._memory), daemon=True)
         with theirs:
             try:
-                process.start()
+                with _exit_codes:
+                    process.start()
             except (OSError, EOFError) as error:
                 raise TryLaterError(
                     f"the system starts no process for a decoder ({error}): run the same command again"
@@ -127,7 +133,9 @@ class Sandbox:
 
     def _buried(self) -> int:
         """The exit code of a child that died; `TryLaterError` if somebody stopped it."""
-        self._process.join()
+        multiprocessing.connection.wait([self._process.sentinel])
+        with _exit_codes:
+            self._process.join()
         code = int(self._process.exitcode)
         self._process = None
         if -code in _STOPPED or code == _SERVER_LOST:

@@ -137,6 +137,26 @@ def test_stopped_from_outside_is_no_rejection(patient: Sandbox, tmp_path: Path, 
     assert is_fine(patient)
 
 
+def test_many_die_while_others_start() -> None:
+    """Each death is told as what it was: starting a child looks after all others, and an exit code is read once."""
+    boxes = [Sandbox() for _ in range(3)]
+    told: list[str] = []
+
+    def crash_on(box: Sandbox) -> None:
+        for _ in range(12):
+            try:
+                box.call(misbehaving.crash, stage="decode")
+            except (Rejected, TryLaterError) as error:
+                told.append(error.reason if isinstance(error, Rejected) else str(error))
+
+    threads = [threading.Thread(target=crash_on, args=(box,)) for box in boxes]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert told == ["decoder-crashed"] * 36
+
+
 def test_ctrl_c_is_for_the_parent(patient: Sandbox, tmp_path: Path) -> None:
     file = tmp_path / "pid"
     thread, raised = in_a_thread(lambda: patient.call(misbehaving.tell_and_wait, str(file), stage="decode"))
