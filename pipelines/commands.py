@@ -6,9 +6,9 @@ import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from model.errors import HeldError, InputError, storage_errors
+from model.errors import HeldError, InputError
 from model.features import FeatureSpec
-from pipelines import ledger, table
+from pipelines import fragments, ledger, table
 from pipelines.judging import evaluate, promote
 from pipelines.lake import Lake, run_manifest
 from pipelines.lookup import find_model, models_dir
@@ -23,7 +23,7 @@ def _root_of(lake: Lake, audio: str) -> str:
     from pipelines import corpus
 
     root = corpus.corpus_root(audio)
-    if lake.is_local and (root == lake.root or root.startswith(lake.root + "/")):
+    if root == lake.root or root.startswith(lake.root + "/"):
         raise InputError(f"the corpus {audio} lies inside the lake {lake.root}: keep them apart")
     return root
 
@@ -252,8 +252,8 @@ def encode(
         dataset = table.need_table(lake, model.model_id)
         index = done.get("index")
         if under is None:
-            with lake.locked(f"tables/{model.model_id}"), storage_errors(dataset.uri):
-                index = table.index(dataset)
+            with lake.locked(f"tables/{model.model_id}"):
+                index = fragments.changed(dataset, table.index)
         totals |= {"model_id": model.model_id, "index": index, "run_id": run.run_id}
         totals["table_version"] = int(table.need_table(lake, model.model_id).version)
         run.manifest["counts"] = totals
