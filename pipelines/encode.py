@@ -154,7 +154,7 @@ def build(
         | "gather" >> beam.ParDo(_Gather())
         | "spread pieces" >> beam.Reshuffle()
         | "after the total" >> beam.Map(lambda piece, _: piece, expected)
-        | "encode" >> RunInference(EncoderHandler(lake, str(model.directory), int(dataset.version), progress, threads))
+        | "encode" >> RunInference(EncoderHandler(lake, model.model_id, int(dataset.version), progress, threads))
     )
     dropped = (
         compared.dropped
