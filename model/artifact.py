@@ -210,8 +210,19 @@ class Model:
         return features * self.std + self.mean
 
 
-def load(directory: str | Path) -> Model:
+def is_file(path: Path, digest: str) -> bool:
+    """Whether a file is there and has a SHA-256, in hexadecimal digits."""
+    return path.is_file() and _digest(path) == digest
+
+
+def load(directory: str | Path, *, files: bool = True) -> Model:
     """Read a model directory; imports no TensorFlow.
+
+    Parameters
+    ----------
+    directory : str or Path
+    files : bool
+        Whether its files are to be there, and are looked at.
 
     Raises
     ------
@@ -226,7 +237,7 @@ def load(directory: str | Path) -> Model:
                 f"{directory} has model format {manifest['format_version']}, this soundlake reads {FORMAT_VERSION}: "
                 "train again, and promote that with --force"
             )
-        for name, digest in manifest["files"].items():
+        for name, digest in manifest["files"].items() if files else ():
             if Path(name).name != name:
                 raise InputError(f"{directory / MANIFEST} names a file outside its folder: {name!r}")
             if _digest(directory / name) != digest:
@@ -341,7 +352,7 @@ def _current(models_dir: str | Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text())
     except FileNotFoundError:
-        return {"promoted": {}, "history": []}
+        return nothing_promoted()
     except ValueError as error:
         raise InputError(f"{path} is damaged: {error}; delete it and promote a model again") from error
     return dict(found)
@@ -354,11 +365,19 @@ def promoted(models_dir: str | Path, spec_id: str) -> str | None:
 
 def promote(models_dir: str | Path, model: Model, *, reason: str) -> None:
     """Make a model the one that its spec's commands use; the history keeps when and why."""
-    current = _current(models_dir)
+    write_json(Path(models_dir) / "current.json", with_promotion(_current(models_dir), model, reason=reason))
+
+
+def nothing_promoted() -> dict[str, Any]:
+    """What current.json says where no model was ever promoted."""
+    return {"promoted": {}, "history": []}
+
+
+def with_promotion(current: Mapping[str, Any], model: Model, *, reason: str) -> dict[str, Any]:
+    """What current.json says after a promotion."""
     entry = {"model_id": model.model_id, "spec_id": model.spec.spec_id, "reason": reason, "at": _now()}
-    current["promoted"][model.spec.spec_id] = model.model_id
-    current["history"].append(entry)
-    write_json(Path(models_dir) / "current.json", current)
+    promoted = {**current["promoted"], model.spec.spec_id: model.model_id}
+    return {**current, "promoted": promoted, "history": [*current["history"], entry]}
 
 
 def log_promotion(model: Model, entry: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,6 +118,7 @@ def train(
     settings: TrainSettings,
     origin: Mapping[str, Any],
     progress: bool = False,
+    saved: Callable[[Path], None] = lambda directory: None,
 ) -> TrainResult:
     """Train a VAE on a lake's windows, or find that this very model is there already.
 
@@ -135,6 +136,8 @@ def train(
         Where the data came from, such as the ledger's version; recorded as it is.
     progress : bool
         Show a bar on stderr.
+    saved : callable
+        Told the model's folder whenever a checkpoint has come into it.
 
     Raises
     ------
@@ -156,7 +159,9 @@ def train(
             raise InputError("no window to train on: the ledger names no recording that is done and not silent")
         with _storage_errors(directory), artifact.being_made(directory):
             if not artifact.is_finished(directory):
-                manifest = _made(shards, spec, groups, directory, settings, made_from, origin, progress=progress)
+                manifest = _made(
+                    shards, spec, groups, directory, settings, made_from, origin, progress=progress, saved=saved
+                )
                 return TrainResult(model_id, directory, manifest["metrics"], True)
     return TrainResult(model_id, directory, artifact.load(directory).metrics, False)
 
@@ -171,6 +176,7 @@ def _made(
     origin: Mapping[str, Any],
     *,
     progress: bool,
+    saved: Callable[[Path], None],
 ) -> dict[str, Any]:
     """Train, write the model directory, and return its manifest."""
     split_of = splits.assign(groups)
@@ -195,7 +201,7 @@ def _made(
     def batches(split: str) -> Any:
         return dataset.evaluation_batches(shards, spec, split_of=split_of, split=split, batch_size=settings.batch_size)
 
-    loop = _Loop(trainer, directory, progress=progress)
+    loop = _Loop(trainer, directory, progress=progress, saved=saved)
     started = time.monotonic()
     training = training_input(shards, spec, settings, split_of=split_of, skip_batches=loop.step)
     loop.run(training, batches(held_out))
@@ -284,8 +290,8 @@ def _metrics(
 class _Loop:
     """Steps, validations, checkpoints and the state that a resumed run needs of them."""
 
-    def __init__(self, trainer: Trainer, directory: Path, *, progress: bool) -> None:
-        self.trainer, self.directory, self.progress = trainer, directory, progress
+    def __init__(self, trainer: Trainer, directory: Path, *, progress: bool, saved: Callable[[Path], None]) -> None:
+        self.trainer, self.directory, self.progress, self.saved = trainer, directory, progress, saved
         self.history: list[dict[str, float]] = []
         self.best, self.best_step, self.waited, self.reason = float("inf"), 0, 0, ""
         self.seconds_before, self.sums = 0.0, np.zeros(len(TERMS))
@@ -337,8 +343,10 @@ class _Loop:
                     self._validate(self.sums / since, validation, writer)
                     self.sums = np.zeros(len(TERMS))
                     self._save(self._newest)
+                    self.saved(self.directory)
                 if stop.asked:
                     self._save(self._newest)
+                    self.saved(self.directory)
                     raise KeyboardInterrupt
         writer.close()
         self._kept.restore(self._best.latest_checkpoint).assert_existing_objects_matched()

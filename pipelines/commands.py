@@ -6,12 +6,12 @@ import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from model.errors import HeldError, InputError, storage_errors
+from model.errors import HeldError, InputError
 from model.features import FeatureSpec
-from pipelines import ledger, table
+from pipelines import fragments, ledger, models, table
 from pipelines.judging import evaluate, promote
 from pipelines.lake import Lake, run_manifest
-from pipelines.lookup import find_model, models_dir
+from pipelines.lookup import find_model
 from pipelines.progress import Progress, watching
 from pipelines.training import train
 
@@ -23,7 +23,7 @@ def _root_of(lake: Lake, audio: str) -> str:
     from pipelines import corpus
 
     root = corpus.corpus_root(audio)
-    if lake.is_local and (root == lake.root or root.startswith(lake.root + "/")):
+    if root == lake.root or root.startswith(lake.root + "/"):
         raise InputError(f"the corpus {audio} lies inside the lake {lake.root}: keep them apart")
     return root
 
@@ -252,8 +252,8 @@ def encode(
         dataset = table.need_table(lake, model.model_id)
         index = done.get("index")
         if under is None:
-            with lake.locked(f"tables/{model.model_id}"), storage_errors(dataset.uri):
-                index = table.index(dataset)
+            with lake.locked(f"tables/{model.model_id}"):
+                index = fragments.changed(dataset, table.index)
         totals |= {"model_id": model.model_id, "index": index, "run_id": run.run_id}
         totals["table_version"] = int(table.need_table(lake, model.model_id).version)
         run.manifest["counts"] = totals
@@ -291,14 +291,13 @@ def run(
     """
     from model import artifact
 
-    folder = models_dir(lake)
     step("extract")
     extracted = extract(lake, audio, spec=spec, labels=labels, beam=beam, workers=workers)
     known = ledger.open_ledger(lake, spec.spec_id)
     if known is None or not known.count_rows(f"status = '{ledger.DONE}'"):
         raise InputError(f"no recording in {audio} could be used; `soundlake status --lake {lake.root}` says why")
     trained, held = None, None
-    if retrain or artifact.promoted(folder, spec.spec_id) is None:
+    if retrain or models.promoted(lake, spec.spec_id) is None:
         step("train")
         trained = train(lake, spec=spec.spec_id, settings=settings, progress=progress)
         if not trained["promoted"]:
@@ -314,10 +313,10 @@ def run(
             raise
         # The model in use is no use, and how to put the new one in its place is said there.
         raise HeldError(held) from error
-    model = artifact.load(folder / encoded["model_id"])
+    model = models.told(lake, encoded["model_id"])
     judged, candidate = None, trained["model_id"] if trained else model.model_id
     # Also of a run that was killed before it came here.
-    if not (folder / candidate / artifact.METRICS).exists():
+    if not lake.exists(f"models/{candidate}/{artifact.METRICS}"):
         step("evaluate")
         try:
             judged = evaluate(lake, model_id=candidate)
@@ -331,7 +330,7 @@ def run(
         "encode": encoded,
         "ledger": ledger.summary(known),
         "model": {"model_id": model.model_id, "metrics": model.metrics},
-        "report": str(model.directory / artifact.REPORT),
+        "report": models.report(lake, model),
     }
 
 

@@ -8,14 +8,15 @@ import contextlib
 import csv
 import io
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO, cast
+from typing import Any
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from model.errors import InputError, storage_errors
+from pipelines import store
+from pipelines.store import Store
 
 # Left out by name: what lies beside audio and never is. All else is listed, and the decoder judges by content.
 OTHER = frozenset(
@@ -157,10 +158,15 @@ def partitions(root: str) -> list[str]:
     Every file that `listing` knows is in exactly one, by `in_partition`.
     """
     start = local_path(root)
-    if start is None:
-        named = (partition_of(one[0], root) for one in _remote_listing(root) if one is not None)
-        return sorted({name for name in named if name is not None})
     found = set()
+    if start is None:
+        with storage_errors(root):
+            for info in store.at(root).below("", recursive=False):
+                if not info.is_folder:
+                    found |= set() if _left_out(info.name.encode()) else {LOOSE}
+                elif not info.name.startswith("."):
+                    found.add(info.name)
+        return sorted(found)
     with storage_errors(root), os.scandir(start) as entries:
         for entry in entries:
             if not entry.is_dir():
@@ -176,7 +182,7 @@ def listing(root: str, partition: str | None = None) -> Iterator[tuple[str, Entr
     Follows links to folders, each real folder once, so a link to a folder above ends. Hidden names are left out.
     A folder that may not be read is an entry of its own, with size -1, and ends as a rejection.
     """
-    if "://" in root and not root.startswith("file://"):
+    if store.is_bucket(root):
         yield from _remote_listing(root, partition)
         return
     start = local_path(root)
@@ -218,50 +224,31 @@ def listing(root: str, partition: str | None = None) -> Iterator[tuple[str, Entr
 
 
 def _remote_listing(root: str, partition: str | None = None) -> Iterator[tuple[str, Entry] | None]:
-    """The same for a bucket, through the file system that Beam has for its scheme."""
-    from apache_beam.io.filesystems import FileSystems
-
+    """The same for a bucket."""
+    under = "" if partition in (None, LOOSE) else str(partition)
     with storage_errors(root):
-        under = root if partition in (None, LOOSE) else f"{root}/{partition}"
-        found = FileSystems.match([f"{under}/**"])[0].metadata_list
-    for info in found:
-        folders = info.path.removeprefix(f"{root}/").split("/")
-        # The second is how a console marks an empty folder.
-        if any(name.startswith(".") for name in folders[:-1]) or not folders[-1]:
-            continue
-        if not in_partition(info.path, root, partition):
-            continue
-        if _left_out(folders[-1].encode()):
-            yield None
-        else:
-            yield info.path, Entry(info.size_in_bytes, round(info.last_updated_in_seconds * 1e9))
+        for info in store.at(root).below(under, recursive=partition != LOOSE):
+            *folders, name = info.name.split("/")
+            if info.is_folder or any(folder.startswith(".") for folder in folders):
+                continue
+            if _left_out(name.encode()):
+                yield None
+            else:
+                yield f"{root}/{info.name}", Entry(info.size, info.changed_ns)
 
 
-def open_file(uri: str) -> BinaryIO:
-    """A file of a corpus to read from, in a folder or a bucket, as it is: nothing is unpacked by its name.
-
-    Raises
-    ------
-    OSError
-        Whatever is wrong.
-    """
+def _placed(uri: str) -> tuple[Store, str]:
+    """The store of a uri's folder, and its name there."""
     path = local_path(uri)
-    if path is not None:
-        return open(path, "rb")
-    from apache_beam.io.filesystem import CompressionTypes
-    from apache_beam.io.filesystems import FileSystems
-
-    return cast(BinaryIO, FileSystems.open(uri, compression_type=CompressionTypes.UNCOMPRESSED))
+    folder, _, name = (uri if path is None else os.fsdecode(os.path.abspath(path))).rpartition("/")
+    return store.at(folder or "/"), name
 
 
 def _is_file(uri: str) -> bool:
-    path = local_path(uri)
-    if path is not None:
-        return os.path.isfile(path)
-    from apache_beam.io.filesystems import FileSystems
-
+    files, name = _placed(uri)
     with storage_errors(uri):
-        return bool(FileSystems.exists(uri))
+        info = files.info(name)
+    return info is not None and not info.is_folder
 
 
 @contextlib.contextmanager
@@ -272,14 +259,16 @@ def at_hand(uri: str) -> Iterator[bytes | str]:
     ------
     OSError
         If it cannot be copied.
+    TryLaterError
+        If the bucket does not answer.
     """
     path = local_path(uri)
     if path is not None:
         yield path
         return
+    files, name = _placed(uri)
     with tempfile.NamedTemporaryFile(prefix="soundlake-") as copy:
-        with open_file(uri) as source:
-            shutil.copyfileobj(source, copy, 4 << 20)
+        files.copy_to(name, copy)
         copy.flush()
         yield copy.name
 
@@ -322,8 +311,9 @@ def read_labels(
     InputError
         If the file has no column ``uri``, or cannot be read as what its name says.
     """
-    with storage_errors(labels), open_file(labels) as file:
-        data = file.read()
+    files, name = _placed(labels)
+    with storage_errors(labels):
+        data = files.read(name)
     rows: list[dict[str, Any]]
     if labels.endswith(".parquet"):
         import pyarrow as pa

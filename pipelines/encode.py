@@ -154,7 +154,7 @@ def build(
         | "gather" >> beam.ParDo(_Gather())
         | "spread pieces" >> beam.Reshuffle()
         | "after the total" >> beam.Map(lambda piece, _: piece, expected)
-        | "encode" >> RunInference(EncoderHandler(lake, str(model.directory), int(dataset.version), progress, threads))
+        | "encode" >> RunInference(EncoderHandler(lake, model.model_id, int(dataset.version), progress, threads))
     )
     dropped = (
         compared.dropped
@@ -225,15 +225,12 @@ def encode(lake: Lake, model: Any, *, under: tuple[str, str] | None = None, run:
             if table.need_table(lake, model.model_id).version != dataset.version:
                 continue  # another run was faster, and has done part of this or all of it
             pieces = [json.loads(lake.read(name)) for name in summary["pieces"]]
-            version = int(dataset.version)
-            if pieces or summary["dropped"]:
-                version = fragments.commit(
-                    dataset.uri,
-                    version,
-                    dataset.schema,
-                    [text for piece in pieces for text in piece["fragments"]],
-                    summary["dropped"],
-                )
+            new = [text for piece in pieces for text in piece["fragments"]]
+            version: int | None = int(dataset.version)
+            if new or summary["dropped"]:
+                version = fragments.commit(dataset.uri, int(dataset.version), dataset.schema, new, summary["dropped"])
+        if version is None:
+            continue
         # Of older versions: another run may be on its way from this one, and finds out when it is done.
         for name in lake.names(Lake.staging(model.model_id)):
             if int(name) < dataset.version:

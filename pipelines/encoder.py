@@ -16,7 +16,7 @@ from model import artifact
 from model.errors import InputError
 from model.features import FeatureSpec, dequantise
 from model.records import DamagedShardError, Record, decode, read_framed
-from pipelines import fragments, table
+from pipelines import fragments, models, table
 from pipelines.lake import Lake
 from pipelines.progress import Progress
 
@@ -140,8 +140,8 @@ class EncoderHandler(ModelHandler[Piece, str, Any]):
 
     Parameters
     ----------
-    lake, directory : Lake, str
-        The model directory, at hand on every worker.
+    lake, model_id : Lake, str
+        Each worker brings the model to hand.
     version : int
         Of the table that the run was planned from.
     progress : Progress
@@ -149,13 +149,13 @@ class EncoderHandler(ModelHandler[Piece, str, Any]):
         Pieces side by side.
     """
 
-    def __init__(self, lake: Lake, directory: str, version: int, progress: Progress, threads: int) -> None:
+    def __init__(self, lake: Lake, model_id: str, version: int, progress: Progress, threads: int) -> None:
         super().__init__()
-        self.lake, self.directory, self.version = lake, directory, version
+        self.lake, self.model_id, self.version = lake, model_id, version
         self.progress, self.threads = progress, threads
 
     def load_model(self) -> LoadedModel:
-        return LoadedModel(self.directory)
+        return LoadedModel(str(models.load(self.lake, self.model_id).directory))
 
     def batch_elements_kwargs(self) -> Mapping[str, Any]:
         return {"min_batch_size": 1, "max_batch_size": 16 * self.threads}

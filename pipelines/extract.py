@@ -311,8 +311,6 @@ def _committed(lake: Lake, spec_id: str, version: int, summary: Mapping[str, Any
     if not (new or dropped):
         return version
     with lake.locked(f"{Lake.spec(spec_id)}/ledger"):
-        if fragments.version_of(ledger.open_ledger(lake, spec_id)) != version:
-            return None
         return fragments.commit(lake.ledger_uri(spec_id), version, ledger.SCHEMA, new, dropped)
 
 

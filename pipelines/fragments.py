@@ -1,17 +1,25 @@
 """Lance datasets that many workers write and one commit changes: the ledger, and the tables.
 
 Workers write new fragments, and old ones without the rows that leave, where no reader sees them. One commit by the
-driver makes all of it visible, if the dataset is still at the version that the run was planned from.
+driver makes all of it visible, if the rows are still those of the version that the run was planned from. Lance itself
+would put a commit after another's, and rows of both would be there twice: docs/storage.md tells how it is kept from it.
 """
 
+import contextlib
+import functools
 import json
-from collections.abc import Iterable
-from typing import Any
+import uuid
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
 from model.errors import storage_errors
+from pipelines.bucket import lance_options
 from pipelines.lake import Lake
+from pipelines.patience import patiently
+
+Result = TypeVar("Result")
 
 
 def is_there(lake: Lake, name: str) -> bool:
@@ -19,11 +27,53 @@ def is_there(lake: Lake, name: str) -> bool:
     return any(found.endswith(".manifest") for found in lake.names(f"{name}/_versions"))
 
 
-def of(uri: str, version: int, fragment: int) -> Any:
-    """One fragment of a dataset at a pinned version: what a worker reads of it."""
+def opened(uri: str, version: int | None = None) -> Any:
+    """A dataset at a version, or the newest."""
     import lance
 
-    return lance.dataset(uri, version=version).get_fragment(fragment)
+    return patiently(uri, lambda: lance.dataset(uri, version=version, storage_options=lance_options(uri)))
+
+
+def of(uri: str, version: int, fragment: int) -> Any:
+    """One fragment of a dataset at a pinned version: what a worker reads of it."""
+    return opened(uri, version).get_fragment(fragment)
+
+
+def created(uri: str, schema: pa.Schema) -> Any:
+    """A dataset without rows, made if there is none."""
+    import lance
+
+    def create() -> Any:
+        try:
+            return lance.write_dataset(schema.empty_table(), uri, schema=schema, storage_options=lance_options(uri))
+        except OSError as error:
+            # By another, or by a try whose answer was lost.
+            if "already exists" in str(error):
+                return opened(uri)
+            raise
+
+    with storage_errors(uri):
+        return patiently(uri, create)
+
+
+def changed(dataset: Any, change: Callable[[Any], Result]) -> Result:
+    """What a change of a dataset gives that may be made twice, such as an index; `dataset` is at its newest after it.
+
+    Parameters
+    ----------
+    dataset : lance.LanceDataset
+    change : callable
+        Of the dataset; each time it looks again at what there is to do.
+    """
+
+    def again() -> Result:
+        dataset.checkout_latest()
+        found = change(dataset)
+        dataset.checkout_latest()
+        return found
+
+    with storage_errors(dataset.uri):
+        return patiently(dataset.uri, again)
 
 
 def numbers(dataset: Any) -> list[int]:
@@ -40,8 +90,12 @@ def write(uri: str, rows: pa.Table) -> list[str]:
     """Write rows where no reader sees them; return the fragments as JSON for `commit`."""
     import lance
 
+    def put() -> Any:
+        options = lance_options(uri)
+        return lance.fragment.write_fragments(rows, uri, schema=rows.schema, mode="append", storage_options=options)
+
     with storage_errors(uri):
-        written = lance.fragment.write_fragments(rows, uri, schema=rows.schema, mode="append")
+        written = patiently(uri, put)
     return [json.dumps(fragment.to_json()) for fragment in written]
 
 
@@ -68,14 +122,16 @@ def drop(element: tuple[int, Iterable[str]], uri: str, version: int, column: str
     """
     number, values = element
     with storage_errors(uri):
-        kept = of(uri, version, number).delete(in_list(column, sorted(set(values))))
+        kept = patiently(uri, lambda: of(uri, version, number).delete(in_list(column, sorted(set(values)))))
     return number, None if kept is None else json.dumps(kept.to_json())
 
 
 def commit(
     uri: str, version: int, schema: pa.Schema, fragments: Iterable[str], dropped: Iterable[tuple[int, str | None]]
-) -> int:
-    """One commit: rows leave, fragments come in; return the new version.
+) -> int | None:
+    """One commit: rows leave, fragments come in.
+
+    Of two commits from one version one goes through, on a disk and in a bucket, whatever locks say.
 
     Parameters
     ----------
@@ -86,20 +142,73 @@ def commit(
         From `write`.
     dropped : iterable of (int, str or None)
         From `drop`.
+
+    Returns
+    -------
+    int or None
+        The new version; None if another commit has changed rows meanwhile, and nothing of this one is there.
     """
     import lance
     from lance.fragment import FragmentMetadata
 
     new = [FragmentMetadata.from_json(text) for text in fragments]
-    gone = list(dropped)
-    operation: Any = lance.LanceOperation.Append(new)
-    if not version:
-        operation = lance.LanceOperation.Overwrite(schema, new)
-    elif gone:
-        operation = lance.LanceOperation.Update(
-            removed_fragment_ids=[number for number, text in gone if text is None],
-            updated_fragments=[FragmentMetadata.from_json(text) for _, text in gone if text is not None],
-            new_fragments=new,
-        )
+    gone = {number: None if text is None else FragmentMetadata.from_json(text) for number, text in dropped}
+    # The name by which a commit knows itself again, when its answer was lost.
+    transaction = lance.Transaction(version, _operation(uri, version, schema, new, gone), str(uuid.uuid4()))
+
+    def put() -> int | None:
+        try:
+            # A first commit is strict if Lance may not try it again; another one is by what it says it changes.
+            retries, options = 20 if version else 0, lance_options(uri)
+            done = lance.LanceDataset.commit(uri, transaction, storage_options=options, max_retries=retries)
+            return int(done.version)
+        except (OSError, ValueError, RuntimeError) as error:
+            after, ours = _since(uri, version, transaction.uuid)
+            if ours is not None:
+                return ours
+            if after and _is_conflict(error):
+                return None
+            raise
+
     with storage_errors(uri):
-        return int(lance.LanceDataset.commit(uri, operation, read_version=version or None).version)
+        return patiently(uri, put)
+
+
+def _operation(uri: str, version: int, schema: pa.Schema, new: list[Any], gone: dict[int, Any]) -> Any:
+    """What Lance is told to change: always something that every other commit from this version changes, too."""
+    import lance
+
+    if not version:
+        return lance.LanceOperation.Overwrite(schema, new)
+    dataset = opened(uri, version)
+    there = {fragment.fragment_id: fragment for fragment in dataset.get_fragments()}
+    if not there:
+        # A merge names all fragments, and goes with no other change of rows.
+        return lance.LanceOperation.Merge(new, dataset.lance_schema)
+    witness = min(there)
+    if witness not in gone:
+        gone = {witness: there[witness].metadata, **gone}
+    return lance.LanceOperation.Update(
+        removed_fragment_ids=[number for number, kept in gone.items() if kept is None],
+        updated_fragments=[kept for kept in gone.values() if kept is not None],
+        new_fragments=new,
+    )
+
+
+def _since(uri: str, version: int, name: str) -> tuple[bool, int | None]:
+    """Whether there are versions after one, and which of them a transaction of this name has made."""
+    try:
+        newest = opened(uri)
+    except (ValueError, FileNotFoundError):
+        return False, None
+    for number in range(version + 1, int(newest.version) + 1):
+        with contextlib.suppress(ValueError):
+            found = patiently(uri, functools.partial(newest.read_transaction, number))
+            if found is not None and found.uuid == name:
+                return True, number
+    return int(newest.version) > version, None
+
+
+def _is_conflict(error: Exception) -> bool:
+    # A strict first commit asks for the version 0 that there never was.
+    return "onflict" in type(error).__name__ or "onflict" in str(error) or "0.manifest was not found" in str(error)

@@ -4,6 +4,7 @@ import logging
 from typing import Any
 
 from model.errors import HeldError, InputError
+from pipelines import models
 from pipelines.lake import Lake, run_manifest
 from pipelines.lookup import find_model
 from pipelines.quiet import quiet
@@ -38,7 +39,9 @@ def evaluate(
         judged.found.update({"model_id": model.model_id, "run_id": run.run_id})
         run.manifest["counts"] = judged.found
         artifact.write_json(model.directory / artifact.METRICS, judged.found)
-        return judged.found | {"report": str(report(model, judged))}
+        report(model, judged)
+        models.keep(lake, model, artifact.REPORT, artifact.METRICS)
+        return judged.found | {"report": models.report(lake, model)}
 
 
 def promote(lake: Lake, model_id: str, *, force: bool = False, folds: str | None = None) -> dict[str, Any]:
@@ -62,10 +65,8 @@ def promote(lake: Lake, model_id: str, *, force: bool = False, folds: str | None
     HeldError
         If it is worse or cannot be compared, and `force` is not given.
     """
-    from model import artifact
-
     model = find_model(lake, model_id)
-    there = artifact.promoted(model.directory.parent, model.spec.spec_id)
+    there = models.promoted(lake, model.spec.spec_id)
     told: dict[str, Any] = {"model_id": model_id, "spec_id": model.spec.spec_id, "instead_of": there, "measures": {}}
     told |= {"worse": [], "forced": False}
     given = _folds(folds)
@@ -75,7 +76,7 @@ def promote(lake: Lake, model_id: str, *, force: bool = False, folds: str | None
         if there is not None and there != model_id:
             _through_the_gate(lake, model, there, told, force=force, folds=given)
         if there != model_id:
-            artifact.promote(model.directory.parent, model, reason="forced" if told["forced"] else "promote")
+            models.promote(lake, model, reason="forced" if told["forced"] else "promote")
     return told
 
 
@@ -83,28 +84,33 @@ def _through_the_gate(
     lake: Lake, model: Any, there: str, told: dict[str, Any], *, force: bool, folds: dict[str, str] | None
 ) -> None:
     """Compare with the model in use, log what came of it, and refuse one that is worse or cannot be compared."""
-    from model import artifact
-
     with quiet():
         from pipelines import gate
     by_force = f"soundlake promote {model.model_id} --force promotes it all the same"
     try:
-        current = artifact.load(model.directory.parent / there)
+        current = models.load(lake, there)
         measures = gate.compare(lake, model, current, folds=folds)
     except InputError as error:
         if not force:
-            artifact.log_promotion(model, told | {"promoted": False, "not_compared": str(error)})
+            _log(lake, model, told | {"promoted": False, "not_compared": str(error)})
             said = f"model {model.model_id} cannot be compared with {there}: {error}; {by_force}"
             raise HeldError(said, told) from error
         log.warning("not compared with %s: %s", there, error)
         measures = {}
     worse = [name for name, one in measures.items() if one.worse]
     told |= {"measures": gate.told(measures), "worse": worse, "forced": force and (bool(worse) or not measures)}
-    artifact.log_promotion(model, told | {"promoted": force or not worse})
+    _log(lake, model, told | {"promoted": force or not worse})
     if worse and not force:
         figures = "; ".join(gate.said(name, measures[name]) for name in worse)
         said = f"model {model.model_id} is worse than {there}, which stays in use: {figures}; {by_force}"
         raise HeldError(said, told)
+
+
+def _log(lake: Lake, model: Any, entry: dict[str, Any]) -> None:
+    from model import artifact
+
+    artifact.log_promotion(model, entry)
+    models.keep(lake, model, artifact.PROMOTIONS)
 
 
 def _folds(path: str | None) -> dict[str, str] | None:

@@ -1,15 +1,13 @@
 """The lake: where everything lies, on a disk or a bucket; whole writes only; a manifest of every run.
 
 A `Lake` is a root and nothing else, so that it travels to workers as it is. Names are relative to the root and use
-``/``. On a disk a file appears by rename, on an object store by a single put: a reader never sees half of one.
+``/``; `pipelines.store` knows how files are kept there.
 """
 
 import contextlib
-import functools
 import json
 import os
 import secrets
-import tempfile
 import time
 import traceback
 from collections.abc import Iterator
@@ -19,31 +17,14 @@ from importlib import metadata
 from typing import IO, Any, BinaryIO
 
 from model.errors import InputError, TryLaterError, storage_errors
+from pipelines import store
+from pipelines.store import Store
 
 FORMAT_VERSION = 1
 # What a lake holds at its root. ``lake.json``, too: another process may make the same lake at the same time.
 OWN = ("features", "lake.json", "models", "runs", "tables")
 # Runs whose manifests are looked at.
 LAST_RUNS = 50
-
-
-@functools.lru_cache(maxsize=8)
-def file_system(root: str) -> tuple[Any, str]:
-    """The pyarrow file system of a path or URI, and the path inside it.
-
-    Raises
-    ------
-    InputError
-        If the scheme is unknown or its support is not installed.
-    """
-    from pyarrow import fs
-
-    if "://" not in root:
-        return fs.LocalFileSystem(), os.path.abspath(root)
-    try:
-        return fs.FileSystem.from_uri(root)
-    except (ValueError, NotImplementedError) as error:
-        raise InputError(f"cannot open {root}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -68,7 +49,12 @@ class Lake:
     @property
     def is_local(self) -> bool:
         """Whether the lake is a folder that this machine mounts."""
-        return "://" not in self.root
+        return not store.is_bucket(self.root)
+
+    @property
+    def store(self) -> Store:
+        """Its files."""
+        return store.at(self.root)
 
     def uri(self, name: str) -> str:
         """The full path or URI of a name in the lake."""
@@ -113,16 +99,11 @@ class Lake:
 
     def read(self, name: str) -> bytes:
         """A whole small file; ``FileNotFoundError`` if there is none."""
-        system, base = file_system(self.root)
-        with system.open_input_stream(f"{base}/{name}") as file:
-            return bytes(file.read())
+        return self.store.read(name)
 
-    def open(self, name: str) -> BinaryIO:
-        """A file to read from, seekable."""
-        if self.is_local:
-            return open(self.uri(name), "rb")
-        system, base = file_system(self.root)
-        return system.open_input_file(f"{base}/{name}")
+    def open(self, name: str, *, block: int = 8 << 20) -> BinaryIO:
+        """A file to read from, seekable; of one in a bucket `block` bytes are fetched at a time."""
+        return self.store.open(name, block=block)
 
     def write(self, name: str, data: bytes, *, durable: bool = True) -> None:
         """Write a file whole, or not at all; see `create`."""
@@ -136,80 +117,31 @@ class Lake:
         Its `name` is a local path: another process may write it, too. If not `durable`, a power cut may undo it: for
         what nobody needs after one.
         """
-        with storage_errors(self.uri(name)):
-            if self.is_local:
-                target = self.uri(name)
-                folder = os.path.dirname(target)
-                os.makedirs(folder, exist_ok=True)
-                # Not a suffix of the name: a bundle's name may already be as long as names may be.
-                handle, part = tempfile.mkstemp(prefix=".part-", dir=folder)
-                try:
-                    os.close(handle)
-                    with open(part, "w+b") as file:
-                        yield file
-                        file.flush()
-                        if durable:
-                            os.fsync(file.fileno())
-                    os.chmod(part, 0o644)
-                    os.replace(part, target)
-                except BaseException:
-                    with contextlib.suppress(FileNotFoundError):
-                        os.unlink(part)
-                    raise
-                return
-            with tempfile.NamedTemporaryFile(prefix="soundlake-") as spool:
-                yield spool
-                spool.seek(0)
-                system, base = file_system(self.root)
-                with system.open_output_stream(f"{base}/{name}") as out:
-                    while block := spool.read(8 << 20):
-                        out.write(block)
+        with storage_errors(self.uri(name)), self.store.create(name, durable=durable) as file:
+            yield file
 
     def remove(self, folder: str) -> None:
         """Remove a folder and all in it, if it is there."""
-        from pyarrow import fs
-
-        system, base = file_system(self.root)
         with storage_errors(self.uri(folder)):
-            if system.get_file_info(f"{base}/{folder}").type == fs.FileType.Directory:
-                system.delete_dir(f"{base}/{folder}")
+            self.store.remove(folder)
 
     def exists(self, name: str) -> bool:
         """Whether a file or folder of this name is there."""
-        from pyarrow import fs
-
-        system, base = file_system(self.root)
-        return bool(system.get_file_info(f"{base}/{name}").type != fs.FileType.NotFound)
+        return self.store.exists(name)
 
     def names(self, folder: str) -> list[str]:
         """Sorted base names in a folder, without those still being written; empty if there is no such folder."""
-        from pyarrow import fs
-
-        system, base = file_system(self.root)
-        found = system.get_file_info(fs.FileSelector(f"{base}/{folder}", allow_not_found=True))
-        return sorted(info.base_name for info in found if not info.base_name.startswith("."))
+        return self.store.names(folder)
 
     @contextlib.contextmanager
-    def locked(self, name: str) -> Iterator[None]:
-        """Keep other processes of this machine out of the same block; the kernel opens the lock of a killed one.
+    def locked(self, name: str, *, wait: bool = True) -> Iterator[None]:
+        """Keep other processes out of the same block, those of other machines if the lake is in a bucket.
 
-        On a bucket, or a file system without locks, it does nothing, and the checks inside the block have to do.
+        The lock of a killed one opens by itself. It keeps order and no more: what is done under it has to be right
+        where it does not hold.
         """
-        if not self.is_local:
+        with self.store.locked(name, wait=wait):
             yield
-            return
-        import fcntl
-
-        path = self.uri(f"{name}.lock")
-        with storage_errors(path):
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
-        try:
-            with contextlib.suppress(OSError):
-                fcntl.flock(handle, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(handle)
 
     # The lake itself.
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from model.errors import InputError
 from pipelines import fragments
+from pipelines.bucket import lance_options
 from pipelines.lake import Lake
 
 DONE, REJECTED = "done", "rejected"
@@ -69,19 +70,18 @@ def uris_of(lake: Lake, spec_id: str, written: Iterable[str]) -> Iterator[str]:
     """The uris in fragments from `write_rows` that are not committed."""
     from lance.file import LanceFileReader
 
+    uri = lake.ledger_uri(spec_id)
     for text in written:
         for file in json.loads(text)["files"]:
-            reader = LanceFileReader(f"{lake.ledger_uri(spec_id)}/data/{file['path']}")
+            reader = LanceFileReader(f"{uri}/data/{file['path']}", storage_options=lance_options(uri))
             yield from reader.read_all().to_table()["uri"].to_pylist()
 
 
 def open_ledger(lake: Lake, spec_id: str, version: int | None = None) -> Any:
     """The ledger as a Lance dataset, at a version or the newest; None if nothing was extracted yet."""
-    import lance
-
     if not fragments.is_there(lake, f"{Lake.spec(spec_id)}/ledger.lance"):
         return None
-    return lance.dataset(lake.ledger_uri(spec_id), version=version)
+    return fragments.opened(lake.ledger_uri(spec_id), version)
 
 
 def specs(lake: Lake) -> list[str]:

@@ -1,13 +1,12 @@
 """Leftovers: what killed runs left in a lake, by kind; all of it is known by the time of its last change."""
 
-import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from model import artifact
 from model.errors import storage_errors
-from pipelines.lake import Lake, file_system
+from pipelines.lake import Lake
+from pipelines.store import Store
 
 # Files half written, folders of runs and of what encode had not committed, and the two files of a bundle.
 PARTS, RUNS, STAGED, OUTCOMES, SHARDS = KINDS = ("parts", "runs", "staged", "outcomes", "shards")
@@ -44,17 +43,10 @@ class Left:
 
 def _below(lake: Lake, folder: str, *, recursive: bool = True) -> Iterator[Left]:
     """All files and folders in a folder of the lake; none if it is not there."""
-    from pyarrow import fs
-
-    system, base = file_system(lake.root)
-    chosen = fs.FileSelector(f"{base}/{folder}".rstrip("/"), recursive=recursive, allow_not_found=True)
     with storage_errors(lake.uri(folder)):
-        infos = system.get_file_info(chosen)
-    for info in infos:
-        # A folder of a bucket has no time.
-        changed = (info.mtime_ns or 0) / 1e9
-        is_folder = info.type == fs.FileType.Directory
-        yield Left(info.path.removeprefix(f"{base}/"), info.size or 0, changed, changed, is_folder)
+        for info in lake.store.below(folder, recursive=recursive):
+            changed = info.changed_ns / 1e9
+            yield Left(info.name, info.size, changed, changed, info.is_folder)
 
 
 def folders(lake: Lake, folder: str) -> list[Left]:
@@ -150,18 +142,18 @@ class Sweep:
 
     def _removed(self, one: Left) -> bool:
         """Remove a file or folder; False if another call was faster, or a run has written the file anew meanwhile."""
-        system, base = file_system(self.lake.root)
-        path = f"{base}/{one.name}"
-        with storage_errors(self.lake.uri(one.name)), contextlib.suppress(FileNotFoundError):
+        files = self.lake.store
+        with storage_errors(self.lake.uri(one.name)):
             if one.is_folder:
-                system.delete_dir(path)
-                return True
-            if _changed(system, path) == one.changed:
-                system.delete_file(path)
+                there = files.exists(one.name)
+                files.remove(one.name)
+                return there
+            if _changed(files, one.name) == one.changed:
+                files.delete(one.name)
                 return True
         return False
 
 
-def _changed(system: Any, path: str) -> float | None:
-    found = system.get_file_info(path).mtime_ns
-    return None if found is None else found / 1e9
+def _changed(files: Store, name: str) -> float | None:
+    found = files.info(name)
+    return None if found is None else found.changed_ns / 1e9

@@ -1,11 +1,11 @@
-"""What a user names, found: a spec, a model, and the folder that models lie in."""
+"""What a user names, found: a spec, a model."""
 
 from pathlib import Path
 from typing import Any
 
 from model.errors import InputError
 from model.features import PRESETS, FeatureSpec
-from pipelines import ledger
+from pipelines import ledger, models
 from pipelines.lake import Lake
 
 
@@ -60,19 +60,6 @@ def spec_of_lake(lake: Lake, name: str | None) -> FeatureSpec:
     return spec
 
 
-def models_dir(lake: Lake) -> Path:
-    """The local folder of models.
-
-    Raises
-    ------
-    InputError
-        If the lake is in a bucket: training and models need a local lake as yet.
-    """
-    if not lake.is_local:
-        raise InputError(f"models need a lake on a disk as yet, not {lake.root}: mount it, or copy its features")
-    return Path(lake.uri("models"))
-
-
 def find_model(lake: Lake, model_id: str | None, spec: str | None = None) -> Any:
     """A model of the lake: the one named, else the promoted one of the spec.
 
@@ -81,16 +68,13 @@ def find_model(lake: Lake, model_id: str | None, spec: str | None = None) -> Any
     InputError
         If there is none.
     """
-    from model import artifact
-
     lake.check()
-    folder = models_dir(lake)
     if model_id is None:
         spec_id = spec_of_lake(lake, spec).spec_id
-        model_id = artifact.promoted(folder, spec_id)
+        model_id = models.promoted(lake, spec_id)
         if model_id is None:
             raise InputError(f"the lake has no model of the spec {spec_id} yet: soundlake train --lake {lake.root}")
-    elif model_id not in artifact.models(folder):
-        known = ", ".join(artifact.models(folder)) or "none"
+    elif model_id not in models.known(lake):
+        known = ", ".join(models.known(lake)) or "none"
         raise InputError(f"the lake has no model {model_id!r}; it has: {known}")
-    return artifact.load(folder / model_id)
+    return models.load(lake, model_id)

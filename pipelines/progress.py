@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from model.errors import TryLaterError
 from pipelines.lake import Lake
 from pipelines.messages import duration
 
@@ -103,7 +104,7 @@ def watching(progress: Progress, *, verb: str) -> Iterator[Watch]:
 
         def watch_on() -> None:
             while not over.wait(look):
-                with contextlib.suppress(OSError, ValueError):
+                with contextlib.suppress(OSError, TryLaterError, ValueError):
                     watch.look()
                 show(watch)
 

@@ -212,9 +212,9 @@ def _rename(lake: Lake, spec_id: str, known: Any, moved: dict[str, Any]) -> None
             rows += changed
             dropped.append(fragments.drop((number, [row["uri"] for row in changed]), uri, version, "uri"))
     with lake.locked(f"{Lake.spec(spec_id)}/ledger"):
-        if fragments.version_of(ledger.open_ledger(lake, spec_id)) != version:
+        written = ledger.write_rows(lake, spec_id, rows)
+        if fragments.commit(uri, version, ledger.SCHEMA, written, dropped) is None:
             raise TryLaterError(f"another run changed the ledger of {lake.root} meanwhile: repair again")
-        fragments.commit(uri, version, ledger.SCHEMA, ledger.write_rows(lake, spec_id, rows), dropped)
 
 
 def _new_name(name: str, row: Row, moved: dict[str, Any]) -> str:

@@ -75,6 +75,12 @@ def beam_options(arguments: Sequence[str], *, workers: int = 0) -> Engine:
             "Beam's mode multi_threading loses records on large corpora: leave it out (--workers gives threads), "
             "or use --direct_running_mode=multi_processing"
         )
+    if any(argument.startswith("--s3_") for argument in given):
+        # Beam's own S3 client reads the same variables, and so do lake and corpus, which would not see these.
+        raise InputError(
+            "address and credentials of a bucket come from the environment (AWS_ENDPOINT_URL, AWS_REGION, "
+            "AWS_ACCESS_KEY_ID …; docs/storage.md), not from Beam's --s3_ options: leave those out"
+        )
     # Plain DirectRunner would first try to download another engine.
     given = [a.replace("--runner=DirectRunner", "--runner=FnApiRunner") for a in given]
     if not any(argument.split("=")[0] == "--runner" for argument in given):

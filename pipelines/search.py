@@ -343,7 +343,7 @@ class Searcher:
         """One window from a shard; None, and a note, where the shard is gone or damaged."""
         name = Lake.shard(self.spec.spec_id, bundle)
         try:
-            with self.lake.open(name) as file:
+            with self.lake.open(name, block=1 << 18) as file:
                 file.seek(offset)
                 data = next(read_framed(file))
             return decode(data, window_frames=self.spec.window_frames, n_mels=self.spec.n_mels).values

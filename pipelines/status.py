@@ -4,15 +4,13 @@ from typing import Any
 
 from model.errors import InputError
 from model.features import PRESETS
-from pipelines import ledger, table
+from pipelines import ledger, models, table
 from pipelines.lake import Lake, manifests
-from pipelines.lookup import models_dir, spec_of_lake
+from pipelines.lookup import spec_of_lake
 
 
 def status(lake: Lake, *, spec: str | None = None) -> dict[str, Any]:
     """The lake at a glance: features, models and tables; of one spec alone, if one is named."""
-    from model import artifact
-
     lake.check()
     specs = {}
     for spec_id in ledger.specs(lake) if spec is None else [spec_of_lake(lake, spec).spec_id]:
@@ -20,37 +18,35 @@ def status(lake: Lake, *, spec: str | None = None) -> dict[str, Any]:
         preset = next((name for name, spec in PRESETS.items() if spec.spec_id == spec_id), None)
         specs[spec_id] = {"preset": preset, "ledger_version": int(dataset.version), **ledger.summary(dataset)}
         specs[spec_id]["estimate"] = _last_estimate(lake, spec_id)
-    models: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     tables: dict[str, Any] = {}
-    if lake.is_local:
-        folder = models_dir(lake)
-        for model_id in artifact.models(folder):
-            try:
-                model = artifact.load(folder / model_id)
-            except InputError as error:
-                models[model_id] = {"unreadable": str(error)}
-                continue
-            if spec is not None and model.spec.spec_id not in specs:
-                continue
-            models[model_id] = {
-                "spec_id": model.spec.spec_id,
-                "promoted": artifact.promoted(folder, model.spec.spec_id) == model_id,
-                "validation": model.metrics["validation"],
-                "active_dimensions": model.metrics["active_dimensions"],
-                "report": str(model.directory / artifact.REPORT),
-            }
+    for model_id in models.known(lake):
+        try:
+            model = models.told(lake, model_id)
+        except InputError as error:
+            found[model_id] = {"unreadable": str(error)}
+            continue
+        if spec is not None and model.spec.spec_id not in specs:
+            continue
+        found[model_id] = {
+            "spec_id": model.spec.spec_id,
+            "promoted": models.promoted(lake, model.spec.spec_id) == model_id,
+            "validation": model.metrics["validation"],
+            "active_dimensions": model.metrics["active_dimensions"],
+            "report": models.report(lake, model),
+        }
     for name in lake.names("tables"):
         if name.endswith(".lance"):
             model_id = name.removesuffix(".lance")
             dataset = table.open_table(lake, model_id)
-            if dataset is None or (spec is not None and model_id not in models):
+            if dataset is None or (spec is not None and model_id not in found):
                 continue
             said = table.said(lake, model_id)
             tables[model_id] = {"rows": dataset.count_rows(), "table_version": int(dataset.version)}
             tables[model_id]["index"] = said.get("index")
-            now = specs.get(models.get(model_id, {}).get("spec_id", ""), {}).get("ledger_version")
+            now = specs.get(found.get(model_id, {}).get("spec_id", ""), {}).get("ledger_version")
             tables[model_id]["up_to_date"] = now is not None and said.get("ledger_version") == now
-    return {"lake": lake.root, "specs": specs, "models": models, "tables": tables}
+    return {"lake": lake.root, "specs": specs, "models": found, "tables": tables}
 
 
 def _last_estimate(lake: Lake, spec_id: str) -> dict[str, Any] | None:

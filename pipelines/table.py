@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from model.errors import InputError, storage_errors
+from model.errors import InputError
 from pipelines import fragments
 from pipelines.lake import Lake
 
@@ -41,11 +41,9 @@ def schema(size: int) -> pa.Schema:
 
 def open_table(lake: Lake, model_id: str, version: int | None = None) -> Any:
     """The table as a Lance dataset, at a version or the newest; None if nothing was encoded yet."""
-    import lance
-
     if not fragments.is_there(lake, f"tables/{model_id}.lance"):
         return None
-    return lance.dataset(lake.table_uri(model_id), version=version)
+    return fragments.opened(lake.table_uri(model_id), version)
 
 
 def need_table(lake: Lake, model_id: str) -> Any:
@@ -58,16 +56,9 @@ def need_table(lake: Lake, model_id: str) -> Any:
 
 def create(lake: Lake, model_id: str, size: int) -> Any:
     """The table, made empty if there is none: fragments need a place to go."""
-    import lance
-
     with lake.locked(f"tables/{model_id}"):
         found = open_table(lake, model_id)
-        if found is None:
-            columns = schema(size)
-            uri = lake.table_uri(model_id)
-            with storage_errors(uri):
-                found = lance.write_dataset(columns.empty_table(), uri, schema=columns)
-    return found
+        return fragments.created(lake.table_uri(model_id), schema(size)) if found is None else found
 
 
 def said(lake: Lake, model_id: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Small fragments are put together, parts of the index, too, and versions that nob
 from itertools import pairwise
 from typing import Any
 
+from model.errors import TryLaterError
 from pipelines import fragments, table
 
 # Fragments with fewer rows are put together, to at most twice as many. Not Lance's million: pipelines read fragments
@@ -50,7 +51,9 @@ class Tidying:
 
     def step(self) -> None:
         """A new version with the same rows: runs that were planned from the one before plan again."""
-        fragments.commit(self.dataset.uri, self.dataset.version, self.dataset.schema, [], [])
+        uri, version = self.dataset.uri, int(self.dataset.version)
+        if fragments.commit(uri, version, self.dataset.schema, [], []) is None:
+            raise TryLaterError(f"commit conflict at {uri}")
         self.dataset.checkout_latest()
 
     def compact(self) -> None:
@@ -61,14 +64,17 @@ class Tidying:
         if self.dry_run:
             self.told["merged"] = sum(len(task.fragments) for task in Compaction.plan(self.dataset, options).tasks)
         else:
-            done = self.dataset.optimize.compact_files(**options)
+            done = fragments.changed(self.dataset, lambda dataset: dataset.optimize.compact_files(**options))
             self.told["merged"], self._added = done.fragments_removed, done.fragments_added
 
     def fold(self) -> None:
         """Bring all rows into one part of the index: each encode adds one, and fragments of two stay apart."""
         parts, incomplete = self._index()
         if not self.dry_run and (parts > 1 or (parts and incomplete)):
-            self.dataset.optimize.optimize_indices(num_indices_to_merge=parts, index_names=[INDEX])
+            fragments.changed(
+                self.dataset,
+                lambda dataset: dataset.optimize.optimize_indices(num_indices_to_merge=parts, index_names=[INDEX]),
+            )
 
     def index(self, *, floor: float, anew: bool) -> dict[str, Any]:
         """Build an index where one is due, and measure it; build it anew, once, if it finds too little.
@@ -94,8 +100,8 @@ class Tidying:
             return found | {"due": parts > 1 or (incomplete and (parts > 0 or self._rows >= table.INDEX_ROWS))}
         if not parts or (found["recall"] < floor and not anew):
             if parts:
-                self.dataset.drop_index(INDEX)
-            found = table.index(self.dataset)
+                fragments.changed(self.dataset, _dropped)
+            found = fragments.changed(self.dataset, table.index)
             anew = "recall" in found
         return found | {"anew": True} if anew else found
 
@@ -107,10 +113,11 @@ class Tidying:
         """
         self.told["version"]["after"] = int(self.dataset.version)
         self.told["fragments"]["after"] = len(fragments.numbers(self.dataset))
-        clean = self.dataset.explain_cleanup_old_versions if self.dry_run else self.dataset.cleanup_old_versions
+        name = "explain_cleanup_old_versions" if self.dry_run else "cleanup_old_versions"
         # No version is 0: where none is old, Lance wants one named all the same to look at those files. Versions with a
         # tag are someone's, and stay.
-        found = clean(versions=self.old or [0], error_if_tagged_old_versions=False)
+        options: Any = {"versions": self.old or [0], "error_if_tagged_old_versions": False}
+        found = fragments.changed(self.dataset, lambda dataset: getattr(dataset, name)(**options))
         found = found.stats if self.dry_run else found
         self.told |= {"versions_removed": found.old_versions, "bytes_removed": found.bytes_removed}
 
@@ -125,3 +132,8 @@ class Tidying:
         found = [part for one in self.dataset.describe_indices() if one.name == INDEX for part in one.segments]
         indexed = {number for part in found for number in part.fragment_ids}
         return len(found), not indexed.issuperset(fragments.numbers(self.dataset))
+
+
+def _dropped(dataset: Any) -> None:
+    if any(one.name == INDEX for one in dataset.describe_indices()):
+        dataset.drop_index(INDEX)

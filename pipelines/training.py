@@ -1,13 +1,12 @@
 """Train: a model of the lake's windows, with its manifest; or nothing, where there is one that will do."""
 
 import contextlib
-from pathlib import Path
 from typing import Any
 
 from model.errors import InputError
-from pipelines import ledger
+from pipelines import ledger, models
 from pipelines.lake import Lake, run_manifest
-from pipelines.lookup import models_dir, spec_of_lake
+from pipelines.lookup import spec_of_lake
 from pipelines.quiet import quiet
 
 
@@ -39,23 +38,21 @@ def train(
     """
     from pydantic import ValidationError
 
-    folder = models_dir(lake)
     found = spec_of_lake(lake, spec)
-    from model import artifact
-
-    there = artifact.promoted(folder, found.spec_id)
+    there = models.promoted(lake, found.spec_id)
     if if_missing and there is not None:
-        return _told(artifact.load(folder / there), trained=False, run_id=None)
+        return _told(lake, models.told(lake, there), trained=False, run_id=None)
     dataset = ledger.open_ledger(lake, found.spec_id)
     grown: dict[str, Any] = {}
     if if_grown is not None:
-        windows, known = ledger.summary(dataset)["windows"], _trained_most(folder, found.spec_id)
+        windows, known = ledger.summary(dataset)["windows"], _trained_most(lake, found.spec_id)
         grown = {"windows": windows, "seen": 0 if known is None else _seen(known)}
         if known is not None and windows < (1 + if_grown) * grown["seen"]:
-            return _told(known, trained=False, run_id=None) | grown
+            return _told(lake, known, trained=False, run_id=None) | grown
     bundles, groups = ledger.training_input(dataset)
     with quiet():
-        from model.train import TrainSettings
+        from model.artifact import model_id as id_of
+        from model.train import TrainSettings, identity
         from model.train import train as train_model
 
     try:
@@ -65,32 +62,37 @@ def train(
         place, said = ".".join(str(part) for part in first["loc"]), first["msg"].removeprefix("Value error, ")
         raise InputError(f"{place}: {said}" if place else said) from error
     with run_manifest(lake, "train", {"spec_id": found.spec_id, **resolved.model_dump()}) as run:
-        result = train_model(
-            {lake.uri(Lake.shard(found.spec_id, bundle)): recordings for bundle, recordings in bundles.items()},
-            found,
-            groups=groups,
-            models_dir=folder,
-            settings=resolved,
-            origin={"lake": lake.root, "ledger_version": int(dataset.version)},
-            progress=progress,
-        )
-        model = artifact.load(result.directory)
-        if artifact.promoted(folder, found.spec_id) is None:
-            artifact.promote(folder, model, reason="the first model of its spec")
-        run.manifest["counts"] = {"model_id": result.model_id, "metrics": result.metrics}
-    return _told(model, trained=result.trained, run_id=run.run_id) | grown
+        names = {Lake.shard(found.spec_id, bundle): recordings for bundle, recordings in bundles.items()}
+        model_id = id_of(identity(names, found, groups, resolved))
+        trained = model_id not in models.known(lake)
+        if trained:
+            with models.being_trained(lake, model_id) as saved:
+                trained = train_model(
+                    models.shards(lake, found.spec_id, bundles),
+                    found,
+                    groups=groups,
+                    models_dir=models.folder(lake),
+                    settings=resolved,
+                    origin={"lake": lake.root, "ledger_version": int(dataset.version)},
+                    progress=progress,
+                    saved=saved,
+                ).trained
+        model = models.load(lake, model_id)
+        models.promote(lake, model, reason="the first model of its spec", first=True)
+        run.manifest["counts"] = {"model_id": model_id, "metrics": model.metrics}
+    return _told(lake, model, trained=trained, run_id=run.run_id) | grown
 
 
-def _told(model: Any, *, trained: bool, run_id: str | None) -> dict[str, Any]:
+def _told(lake: Lake, model: Any, *, trained: bool, run_id: str | None) -> dict[str, Any]:
     from model import artifact
 
     return {
         "model_id": model.model_id,
         "trained": trained,
-        "promoted": artifact.promoted(model.directory.parent, model.spec.spec_id) == model.model_id,
+        "promoted": models.promoted(lake, model.spec.spec_id) == model.model_id,
         "judged": (model.directory / artifact.PROMOTIONS).exists(),
         "metrics": model.metrics,
-        "report": str(model.directory / artifact.REPORT),
+        "report": models.report(lake, model),
         "run_id": run_id,
     }
 
@@ -100,13 +102,11 @@ def _seen(model: Any) -> int:
     return int(sum(model.metrics["windows"].values()))
 
 
-def _trained_most(folder: Path, spec_id: str) -> Any:
+def _trained_most(lake: Lake, spec_id: str) -> Any:
     """The readable model of a spec that saw the most windows, promoted or not; None if there is none."""
-    from model import artifact
-
     found = []
-    for model_id in artifact.models(folder):
+    for model_id in models.known(lake):
         with contextlib.suppress(InputError):
-            found.append(artifact.load(folder / model_id))
+            found.append(models.told(lake, model_id))
     of_spec = [model for model in found if model.spec.spec_id == spec_id]
     return max(of_spec, key=lambda model: (_seen(model), model.model_id), default=None)
