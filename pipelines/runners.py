@@ -1,8 +1,11 @@
 """The one place that turns a runner and its options, given after ``--``, into Beam's."""
 
+import contextlib
+import json
 import logging
 import os
 import re
+import sysconfig
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -10,12 +13,15 @@ from typing import Any, cast
 
 import apache_beam as beam
 from apache_beam.io.filesystems import FileSystems
-from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.options.pipeline_options import PipelineOptions, PortableOptions
 from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.windowed_value import WindowedValue
 
 from model.errors import InputError, TryLaterError
-from pipelines import isolation
+from pipelines import isolation, job_server, worker_boot
+
+# How long a worker of Spark or Flink may wait for the next step of its pipeline.
+WORKER_MILLISECONDS = 300_000
 
 
 @dataclass(frozen=True)
@@ -30,11 +36,14 @@ class Engine:
         other; 1 on a runner that brings its own workers.
     local : bool
         Whether all of it is on this machine.
+    cluster : job_server.Cluster or None
+        What a job server has to be started for.
     """
 
     options: Any
     threads: int = 1
     local: bool = True
+    cluster: job_server.Cluster | None = None
 
 
 class _Options(PipelineOptions):
@@ -84,15 +93,43 @@ def beam_options(arguments: Sequence[str], *, workers: int = 0) -> Engine:
     if local and not any(a.startswith("--direct_") for a in given):
         given += ["--direct_running_mode=in_memory", "--direct_num_workers=1"]
         threads = workers or len(os.sched_getaffinity(0))
-    # In this process an error comes back as an exception, and is told once.
-    logging.getLogger("apache_beam").setLevel(logging.CRITICAL if local else logging.ERROR)
+    # As people write it who know Spark's and Flink's own programs.
+    given = [re.sub(r"^--(spark-master|flink-master)=", _beams_name, a) for a in given]
+    cluster = next((c for name, c in job_server.CLUSTERS.items() if f"--runner={name}" in given), None)
+    portable = cluster is not None or "--runner=PortableRunner" in given
+    if portable:
+        given = _with_workers(given)
+    # An error comes back as an exception, and is told once.
+    logging.getLogger("apache_beam").setLevel(logging.CRITICAL if local or portable else logging.ERROR)
     options = _Options(given)
     unknown = sorted(set(a.split("=")[0] for a in given) - _known_flags(options))
-    if unknown:
+    # A job server has options of its own, and is asked for them once it runs.
+    if unknown and not portable:
         raise InputError(f"Beam has no option {unknown[0]}; see the runner's page in Beam's documentation")
     # For what is looked at before the pipeline starts; workers do this by themselves.
     FileSystems.set_options(options)
-    return Engine(options, threads, local)
+    return Engine(options, threads, local, cluster)
+
+
+def _beams_name(found: re.Match[str]) -> str:
+    return {"spark-master": "--spark_master_url=", "flink-master": "--flink_master="}[found[1]]
+
+
+def _with_workers(given: Sequence[str]) -> list[str]:
+    """The same and, where it does not say how Python workers are started, that they are `soundlake` itself.
+
+    By the path that it has here: workers have soundlake installed in the same place. Without a cache each step of a
+    pipeline would start workers of its own.
+    """
+    names = {argument.split("=")[0] for argument in given}
+    added = []
+    if not names & {"--environment_type", "--environment_config", "--environment_option", "--environment_options"}:
+        program = os.path.join(sysconfig.get_path("scripts"), "soundlake")
+        config = json.dumps({"command": program, "env": {worker_boot.WORKER: "1"}})
+        added += ["--environment_type=PROCESS", f"--environment_config={config}"]
+    if "--environment_cache_millis" not in names:
+        added += [f"--environment_cache_millis={WORKER_MILLISECONDS}"]
+    return [*given, *added]
 
 
 def keep_freed_memory(keep: bool) -> None:
@@ -200,13 +237,30 @@ def run_pipeline(build: Callable[[beam.Pipeline], None], engine: Engine) -> None
     RuntimeError
         If a worker raised anything else, or the runner ends in another state than DONE.
     """
+    portable = engine.options.view_as(PortableOptions)
+    given = portable.job_endpoint
+    if engine.cluster is not None and not given:
+        portable.job_endpoint = job_server.endpoint(engine.cluster, engine.options)
+    elif given:
+        job_server.find(given)
     pipeline = beam.Pipeline(options=engine.options)
     build(pipeline)
+    result = None
     try:
-        state = pipeline.run().wait_until_finish()
-    except Exception as error:
-        raise _worker_error(error) from error
+        result = pipeline.run()
+        state = result.wait_until_finish()
+    except BaseException as error:
+        if portable.job_endpoint and result is not None:
+            # A server that others started would go on with it.
+            with contextlib.suppress(Exception):
+                result.cancel()
+        if isinstance(error, Exception):
+            died = job_server.death(portable.job_endpoint)
+            raise (_worker_error(error) if died is None else TryLaterError(died)) from error
+        raise
     finally:
+        # The next pipeline may need another server.
+        portable.job_endpoint = given
         # After an error or Ctrl-C calls may still be at work, and the interpreter would wait for them at its exit.
         _stop()
     if str(state) != "DONE":
