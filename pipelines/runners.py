@@ -18,7 +18,7 @@ from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.windowed_value import WindowedValue
 
 from model.errors import InputError, TryLaterError
-from pipelines import isolation, job_server, worker_boot
+from pipelines import flink, isolation, job_server, worker_boot
 
 # How long a worker of Spark or Flink may wait for the next step of its pipeline.
 WORKER_MILLISECONDS = 300_000
@@ -71,6 +71,8 @@ def beam_options(arguments: Sequence[str], *, workers: int = 0) -> Engine:
     ------
     InputError
         If an argument is none that Beam knows, or a mode that loses records.
+    TryLaterError
+        If a cluster of Flink is named and does not answer.
     """
     given = list(arguments)
     for argument in given:
@@ -99,6 +101,8 @@ def beam_options(arguments: Sequence[str], *, workers: int = 0) -> Engine:
     portable = cluster is not None or "--runner=PortableRunner" in given
     if portable:
         given = _with_workers(given)
+    if "--runner=FlinkRunner" in given:
+        given = flink.with_defaults(given)
     # An error comes back as an exception, and is told once.
     logging.getLogger("apache_beam").setLevel(logging.CRITICAL if local or portable else logging.ERROR)
     options = _Options(given)
