@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from pipelines import job_server
+from pipelines.runners import beam_options
 from tests.cluster.conftest import Local, Timings
 from tests.cluster.processes import harnesses, wait_for, writers
 from tests.cluster.spark import HOME, Standalone
@@ -125,3 +127,36 @@ def test_a_worker_killed_at_work_costs_nothing(
     # What it had started ends by itself: nobody else would end it.
     assert wait_for(lambda: not harnesses(spark.mark), seconds=30)
     spark.add_workers(1)
+
+
+def test_what_a_worker_says_about_its_input_comes_back(lake: Path, spark: Standalone, tmp_path: Path) -> None:
+    """Through a job server that others have started."""
+    copy = tmp_path / "lake"
+    shutil.copytree(lake, copy, ignore=shutil.ignore_patterns("tables"))
+    damaged = min((copy / "features").glob("*/shards/*.tfrecord"))
+    damaged.write_bytes(damaged.read_bytes()[:-7])
+    engine = beam_options(beam(spark)[1:])
+    assert engine.cluster is not None
+    server = job_server.JobServer(engine.cluster, engine.options)
+    try:
+        given = ["--runner=SparkRunner", f"--job_endpoint={server.endpoint}"]
+        command = Command("encode", "--lake", copy, "--", *given)
+        assert command.end() == 2, command.err
+        assert server.died() is None
+    finally:
+        server.stop()
+    (said,) = [line for line in command.err.splitlines() if "shard" in line]
+    assert said.startswith(f"soundlake: the shard {damaged} cannot be read")
+    assert "Exception" not in command.err
+    assert not (copy / "tables").exists() or not table_rows(copy)
+
+
+def test_an_interrupt_ends_all_of_it(local: Local, spark: Standalone, tmp_path: Path) -> None:
+    command = Command("extract", local.audio, "--lake", tmp_path / "lake", *beam(spark))
+    wait_for(lambda: harnesses(spark.mark) or command.process.poll(), seconds=SECONDS)
+    # As a terminal does, to all that the command has started.
+    os.killpg(command.process.pid, signal.SIGINT)
+    assert command.end() == 130, command.err
+    assert command.err.splitlines()[-1].startswith("soundlake: interrupted; what is done is kept")
+    assert command.is_gone(30)
+    assert wait_for(lambda: not harnesses(spark.mark) and not spark.state()["activeapps"], seconds=60)
