@@ -2,9 +2,9 @@
 
 `python -m benches.two_processes` · about ten minutes
 
-Soundlake's way is `--workers 2`: one process with two threads, which wait for two decoders, each a child process. Beam's
-is `--direct_running_mode=multi_processing --direct_num_workers=2`: two workers, each with a child that decodes. The
-control is the same functions in two plain processes, each with half of the files, and no Beam: no pipeline can gain
+Soundlake's way is `--workers 2`: one process with two threads, which wait for two decoders, each a child process.
+Beam's is `--direct_running_mode=multi_processing --direct_num_workers=2`: two workers, each with a child that decodes.
+The control is the same functions in two plain processes, each with half of the files, and no Beam: no pipeline can gain
 more than they do. One worker always has one core, two workers have two, and a ratio compares neighbours in time.
 
 Beam starts its workers anew for each pipeline, which takes as long however much there is to do. So what a corpus of one

@@ -7,21 +7,25 @@ here=$(cd "$(dirname "$0")/$name" && pwd)
 root=${XDG_CACHE_HOME:-$HOME/.cache}/soundlake
 digest=$(cat "$0" "$here/pom.xml" "$here/requirements.txt" | sha256sum | cut -c 1-16)
 
+need() {
+  command -v "$1" >/dev/null || {
+    echo "Beam's job server for $name needs $1; on Debian: apt install openjdk-17-jre-headless maven" >&2
+    exit 2
+  }
+}
+
+need java
 if [ "$(cat "$root/$name/digest" 2>/dev/null)" != "$digest" ]; then
-  for tool in java mvn; do
-    command -v $tool >/dev/null || {
-      echo "the job server of Beam for $name needs $tool; on Debian: apt install openjdk-17-jre-headless maven" >&2
-      exit 2
-    }
-  done
+  need mvn
   began=$(date +%s)
   mkdir -p "$root"
-  # Made aside, and moved to its place when it is whole.
+  # Made aside, and moved to its place when it is whole. What a killed one has left goes.
+  find "$root" -maxdepth 1 -name ".$name-*" -mmin +120 -exec rm -rf {} +
   part=$(mktemp -d "$root/.$name-XXXXXX")
-  trap 'kill $pip 2>/dev/null || true; rm -rf "$part"' EXIT
+  trap 'kill ${pip:-} 2>/dev/null || true; rm -rf "$part"' EXIT
   trap 'exit 130' INT TERM
-  "${PYTHON:-python3}" -m pip install --quiet --disable-pip-version-check --no-deps --no-compile --require-hashes \
-    --target "$part/cluster" -r "$here/requirements.txt" >"$part/pip.log" 2>&1 &
+  "${PYTHON:-python3}" -m pip install --quiet --disable-pip-version-check --no-deps --no-compile --no-build-isolation \
+    --require-hashes --target "$part/cluster" -r "$here/requirements.txt" >"$part/pip.log" 2>&1 &
   pip=$!
 
   jars() {

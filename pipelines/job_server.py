@@ -93,8 +93,8 @@ def cache(name: str) -> Path:
     return Path(root) / "soundlake" / name / "job-server"
 
 
-def class_path(cluster: Cluster, given: str | None) -> str:
-    """Java's class path of a job server.
+def folders(cluster: Cluster, given: str | None) -> list[Path]:
+    """Where a job server's jars are: a jar, or folders of jars, in the order of the class path.
 
     Parameters
     ----------
@@ -109,16 +109,21 @@ def class_path(cluster: Cluster, given: str | None) -> str:
     """
     path = Path(given).absolute() if given else cache(cluster.name)
     if path.is_file():
-        return str(path)
-    folders = [path, *sorted(child for child in path.glob("*") if child.is_dir())]
-    found = [f"{folder}/*" for folder in folders if any(folder.glob("*.jar"))]
+        return [path]
+    found = [folder for folder in (path, *sorted(path.glob("*"))) if any(folder.glob("*.jar"))]
     if not found:
         raise InputError(
             f"there is no job server for {cluster.name.capitalize()} at {path}: `make {cluster.name}-jars` in the "
             f"repository of soundlake fetches it; or name a jar or a folder of jars by --{cluster.jars}=PATH, or a "
             "server that runs by --job_endpoint=HOST:PORT"
         )
-    return ":".join(found)
+    return found
+
+
+def smallest(cluster: Cluster, given: str | None) -> str:
+    """The smallest of a job server's jars; see `folders`."""
+    first = folders(cluster, given)[0]
+    return str(min([first] if first.is_file() else first.glob("*.jar"), key=lambda jar: jar.stat().st_size))
 
 
 def command(cluster: Cluster, options: Any, *, port: int, folder: str) -> list[str]:
@@ -146,7 +151,8 @@ def command(cluster: Cluster, options: Any, *, port: int, folder: str) -> list[s
             "a Java program: install Java 11 or 17 (on Debian: apt install openjdk-17-jre-headless), or name it by "
             "--job_server_java_launcher=PATH"
         )
-    path = class_path(cluster, found[cluster.jars])
+    jars = folders(cluster, found[cluster.jars])
+    path = ":".join(str(jar) if jar.is_file() else f"{jar}/*" for jar in jars)
     properties = list(JAVA_17)
     if cluster.on_workers:
         properties += [
@@ -304,6 +310,18 @@ def find(at: str) -> None:
             grpc.channel_ready_future(channel).result(timeout=FIND_SECONDS)
         except grpc.FutureTimeoutError as error:
             raise TryLaterError(f"no job server answers at --job_endpoint={at}: is it running?") from error
+
+
+def options_of(at: str) -> set[str]:
+    """The options that the job server at ``HOST:PORT`` knows, each with its dashes."""
+    import grpc
+    from apache_beam.portability.api import beam_job_api_pb2, beam_job_api_pb2_grpc
+
+    with grpc.insecure_channel(at) as channel:
+        service = beam_job_api_pb2_grpc.JobServiceStub(channel)
+        request = beam_job_api_pb2.DescribePipelineOptionsRequest()
+        found = service.DescribePipelineOptions(request, wait_for_ready=True, timeout=FIND_SECONDS)
+    return {f"--{option.name}" for option in found.options}
 
 
 def stop() -> None:

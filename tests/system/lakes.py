@@ -65,9 +65,7 @@ class Command:
         Whether it has no network: none at all where the system lets us take it away, and dead proxies in any case.
     """
 
-    def __init__(
-        self, *arguments: str | Path, small: bool = False, bound: bool = False, offline: bool = False
-    ) -> None:
+    def __init__(self, *arguments: str | Path, small: bool = False, bound: bool = False, offline: bool = False) -> None:
         self._mark = uuid.uuid4().hex
         # Files, not pipes: what a killed command leaves behind may hold them open.
         self._out, self._err = (tempfile.TemporaryFile() for _ in range(2))  # noqa: SIM115
