@@ -23,14 +23,14 @@ SPEC = PRESETS["general"]
 FILES, ROUNDS = 200, 3
 
 
-def pipeline(corpus: str, warm: str, folder: str, workers: str) -> Callable[[], Callable[[], None]]:
-    """The job of a side: extract `corpus` into a fresh lake in `folder`."""
+def pipeline(corpus: str, warm: str, folder: str, workers: str, *beam: str) -> Callable[[], Callable[[], None]]:
+    """The job of a side: extract `corpus` into a fresh lake in `folder`, with Beam's options `beam`."""
     from pipelines import commands
     from pipelines.lake import Lake
 
     def extract(audio: str) -> str:
         lake = tempfile.mkdtemp(dir=folder)
-        found = commands.extract(Lake.at(lake), audio, spec=SPEC, workers=int(workers))
+        found = commands.extract(Lake.at(lake), audio, spec=SPEC, workers=int(workers), beam=beam)
         assert found["done"] == found["listed"], found
         return lake
 

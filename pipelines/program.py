@@ -9,6 +9,7 @@ import typer
 from model.errors import HeldError, InputError, TryLaterError
 from pipelines.cli import app
 from pipelines.options import verbose
+from pipelines.worker_boot import WORKER, work
 
 
 def prepare() -> None:
@@ -92,5 +93,9 @@ def _fail(code: int, message: str, error: BaseException) -> int:
 
 
 def script() -> None:
-    """The `soundlake` command."""
+    """The `soundlake` command; on a worker of Spark or Flink, where Beam calls it, the worker."""
+    if WORKER in os.environ:
+        prepare()
+        work(sys.argv[1:])
+        return
     sys.exit(main())

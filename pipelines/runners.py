@@ -1,8 +1,11 @@
 """The one place that turns a runner and its options, given after ``--``, into Beam's."""
 
+import contextlib
+import json
 import logging
 import os
 import re
+import sysconfig
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -10,12 +13,15 @@ from typing import Any, cast
 
 import apache_beam as beam
 from apache_beam.io.filesystems import FileSystems
-from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.options.pipeline_options import PipelineOptions, PortableOptions
 from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.windowed_value import WindowedValue
 
 from model.errors import InputError, TryLaterError
-from pipelines import isolation
+from pipelines import flink, isolation, job_server, worker_boot
+
+# How long a worker of Spark or Flink may be idle between steps of its pipeline.
+WORKER_MILLISECONDS = 300_000
 
 
 @dataclass(frozen=True)
@@ -30,11 +36,17 @@ class Engine:
         other; 1 on a runner that brings its own workers.
     local : bool
         Whether all of it is on this machine.
+    cluster : job_server.Cluster or None
+        What a job server is for, where Beam's is between this process and the workers; started unless one is named.
+    asked : tuple of str
+        Options that Beam's Python side does not know: a job server has some of its own, and is asked once it runs.
     """
 
     options: Any
     threads: int = 1
     local: bool = True
+    cluster: job_server.Cluster | None = None
+    asked: tuple[str, ...] = ()
 
 
 class _Options(PipelineOptions):
@@ -62,6 +74,8 @@ def beam_options(arguments: Sequence[str], *, workers: int = 0) -> Engine:
     ------
     InputError
         If an argument is none that Beam knows, or a mode that loses records.
+    TryLaterError
+        If a cluster of Flink is named and does not answer.
     """
     given = list(arguments)
     for argument in given:
@@ -90,15 +104,50 @@ def beam_options(arguments: Sequence[str], *, workers: int = 0) -> Engine:
     if local and not any(a.startswith("--direct_") for a in given):
         given += ["--direct_running_mode=in_memory", "--direct_num_workers=1"]
         threads = workers or len(os.sched_getaffinity(0))
-    # In this process an error comes back as an exception, and is told once.
-    logging.getLogger("apache_beam").setLevel(logging.CRITICAL if local else logging.ERROR)
+    # As Spark's own programs have it.
+    given = [re.sub("^--(spark|flink)-master=", _master, argument) for argument in given]
+    cluster = next((c for name, c in job_server.CLUSTERS.items() if f"--runner={name}" in given), None)
+    if cluster is not None:
+        given = _with_workers(given, cluster)
+    if "--runner=FlinkRunner" in given:
+        given = flink.with_defaults(given)
+    # Here, or from a job server, an error comes back as an exception, and is told once.
+    logging.getLogger("apache_beam").setLevel(logging.CRITICAL if local or cluster else logging.ERROR)
     options = _Options(given)
-    unknown = sorted(set(a.split("=")[0] for a in given) - _known_flags(options))
-    if unknown:
-        raise InputError(f"Beam has no option {unknown[0]}; see the runner's page in Beam's documentation")
+    unknown = tuple(sorted(set(a.split("=")[0] for a in given) - _known_flags(options)))
+    if unknown and cluster is None:
+        raise _no_option(unknown[0])
     # For what is looked at before the pipeline starts; workers do this by themselves.
     FileSystems.set_options(options)
-    return Engine(options, threads, local)
+    return Engine(options, threads, local, cluster, unknown)
+
+
+def _no_option(name: str) -> InputError:
+    return InputError(f"Beam has no option {name}; see the runner's page in Beam's documentation")
+
+
+def _master(found: re.Match[str]) -> str:
+    return {"spark": "--spark_master_url=", "flink": "--flink_master="}[found[1]]
+
+
+def _with_workers(given: Sequence[str], cluster: job_server.Cluster) -> list[str]:
+    """The same and, where it does not say how workers on a cluster start, that they are `soundlake` itself.
+
+    By the path that it has here, and with Java's classes where they are here: workers have the same in the same place.
+    """
+    value = dict(argument.partition("=")[::2] for argument in given)
+    added = []
+    if not value.keys() & {f"--environment_{name}" for name in ("type", "config", "option", "options")}:
+        program = os.path.join(sysconfig.get_path("scripts"), "soundlake")
+        config = json.dumps({"command": program, "env": {worker_boot.WORKER: "1"}})
+        added += ["--environment_type=PROCESS", f"--environment_config={config}"]
+    # Without it each step of a pipeline starts workers of its own.
+    if "--environment_cache_millis" not in value:
+        added.append(f"--environment_cache_millis={WORKER_MILLISECONDS}")
+    if cluster.on_workers and "--job_endpoint" not in value and "--files_to_stage" not in value:
+        # One jar, for it must be one at least: what is copied to workers goes behind older classes of their own.
+        added.append(f"--files_to_stage={job_server.smallest(cluster, value.get(f'--{cluster.jars}'))}")
+    return [*given, *added]
 
 
 def keep_freed_memory(keep: bool) -> None:
@@ -206,17 +255,56 @@ def run_pipeline(build: Callable[[beam.Pipeline], None], engine: Engine) -> None
     RuntimeError
         If a worker raised anything else, or the runner ends in another state than DONE.
     """
-    pipeline = beam.Pipeline(options=engine.options)
-    build(pipeline)
-    try:
-        state = pipeline.run().wait_until_finish()
-    except Exception as error:
-        raise _worker_error(error) from error
-    finally:
-        # After an error or Ctrl-C calls may still be at work, and the interpreter would wait for them at its exit.
-        _stop()
+    with _submitting(engine) as endpoint:
+        pipeline = beam.Pipeline(options=engine.options)
+        build(pipeline)
+        result = None
+        try:
+            result = pipeline.run()
+            state = result.wait_until_finish()
+        except Exception as error:
+            raise _worker_error(error, endpoint) from error
+        except BaseException:
+            if endpoint and result is not None:
+                # A server that others have started would go on with it.
+                with contextlib.suppress(Exception):
+                    result.cancel()
+            raise
+        finally:
+            # After an error or Ctrl-C calls may still be at work, and the interpreter would wait for them at its exit.
+            _stop()
     if str(state) != "DONE":
         raise RuntimeError(f"the pipeline ended as {state}: see the runner's own log")
+
+
+@contextlib.contextmanager
+def _submitting(engine: Engine) -> Iterator[str | None]:
+    """Where the job server of a cluster listens, which is then among Beam's options; None where there is none."""
+    options = engine.options.view_as(PortableOptions)
+    named = options.job_endpoint
+    if engine.cluster is None:
+        yield None
+        return
+    if named:
+        job_server.find(named)
+    endpoint = named or job_server.endpoint(engine.cluster, engine.options)
+    if engine.asked:
+        unknown = sorted(set(engine.asked) - job_server.options_of(endpoint))
+        if unknown:
+            raise _no_option(unknown[0])
+    options.job_endpoint = endpoint
+    # What workers say, line by line of Java's; the last of it comes back as an exception.
+    told = logging.getLogger()
+    told.addFilter(_not_of_the_server)
+    try:
+        yield endpoint
+    finally:
+        told.removeFilter(_not_of_the_server)
+        options.job_endpoint = named
+
+
+def _not_of_the_server(record: logging.LogRecord) -> bool:
+    return record.funcName != "read_messages"
 
 
 def _stop() -> None:
@@ -227,14 +315,31 @@ def _stop() -> None:
         isolation.stop()
 
 
-def _worker_error(error: Exception) -> Exception:
-    """What a worker raised: itself with the step's name added, or as text after the traceback of the worker."""
+def _worker_error(error: Exception, endpoint: str | None = None) -> Exception:
+    """What a worker raised: itself with the step's name added, or as text after the traceback of the worker.
+
+    Parameters
+    ----------
+    error : Exception
+    endpoint : str or None
+        Of the job server, which tells about errors of the cluster, too.
+    """
     if isinstance(error, InputError | TryLaterError):
         return type(error)(re.sub(r" \[while running .*\]$", "", str(error)))
-    found = re.findall(
-        r"model\.errors\.(InputError|TryLaterError): (.*?)(?: \[while running .*)?$", str(error), re.MULTILINE
-    )
-    if not found:
+    text = str(error)
+    found = re.findall(r"model\.errors\.(InputError|TryLaterError): (.*?)(?: \[while running .*)?$", text, re.MULTILINE)
+    if found:
+        kind, message = found[-1]
+        return (InputError if kind == "InputError" else TryLaterError)(message)
+    if endpoint is None or "Traceback (most recent call last)" in text:
         return error
-    kind, message = found[-1]
-    return (InputError if kind == "InputError" else TryLaterError)(message)
+    missing = re.search(r'Cannot run program "([^"]*)"', text)
+    if missing:
+        return InputError(
+            f"workers of the cluster have no {missing[1]}: install soundlake there in the same place, or say by "
+            "--environment_type and --environment_config how they start"
+        )
+    return TryLaterError(
+        job_server.death(endpoint)
+        or f"the cluster gave up: {job_server.telling(text)}; what is done is kept, the same command goes on from there"
+    )

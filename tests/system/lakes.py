@@ -36,6 +36,19 @@ BOUND = "import ctypes, os, sys; ctypes.CDLL(None).prctl(24, 1, 0, 0, 0); os.exe
 # In the environment of a command and of every process that it starts.
 MARK = "SOUNDLAKE_TEST_MARK"
 
+# By which libraries would find a way out.
+PROXIES = ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+
+
+def no_network() -> list[str]:
+    """What goes before a command for a network of its own, with nobody in it; nothing where the system forbids that."""
+    words = ["unshare", "--map-root-user", "--net"]
+    try:
+        subprocess.run([*words, "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        return []
+    return words
+
 
 class Command:
     """A soundlake command in a process and a session of its own.
@@ -48,13 +61,17 @@ class Command:
         Whether bundles are small and checkpoints frequent.
     bound : bool
         Whether permissions bind it even where the test runs as root.
+    offline : bool
+        Whether it has no network: none at all where the system lets us take it away, and dead proxies in any case.
     """
 
-    def __init__(self, *arguments: str | Path, small: bool = False, bound: bool = False) -> None:
+    def __init__(self, *arguments: str | Path, small: bool = False, bound: bool = False, offline: bool = False) -> None:
         self._mark = uuid.uuid4().hex
         # Files, not pipes: what a killed command leaves behind may hold them open.
         self._out, self._err = (tempfile.TemporaryFile() for _ in range(2))  # noqa: SIM115
         first = [sys.executable, "-c", BOUND] if bound else []
+        first += no_network() if offline else []
+        proxies = dict.fromkeys(PROXIES, "http://127.0.0.1:9") if offline else {}
         self.process = subprocess.Popen(
             [*first, sys.executable, "-c", SMALL if small else WHOLE, *map(str, arguments)],
             cwd=ROOT,
@@ -62,7 +79,7 @@ class Command:
             stdout=self._out,
             stderr=self._err,
             start_new_session=True,
-            env={**os.environ, MARK: self._mark, "PYTHONDONTWRITEBYTECODE": "1"},
+            env={**os.environ, **proxies, MARK: self._mark, "PYTHONDONTWRITEBYTECODE": "1"},
         )
 
     def end(self) -> int:
