@@ -73,7 +73,13 @@ def drop(element: tuple[int, Iterable[str]], uri: str, version: int, column: str
 
 
 def commit(
-    uri: str, version: int, schema: pa.Schema, fragments: Iterable[str], dropped: Iterable[tuple[int, str | None]]
+    uri: str,
+    version: int,
+    schema: pa.Schema,
+    fragments: Iterable[str],
+    dropped: Iterable[tuple[int, str | None]],
+    *,
+    run_id: str | None = None,
 ) -> int:
     """One commit: rows leave, fragments come in; return the new version.
 
@@ -86,6 +92,8 @@ def commit(
         From `write`.
     dropped : iterable of (int, str or None)
         From `drop`.
+    run_id : str or None
+        Kept with the version, for `committed`.
     """
     import lance
     from lance.fragment import FragmentMetadata
@@ -102,4 +110,18 @@ def commit(
             new_fragments=new,
         )
     with storage_errors(uri):
-        return int(lance.LanceDataset.commit(uri, operation, read_version=version or None).version)
+        return int(
+            lance.LanceDataset.commit(uri, operation, read_version=version or None, commit_message=run_id).version
+        )
+
+
+def committed(dataset: Any, version: int, run_id: str) -> int | None:
+    """The version that a run has made since `version`; None if it has made none.
+
+    A worker whose answer was lost is called once more, and must not take its own commit for somebody else's.
+    """
+    for number in range(version + 1, version_of(dataset) + 1):
+        made = dataset.read_transaction(number)
+        if made is not None and run_id in (made.transaction_properties or {}).values():
+            return number
+    return None

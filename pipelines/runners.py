@@ -16,6 +16,8 @@ from apache_beam.utils.windowed_value import WindowedValue
 
 from model.errors import InputError, TryLaterError
 from pipelines import isolation
+from pipelines.lake import HandedOver
+from pipelines.options import TEMPLATE
 
 
 @dataclass(frozen=True)
@@ -30,11 +32,14 @@ class Engine:
         other; 1 on a runner that brings its own workers.
     local : bool
         Whether all of it is on this machine.
+    template : bool
+        Whether pipelines are written down for a service that runs them later: nobody waits for them.
     """
 
     options: Any
     threads: int = 1
     local: bool = True
+    template: bool = False
 
 
 class _Options(PipelineOptions):
@@ -92,7 +97,7 @@ def beam_options(arguments: Sequence[str], *, workers: int = 0) -> Engine:
         raise InputError(f"Beam has no option {unknown[0]}; see the runner's page in Beam's documentation")
     # For what is looked at before the pipeline starts; workers do this by themselves.
     FileSystems.set_options(options)
-    return Engine(options, threads, local)
+    return Engine(options, threads, local, template=any(a.startswith(TEMPLATE) for a in given))
 
 
 def keep_freed_memory(keep: bool) -> None:
@@ -199,6 +204,8 @@ def run_pipeline(build: Callable[[beam.Pipeline], None], engine: Engine) -> None
         If a worker raised one.
     RuntimeError
         If a worker raised anything else, or the runner ends in another state than DONE.
+    HandedOver
+        If the pipeline is a template now.
     """
     pipeline = beam.Pipeline(options=engine.options)
     build(pipeline)
@@ -209,6 +216,8 @@ def run_pipeline(build: Callable[[beam.Pipeline], None], engine: Engine) -> None
     finally:
         # After an error or Ctrl-C calls may still be at work, and the interpreter would wait for them at its exit.
         _stop()
+    if engine.template:
+        raise HandedOver
     if str(state) != "DONE":
         raise RuntimeError(f"the pipeline ended as {state}: see the runner's own log")
 
