@@ -91,6 +91,8 @@ def beam_options(arguments: Sequence[str], *, workers: int = 0) -> Engine:
         threads = workers or len(os.sched_getaffinity(0))
     # In this process an error comes back as an exception, and is told once.
     logging.getLogger("apache_beam").setLevel(logging.CRITICAL if local else logging.ERROR)
+    # So does Dataflow's, as text; its client would print the worker's traceback besides.
+    logging.getLogger("apache_beam.runners.dataflow").setLevel(logging.CRITICAL)
     options = _Options(given)
     unknown = sorted(set(a.split("=")[0] for a in given) - _known_flags(options))
     if unknown:
