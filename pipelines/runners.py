@@ -240,6 +240,8 @@ def _worker_error(error: Exception) -> Exception:
         r"model\.errors\.(InputError|TryLaterError): (.*?)(?: \[while running .*)?$", str(error), re.MULTILINE
     )
     if not found:
-        return error
+        # Of a job that was cancelled, Dataflow's client has no more to say.
+        told, nothing, _ = str(error).partition(", Error:\nNone")
+        return RuntimeError(f"{told}: see the job's own log") if nothing else error
     kind, message = found[-1]
     return (InputError if kind == "InputError" else TryLaterError)(message)

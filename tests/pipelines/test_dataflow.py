@@ -31,7 +31,7 @@ from pipelines.cli import app
 from pipelines.encoder import RAM
 from pipelines.lake import HandedOver, Lake, Run
 from pipelines.lookup import find_model
-from pipelines.runners import _known_flags, beam_options
+from pipelines.runners import _known_flags, _worker_error, beam_options
 from pipelines.template import LEFT_OUT, RENAMED, command_line, main, parameters
 from tests.conftest import Made
 from tests.pipelines.loopback_google import Google, google, run_here
@@ -452,6 +452,11 @@ def test_what_a_worker_says_is_what_the_command_says(server: Google, tmp_path: P
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"soundlake: {audio}/labels.csv has no column `uri`; it has: name, label\n"
     assert [one["result"] for one in manifests(lake)] == ["failed"]
+
+
+def test_a_cancelled_job_is_told_as_one() -> None:
+    error = _worker_error(RuntimeError("Dataflow pipeline failed. State: CANCELLED, Error:\nNone"))
+    assert str(error) == "Dataflow pipeline failed. State: CANCELLED: see the job's own log"
 
 
 # Images.
