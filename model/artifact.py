@@ -92,6 +92,7 @@ class _Session:
 
     path: Path
     threads: int
+    gpu: bool = False
 
     @cached_property
     def _session(self) -> Any:
@@ -100,7 +101,16 @@ class _Session:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = self.threads
         options.log_severity_level = 3
-        return onnxruntime.InferenceSession(str(self.path), options, providers=["CPUExecutionProvider"])
+        wanted = "CUDAExecutionProvider" if self.gpu else "CPUExecutionProvider"
+        there = [wanted] if wanted in onnxruntime.get_available_providers() else None
+        session = onnxruntime.InferenceSession(str(self.path), options, providers=there)
+        # It falls back to the CPU by itself, and the GPU would be paid for.
+        if wanted not in session.get_providers():
+            raise InputError(
+                "a GPU was asked for, and ONNX Runtime finds none here: it takes the package onnxruntime-gpu, CUDA and "
+                "a driver"
+            )
+        return session
 
     def run(self, values: Array) -> list[Array]:
         name = self._session.get_inputs()[0].name
@@ -188,13 +198,14 @@ class Model:
     mean: Array
     std: Array
 
-    def encoder(self, *, threads: int = 1) -> Encoder:
-        """The encoder; one thread, since workers come many to a machine."""
-        return Encoder(self.directory / ENCODER, threads)
+    def encoder(self, *, threads: int = 1, gpu: bool = False) -> Encoder:
+        """The encoder; one thread, since workers come many to a machine. On a GPU, its first use raises `InputError`
+        if there is none."""
+        return Encoder(self.directory / ENCODER, threads, gpu)
 
-    def decoder(self, *, threads: int = 1) -> Decoder:
+    def decoder(self, *, threads: int = 1, gpu: bool = False) -> Decoder:
         """The decoder."""
-        return Decoder(self.directory / DECODER, threads)
+        return Decoder(self.directory / DECODER, threads, gpu)
 
     @property
     def embedding_dim(self) -> int:

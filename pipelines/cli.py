@@ -9,6 +9,7 @@ from model.errors import HeldError
 from pipelines import cli_table
 from pipelines.options import (
     BEAM,
+    Accelerator,
     Audio,
     ClipNorm,
     Contrastive,
@@ -298,6 +299,7 @@ def encode_command(
     model: ModelId = None,
     audio: Annotated[str | None, typer.Option("--corpus", help="With --partition: encode that part alone.")] = None,
     partition: Partition = None,
+    accelerator: Accelerator = None,
     workers: Workers = 0,
     as_json: Json = False,
     verbose: Verbose = False,
@@ -311,6 +313,7 @@ def encode_command(
         model_id=model,
         audio=audio,
         partition=partition,
+        accelerator=accelerator,
         beam=context.args,
         workers=workers,
     )

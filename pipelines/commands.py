@@ -1,6 +1,7 @@
 """What the commands do: the steps of the main job, each with its manifest, for the command line and for tests."""
 
 import contextlib
+import functools
 import logging
 import re
 from collections.abc import Sequence
@@ -8,10 +9,11 @@ from typing import Any, Literal
 
 from model.errors import HeldError, InputError
 from model.features import FeatureSpec
-from pipelines import fragments, ledger, models, table
+from pipelines import ledger, models, table
 from pipelines.judging import evaluate, promote
 from pipelines.lake import Lake, run_manifest
 from pipelines.lookup import find_model
+from pipelines.options import TEMPLATE
 from pipelines.progress import Progress, watching
 from pipelines.training import train
 
@@ -95,10 +97,12 @@ def extract(
     """
     root = _root_of(lake, audio)
     retried = _retried(retry)
-    from pipelines import corpus, estimate
+    from pipelines import corpus, estimate, finish
     from pipelines.runners import beam_options
 
     engine = beam_options(beam, workers=workers)
+    if repair and engine.template:
+        raise InputError("--repair is a second pipeline, and a template holds one: run extract --repair by itself")
     found = corpus.find_labels(root, labels)
     lake.initialise()
     _partition_of(lake, root, partition, spec.spec_id)
@@ -119,14 +123,11 @@ def extract(
                 engine=engine,
                 allow_empty=allow_empty,
                 retried=retried,
+                note=functools.partial(finish.note_extract, run, spec.spec_id, rates=rates),
             )
         if not rates and watch.first is not None:
             rates = estimate.rates_of(*(_by_container(watch.first, name) for name in ("cpu_s ", "audio_s ")))
-        totals["rates"] = estimate.rates_of(totals["cpu_s"], totals["audio_s"])
-        took = sum(totals["cpu_s"].values())
-        totals["estimate"] = estimate.error(estimate.cpu_seconds(totals["planned_s"], rates), took)
-        totals |= {"spec_id": spec.spec_id, "run_id": run.run_id}
-        run.manifest["counts"] = totals
+        finish.note_extract(run, spec.spec_id, totals, rates=rates)
         if repair:
             from pipelines.repair import repair as repair_shards
 
@@ -217,6 +218,7 @@ def encode(
     model_id: str | None = None,
     audio: str | None = None,
     partition: str | None = None,
+    accelerator: str | None = None,
     beam: Sequence[str] = (),
     workers: int = 0,
 ) -> dict[str, Any]:
@@ -227,6 +229,8 @@ def encode(
     audio, partition : str or None
         A corpus, and one of its `partitions`: only recordings of it are encoded, rows of what is gone stay, and the
         index is left as it is. By default all that the table lacks.
+    accelerator : str or None
+        See `pipelines.encode.encode`.
     """
     if (audio is None) != (partition is None):
         raise InputError("a partition is one of a corpus: give both --corpus and --partition, or neither")
@@ -238,28 +242,31 @@ def encode(
     known = ledger.open_ledger(lake, model.spec.spec_id)
     dataset = table.open_table(lake, model.model_id)
     done = table.said(lake, model.model_id)
-    if dataset is not None and known is not None:
+    # A service cannot start a template without a job in it: one that finds nothing to do.
+    template = any(argument.startswith(TEMPLATE) for argument in beam)
+    if dataset is not None and known is not None and not template:
         now = {"ledger_version": int(known.version), "table_version": int(dataset.version)}
         if {name: done.get(name) for name in now} == now:
             return done | {"encoded": 0, "renamed": 0, "stale_recordings": 0, "run_id": None}
+    from pipelines import finish
     from pipelines.encode import encode as encode_windows
     from pipelines.runners import beam_options
 
     engine = beam_options(beam, workers=workers)
-    with run_manifest(lake, "encode", {"model_id": model.model_id, "under": under, "beam": list(beam)}) as run:
+    settings = {"model_id": model.model_id, "under": under, "accelerator": accelerator, "beam": list(beam)}
+    with run_manifest(lake, "encode", settings) as run:
+        note = functools.partial(finish.note_encode, run, model.model_id, whole=under is None)
         with watching(Progress(lake, run.folder), verb="encoding"):
-            totals = encode_windows(lake, model, under=under, run=run, engine=engine)
-        dataset = table.need_table(lake, model.model_id)
-        index = done.get("index")
-        if under is None:
-            with lake.locked(f"tables/{model.model_id}"):
-                index = fragments.changed(dataset, table.index)
-        totals |= {"model_id": model.model_id, "index": index, "run_id": run.run_id}
-        totals["table_version"] = int(table.need_table(lake, model.model_id).version)
-        run.manifest["counts"] = totals
-    if under is None:
-        # What the next call compares with: nothing changed, nothing to do, no pipeline started.
-        table.say(lake, model.model_id, totals)
+            totals = encode_windows(
+                lake,
+                model,
+                under=under,
+                run=run,
+                engine=engine,
+                accelerator=accelerator,
+                note=note,
+            )
+        note(totals)
     return totals
 
 

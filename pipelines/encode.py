@@ -8,15 +8,15 @@ that they are there. A run that was killed and started again takes them from the
 
 import functools
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import apache_beam as beam
 from apache_beam.ml.inference.base import RunInference
 from apache_beam.pvalue import AsList, AsSingleton, TaggedOutput
 
-from model.errors import InputError, TryLaterError
-from pipelines import fragments, ledger, table
+from model.errors import InputError
+from pipelines import finish, fragments, ledger, table
 from pipelines.account import packed
 from pipelines.corpus import in_partition
 from pipelines.encoder import EncoderHandler, Name, Piece
@@ -121,6 +121,8 @@ def build(
     under: tuple[str, str] | None,
     run: Run,
     threads: int = 1,
+    accelerator: str | None = None,
+    last: Callable[[], Any] | None = None,
 ) -> None:
     """Apply the whole of encode to a pipeline; its result is ``summary.json`` in the run's folder.
 
@@ -129,6 +131,8 @@ def build(
     model : model.artifact.Model
     known, dataset : lance.LanceDataset
         The ledger and the table at the versions that the run works from.
+    last : callable or None
+        Called on a worker when all else is done; by default the driver goes on from the summary.
     """
     progress = Progress(lake, run.folder)
     ledger_uri, table_uri = lake.ledger_uri(model.spec.spec_id), lake.table_uri(model.model_id)
@@ -154,7 +158,8 @@ def build(
         | "gather" >> beam.ParDo(_Gather())
         | "spread pieces" >> beam.Reshuffle()
         | "after the total" >> beam.Map(lambda piece, _: piece, expected)
-        | "encode" >> RunInference(EncoderHandler(lake, model.model_id, int(dataset.version), progress, threads))
+        | "encode"
+        >> RunInference(EncoderHandler(lake, model.model_id, int(dataset.version), progress, threads, accelerator))
     )
     dropped = (
         compared.dropped
@@ -167,15 +172,26 @@ def build(
         | "once each" >> beam.Distinct()
         | "how many" >> beam.combiners.Count.Globally()
     )
-    (
+    told = (
         pipeline
         | "end" >> beam.Create([None])
         | "summarise"
         >> beam.Map(_summarise, AsList(pieces), AsList(dropped), stale, lake=lake, name=f"{run.folder}/summary.json")
     )
+    if last is not None:
+        told | "finish" >> beam.Map(lambda _, last: last(), last)
 
 
-def encode(lake: Lake, model: Any, *, under: tuple[str, str] | None = None, run: Run, engine: Engine) -> dict[str, Any]:
+def encode(
+    lake: Lake,
+    model: Any,
+    *,
+    under: tuple[str, str] | None = None,
+    run: Run,
+    engine: Engine,
+    accelerator: str | None = None,
+    note: Callable[[dict[str, Any]], None],
+) -> dict[str, Any]:
     """Bring a model's table up to the ledger: new windows in, rows of what is gone out, in one commit.
 
     Parameters
@@ -188,6 +204,10 @@ def encode(lake: Lake, model: Any, *, under: tuple[str, str] | None = None, run:
     run : Run
     engine : Engine
         From `pipelines.runners.beam_options`.
+    accelerator : str or None
+        Asked of the runner for the step that encodes, in its words; windows are encoded on a GPU then, or not at all.
+    note : callable
+        Where the pipeline runs without this process, told the totals on the worker that made the commit.
 
     Returns
     -------
@@ -201,6 +221,8 @@ def encode(lake: Lake, model: Any, *, under: tuple[str, str] | None = None, run:
         If nothing was extracted for the model's spec, or a shard is missing or damaged.
     TryLaterError
         If other runs commit to the same table again and again.
+    HandedOver
+        If the pipeline runs later, without this process: its last step does what is done here after the pipeline.
     """
     spec = model.spec
     known = ledger.open_ledger(lake, spec.spec_id)
@@ -209,6 +231,8 @@ def encode(lake: Lake, model: Any, *, under: tuple[str, str] | None = None, run:
     keep_freed_memory(True)
     for _ in range(ATTEMPTS):
         dataset = table.create(lake, model.model_id, model.embedding_dim)
+        versions = {"version": int(dataset.version), "ledger_version": int(known.version)}
+        committed = functools.partial(finish.encode, run, model.model_id, **versions)
         pipeline = functools.partial(
             build,
             lake=lake,
@@ -218,25 +242,11 @@ def encode(lake: Lake, model: Any, *, under: tuple[str, str] | None = None, run:
             under=under,
             run=run,
             threads=engine.threads,
+            accelerator=accelerator,
+            last=functools.partial(finish.last_step, run, committed, note) if engine.template else None,
         )
         run_pipeline(pipeline, engine)
-        summary = json.loads(lake.read(f"{run.folder}/summary.json"))
-        with lake.locked(f"tables/{model.model_id}"):
-            if table.need_table(lake, model.model_id).version != dataset.version:
-                continue  # another run was faster, and has done part of this or all of it
-            pieces = [json.loads(lake.read(name)) for name in summary["pieces"]]
-            new = [text for piece in pieces for text in piece["fragments"]]
-            version: int | None = int(dataset.version)
-            if new or summary["dropped"]:
-                version = fragments.commit(dataset.uri, int(dataset.version), dataset.schema, new, summary["dropped"])
-        if version is None:
-            continue
-        # Of older versions: another run may be on its way from this one, and finds out when it is done.
-        for name in lake.names(Lake.staging(model.model_id)):
-            if int(name) < dataset.version:
-                lake.remove(f"{Lake.staging(model.model_id)}/{name}")
-        encoded, written = (sum(piece[name] for piece in pieces) for name in ("encoded", "rows"))
-        totals = {"encoded": encoded, "renamed": written - encoded, "stale_recordings": summary["stale"]}
-        totals["rows"] = table.need_table(lake, model.model_id).count_rows()
-        return totals | {"ledger_version": int(known.version), "table_version": version}
-    raise TryLaterError(f"other runs keep changing the table {model.model_id}: run encode again when they are done")
+        totals = committed()
+        if totals is not None:
+            return totals
+    raise finish.others(lake)

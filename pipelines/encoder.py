@@ -21,6 +21,8 @@ from pipelines.lake import Lake
 from pipelines.progress import Progress
 
 BATCH_WINDOWS = 64
+# Asked of a runner that chooses machines, for one of two cores.
+RAM = "4GB"
 
 
 @dataclass(frozen=True)
@@ -64,9 +66,9 @@ def piece_id(piece: Piece) -> str:
 class LoadedModel:
     """A model that turns windows into rows of the table."""
 
-    def __init__(self, directory: str) -> None:
+    def __init__(self, directory: str, *, gpu: bool = False) -> None:
         self.model = artifact.load(directory)
-        self.encoder, self.decoder = self.model.encoder(), self.model.decoder()
+        self.encoder, self.decoder = self.model.encoder(gpu=gpu), self.model.decoder(gpu=gpu)
         self.columns = table.schema(self.model.embedding_dim)
         # Once for each frame: arithmetic of equal shapes takes half the time of a broadcast over short rows.
         self._mean, self._std = (
@@ -147,15 +149,23 @@ class EncoderHandler(ModelHandler[Piece, str, Any]):
     progress : Progress
     threads : int
         Pieces side by side.
+    accelerator : str or None
+        Asked of the runner, in its words; the model runs on a GPU then, or not at all.
     """
 
-    def __init__(self, lake: Lake, model_id: str, version: int, progress: Progress, threads: int) -> None:
+    def __init__(
+        self, lake: Lake, model_id: str, version: int, progress: Progress, threads: int, accelerator: str | None = None
+    ) -> None:
         super().__init__()
         self.lake, self.model_id, self.version = lake, model_id, version
-        self.progress, self.threads = progress, threads
+        self.progress, self.threads, self.accelerator = progress, threads, accelerator
 
     def load_model(self) -> LoadedModel:
-        return LoadedModel(str(models.load(self.lake, self.model_id).directory))
+        directory = models.load(self.lake, self.model_id).directory
+        return LoadedModel(str(directory), gpu=self.accelerator is not None)
+
+    def get_resource_hints(self) -> dict[str, Any]:
+        return {"min_ram": RAM} | ({} if self.accelerator is None else {"accelerator": self.accelerator})
 
     def batch_elements_kwargs(self) -> Mapping[str, Any]:
         return {"min_batch_size": 1, "max_batch_size": 16 * self.threads}

@@ -22,7 +22,8 @@ from pipelines import ledger, plan
 from pipelines.account import Work
 from pipelines.audio import Rejected
 from pipelines.corpus import at_hand
-from pipelines.extract import summarise, totalled
+from pipelines.extract import summarise
+from pipelines.finish import totalled
 from pipelines.isolation import sandbox
 from pipelines.lake import Lake, Run, manifests
 from pipelines.ledger import REJECTED, Row
@@ -87,7 +88,7 @@ def survey_corpus(
     Returns
     -------
     dict
-        As `pipelines.extract.totalled`, and ``known``, ``rejects`` by reason, ``shards``, ``samples``.
+        As `pipelines.finish.totalled`, and ``known``, ``rejects`` by reason, ``shards``, ``samples``.
     """
     with tempfile.TemporaryDirectory(prefix="soundlake-") as folder:
         scratch, name = (Lake(folder), "plan.json") if run is None else (lake, f"{run.folder}/plan.json")

@@ -2,24 +2,23 @@
 
 survey ▶ pack segments into bundles ▶ decode, log-mel, write ▶ settle ▶ ledger rows
 
-Only names and numbers cross a shuffle, never sound. Workers write whole files; the driver makes one commit.
+Only names and numbers cross a shuffle, never sound. Workers write whole files; one commit is made at the end
+(`pipelines.finish`).
 """
 
 import functools
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import apache_beam as beam
 from apache_beam.metrics import Metrics
 from apache_beam.pvalue import AsDict, AsList, AsSingleton, TaggedOutput
 
-from model.errors import InputError, TryLaterError
 from model.features import FeatureSpec
-from pipelines import account, fragments, ledger, plan
+from pipelines import account, finish, fragments, isolation, ledger, plan
 from pipelines.account import Candidate, Work, packed
 from pipelines.bundle import write_bundle
-from pipelines.corpus import listing
 from pipelines.joins import joined
 from pipelines.lake import Lake, Run
 from pipelines.ledger import DONE, REJECTED, Row
@@ -31,8 +30,6 @@ from pipelines.survey import bundles, survey, weight
 PART_ROWS = 2048
 # Runs that commit to one ledger at the same time plan again; more often than this is no coincidence.
 ATTEMPTS = 3
-# How many missing files an error names.
-NAMED = 5
 
 
 def seconds_of(outcome: Row, spec: FeatureSpec) -> float:
@@ -128,8 +125,8 @@ def _summarise(
     lake.write(name, json.dumps(found, sort_keys=True).encode())
 
 
-def summarise(pipeline: beam.Pipeline, counts: Iterable[Any], *, lake: Lake, name: str, **lists: Any) -> None:
-    """Write ``counts``, added up, and `lists` of short things as one JSON file.
+def summarise(pipeline: beam.Pipeline, counts: Iterable[Any], *, lake: Lake, name: str, **lists: Any) -> Any:
+    """Write ``counts``, added up, and `lists` of short things as one JSON file; gives one element when it is there.
 
     Parameters
     ----------
@@ -143,7 +140,7 @@ def summarise(pipeline: beam.Pipeline, counts: Iterable[Any], *, lake: Lake, nam
     sums = [branch | f"count {i}" >> beam.CombinePerKey(sum) for i, branch in enumerate(counts)]
     total = sums | "all counts" >> beam.Flatten() | "count" >> beam.CombinePerKey(sum)
     sides = [AsList(found) for found in lists.values()]
-    (
+    return (
         pipeline
         | "end" >> beam.Create([None])
         | "summarise" >> beam.Map(_summarise, AsDict(total), list(lists), *sides, lake=lake, name=name)
@@ -162,8 +159,15 @@ def build(
     run: Run,
     threads: int = 1,
     retried: frozenset[str] = plan.TRANSIENT,
+    last: Callable[[], Any] | None = None,
 ) -> None:
-    """Apply the whole of extract to a pipeline; its result is ``summary.json`` in the run's folder."""
+    """Apply the whole of extract to a pipeline; its result is ``summary.json`` in the run's folder.
+
+    Parameters
+    ----------
+    last : callable or None
+        Called on a worker when all else is done; by default the driver goes on from the summary.
+    """
     progress = Progress(lake, run.folder)
     found = survey(
         pipeline,
@@ -185,7 +189,7 @@ def build(
     write = functools.partial(write_works, lake=lake, spec=spec, corpus=corpus, progress=progress, retried=retried)
     written = bundles(found.works, total) | "write bundles" >> beam.ParDo(Concurrently(write, threads)).with_outputs(
         "rows", "counts", main="outcomes"
-    )
+    ).with_resource_hints(min_ram=isolation.RAM)
     settled = joined("by recording", {"long": found.long, "outcomes": written.outcomes}) | "settle" >> beam.ParDo(
         _Settle(spec, corpus)
     )
@@ -202,21 +206,9 @@ def build(
     )
     new = written_rows | "all fragments" >> beam.Flatten()
     counts = [*found.counts, written.counts, *counted]
-    summarise(pipeline, counts, lake=lake, name=f"{run.folder}/summary.json", fragments=new, dropped=dropped)
-
-
-def _accounted(totals: dict[str, Any]) -> int:
-    """Files that something has become of."""
-    return int(totals["unchanged"] + totals[DONE] + totals[REJECTED])
-
-
-def _refuse_to_empty(corpus: str, totals: dict[str, Any]) -> None:
-    """A disk that is not mounted looks like this, and must not empty the ledger, and the table after it."""
-    if totals["gone"] and not totals["listed"]:
-        raise InputError(
-            f"the corpus {corpus} is empty now, and the ledger knows {totals['gone']} files of it: is it mounted? "
-            "If they are to leave the ledger, add --allow-empty"
-        )
+    told = summarise(pipeline, counts, lake=lake, name=f"{run.folder}/summary.json", fragments=new, dropped=dropped)
+    if last is not None:
+        told | "finish" >> beam.Map(lambda _, last: last(), last)
 
 
 def extract(
@@ -230,6 +222,7 @@ def extract(
     partition: str | None = None,
     allow_empty: bool = False,
     retried: frozenset[str] = plan.TRANSIENT,
+    note: Callable[[dict[str, Any]], None],
 ) -> dict[str, Any]:
     """Bring the lake's features of a corpus up to date.
 
@@ -250,6 +243,8 @@ def extract(
         Whether a corpus that held files may hold none now, and all of them leave the ledger.
     retried : frozenset of str
         Reasons: what was rejected for one of these is tried again.
+    note : callable
+        Where the pipeline runs without this process, told the totals on the worker that made the commit.
 
     Returns
     -------
@@ -266,6 +261,8 @@ def extract(
         If files listed and files accounted for differ; nothing is committed then.
     TryLaterError
         If other runs commit to the same ledger again and again.
+    HandedOver
+        If the pipeline runs later, without this process: its last step does what is done here after the pipeline.
     """
     spec_name = f"{Lake.spec(spec.spec_id)}/spec.json"
     if not lake.exists(spec_name):
@@ -273,6 +270,16 @@ def extract(
     keep_freed_memory(False)
     for _ in range(ATTEMPTS):
         before = ledger.open_ledger(lake, spec.spec_id)
+        committed = functools.partial(
+            finish.extract,
+            run,
+            spec.spec_id,
+            corpus,
+            version=fragments.version_of(before),
+            partition=partition,
+            allow_empty=allow_empty,
+            retried=retried,
+        )
         pipeline = functools.partial(
             build,
             lake=lake,
@@ -284,74 +291,10 @@ def extract(
             run=run,
             threads=engine.threads,
             retried=retried,
+            last=functools.partial(finish.last_step, run, committed, note) if engine.template else None,
         )
         run_pipeline(pipeline, engine)
-        summary = json.loads(lake.read(f"{run.folder}/summary.json"))
-        totals = totalled(summary["counts"])
-        if totals["listed"] != _accounted(totals):
-            missing = _missing(lake, spec.spec_id, corpus, before, summary["fragments"], partition, retried=retried)
-            raise RuntimeError(
-                f"{totals['listed']} files were listed and {_accounted(totals)} accounted for, nothing was committed; "
-                f"missing: {', '.join(missing) or 'none by name'}"
-            )
-        if not allow_empty:
-            _refuse_to_empty(corpus if partition is None else f"{corpus}/{partition}", totals)
-        version = _committed(lake, spec.spec_id, fragments.version_of(before), summary)
-        if version is not None:
-            return totals | {"ledger_version": version}
-    raise TryLaterError(f"other runs keep changing the ledger of {lake.root}: run the same command when they are done")
-
-
-def _committed(lake: Lake, spec_id: str, version: int, summary: Mapping[str, Any]) -> int | None:
-    """The ledger's new version, the same if nothing changed; None if another run was faster.
-
-    What that one did is known then, and what this one decoded is kept.
-    """
-    new, dropped = summary["fragments"], summary["dropped"]
-    if not (new or dropped):
-        return version
-    with lake.locked(f"{Lake.spec(spec_id)}/ledger"):
-        return fragments.commit(lake.ledger_uri(spec_id), version, ledger.SCHEMA, new, dropped)
-
-
-def totalled(counts: Mapping[str, float]) -> dict[str, Any]:
-    """Files of a run by what they were and what became of them, from the pipeline's counts."""
-    names = ("listed", "unchanged", "new", "changed", "relabelled", "gone", "recordings")
-    totals: dict[str, Any] = {name: counts.get(name, 0) for name in names}
-    totals |= {name: counts.get(f"rows {name}", 0) for name in (DONE, REJECTED)}
-    totals |= {"left_out": counts.get("left out", 0), "labels_without_file": counts.get("labels without a file", 0)}
-    totals["tried_again"] = counts.get("tried again", 0)
-    for group, prefix in (("planned_s", "planned_s "), ("cpu_s", "cpu_s "), ("audio_s", "audio_s ")):
-        totals[group] = {
-            name.removeprefix(prefix): value for name, value in sorted(counts.items()) if name.startswith(prefix)
-        }
-    totals["planned_windows"] = counts.get("planned windows", 0)
-    return totals
-
-
-def _missing(
-    lake: Lake,
-    spec_id: str,
-    corpus: str,
-    before: Any,
-    written: Iterable[str],
-    partition: str | None,
-    *,
-    retried: frozenset[str],
-) -> list[str]:
-    """Some listed files that neither the ledger as it was nor the new rows account for: a runner has lost them."""
-    accounted = set(ledger.uris_of(lake, spec_id, written))
-    known: dict[str, Row] = {}
-    if before is not None:
-        for batch in before.to_batches(columns=["uri", *account.KNOWN]):
-            known |= {row["uri"]: row for row in batch.to_pylist()}
-    missing = []
-    for found in listing(corpus, partition):
-        if found is None or found[0] in accounted:
-            continue
-        uri, entry = found
-        if uri not in known or not plan.is_known(entry.size, entry.mtime_ns, known[uri], retried=retried):
-            missing.append(uri)
-            if len(missing) == NAMED:
-                break
-    return missing
+        totals = committed()
+        if totals is not None:
+            return totals
+    raise finish.others(lake)

@@ -127,7 +127,13 @@ def drop(element: tuple[int, Iterable[str]], uri: str, version: int, column: str
 
 
 def commit(
-    uri: str, version: int, schema: pa.Schema, fragments: Iterable[str], dropped: Iterable[tuple[int, str | None]]
+    uri: str,
+    version: int,
+    schema: pa.Schema,
+    fragments: Iterable[str],
+    dropped: Iterable[tuple[int, str | None]],
+    *,
+    run_id: str | None = None,
 ) -> int | None:
     """One commit: rows leave, fragments come in.
 
@@ -142,6 +148,8 @@ def commit(
         From `write`.
     dropped : iterable of (int, str or None)
         From `drop`.
+    run_id : str or None
+        Of a run that may call this once more from the same version, not knowing that its commit is there.
 
     Returns
     -------
@@ -154,7 +162,8 @@ def commit(
     new = [FragmentMetadata.from_json(text) for text in fragments]
     gone = {number: None if text is None else FragmentMetadata.from_json(text) for number, text in dropped}
     # The name by which a commit knows itself again, when its answer was lost.
-    transaction = lance.Transaction(version, _operation(uri, version, schema, new, gone), str(uuid.uuid4()))
+    name = uuid.uuid4() if run_id is None else uuid.uuid5(uuid.NAMESPACE_URL, f"{uri}@{version}#{run_id}")
+    transaction = lance.Transaction(version, _operation(uri, version, schema, new, gone), str(name))
 
     def put() -> int | None:
         try:

@@ -24,6 +24,8 @@ from pipelines.audio import Rejected
 SECONDS = 60.0
 # On top of what the process holds at its start. An honest recording needs about 100 MB, whatever its length.
 MEMORY_BYTES = 1 << 30
+# Asked of a runner that chooses machines, for one of two cores: where two decoders at once take all they may.
+RAM = "5GB"
 
 # Loaded once, in the server that the children are forked from: a child then starts in some milliseconds.
 PRELOADED = ["pipelines.windows", "soundfile", "soxr", "av", "scipy.fft", "scipy.signal", "librosa.filters", "typer"]

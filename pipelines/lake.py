@@ -188,10 +188,34 @@ class Run:
     run_id: str
     manifest: dict[str, Any]
 
+    @classmethod
+    def begin(cls, lake: Lake, command: str, settings: dict[str, Any]) -> "Run":
+        """A run that begins now; its manifest says that it failed until something else is known."""
+        started = datetime.now(UTC)
+        run_id = f"{started:%Y%m%dT%H%M%SZ}-{command}-{secrets.token_hex(3)}"
+        told = {"run_id": run_id, "command": command, "settings": settings, "versions": versions()}
+        return cls(lake, run_id, told | {"started": started.isoformat(timespec="seconds"), "result": "failed"})
+
     @property
     def folder(self) -> str:
         """Folder of the lake for what the run needs while it goes on; it is removed at the end."""
         return f"runs/{self.run_id}"
+
+    def end(self, result: str) -> None:
+        """Write the manifest and remove the folder; a full disk does not hide the error that it caused."""
+        took = datetime.now(UTC) - datetime.fromisoformat(self.manifest["started"])
+        self.manifest |= {"result": result, "seconds": self.manifest.get("seconds", took.total_seconds())}
+        with contextlib.suppress(OSError, InputError, TryLaterError):
+            self.lake.remove(self.folder)
+            text = json.dumps(self.manifest, indent=1, sort_keys=True)
+            self.lake.write(f"runs/{self.run_id}.json", text.encode() + b"\n")
+
+
+class HandedOver(Exception):
+    """A pipeline was written down for a service that starts it later: the run goes on, and ends, without this process.
+
+    Not an error. Raised where the pipeline would have run, since nothing after that has anything to work with.
+    """
 
 
 def versions() -> dict[str, str]:
@@ -218,26 +242,24 @@ def versions() -> dict[str, str]:
 @contextlib.contextmanager
 def run_manifest(lake: Lake, command: str, settings: dict[str, Any]) -> Iterator[Run]:
     """Record a command: ``runs/RUN_ID.json`` is written when it ends, however it ends, traceback included."""
-    started = datetime.now(UTC)
-    clock = time.monotonic()
-    run_id = f"{started:%Y%m%dT%H%M%SZ}-{command}-{secrets.token_hex(3)}"
-    run = Run(lake, run_id, {"run_id": run_id, "command": command, "settings": settings, "versions": versions()})
-    run.manifest |= {"started": started.isoformat(timespec="seconds"), "result": "failed"}
+    run, clock = Run.begin(lake, command, settings), time.monotonic()
+
+    def end(result: str) -> None:
+        run.manifest["seconds"] = round(time.monotonic() - clock, 3)
+        run.end(result)
+
     try:
         yield run
-        run.manifest["result"] = "done"
+    except HandedOver:
+        raise
     except KeyboardInterrupt:
-        run.manifest["result"] = "interrupted"
+        end("interrupted")
         raise
     except BaseException as error:
         run.manifest |= {"error": str(error), "traceback": traceback.format_exc()}
+        end("failed")
         raise
-    finally:
-        run.manifest["seconds"] = round(time.monotonic() - clock, 3)
-        # A full disk must not hide the error that it caused.
-        with contextlib.suppress(OSError, InputError, TryLaterError):
-            lake.remove(run.folder)
-            lake.write(f"runs/{run_id}.json", json.dumps(run.manifest, indent=1, sort_keys=True).encode() + b"\n")
+    end("done")
 
 
 def manifests(lake: Lake, *commands: str) -> Iterator[dict[str, Any]]:

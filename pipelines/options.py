@@ -7,6 +7,9 @@ import typer
 # Options of Beam's own follow `--`.
 BEAM = {"allow_extra_args": True}
 
+# Of them the one by which a pipeline is not run, but written down for a service that runs it later.
+TEMPLATE = "--template_location="
+
 _verbose = False
 
 
@@ -30,6 +33,10 @@ Verbose = Annotated[
 SpecToWrite = Annotated[str, typer.Option("--spec", help="speech, music, wildlife, general, or a JSON file.")]
 SpecToRead = Annotated[
     str | None, typer.Option("--spec", help="Preset, JSON file or spec_id; needed where the lake holds several.")
+]
+Accelerator = Annotated[
+    str | None,
+    typer.Option("--accelerator", help="GPU of the workers, in the runner's words: type:nvidia-tesla-t4;count:1;…"),
 ]
 ModelId = Annotated[str | None, typer.Option("--model", help="model_id; by default the promoted one.")]
 Retry = Annotated[

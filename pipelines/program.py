@@ -8,6 +8,7 @@ import typer
 
 from model.errors import HeldError, InputError, TryLaterError
 from pipelines.cli import app
+from pipelines.lake import HandedOver
 from pipelines.options import verbose
 from pipelines.worker_boot import WORKER, work
 
@@ -56,6 +57,9 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(130, "interrupted; what is done is kept, the same command goes on from there", error)
     except InputError as error:
         return _fail(2, str(error), error)
+    except HandedOver:
+        print("soundlake: the pipeline is written down; the run ends with the job that is made of it", file=sys.stderr)
+        return 0
     except HeldError as error:
         return _fail(3, str(error), error)
     except TryLaterError as error:

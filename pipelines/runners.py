@@ -19,6 +19,8 @@ from apache_beam.utils.windowed_value import WindowedValue
 
 from model.errors import InputError, TryLaterError
 from pipelines import flink, isolation, job_server, worker_boot
+from pipelines.lake import HandedOver
+from pipelines.options import TEMPLATE
 
 # How long a worker of Spark or Flink may be idle between steps of its pipeline.
 WORKER_MILLISECONDS = 300_000
@@ -40,6 +42,8 @@ class Engine:
         What a job server is for, where Beam's is between this process and the workers; started unless one is named.
     asked : tuple of str
         Options that Beam's Python side does not know: a job server has some of its own, and is asked once it runs.
+    template : bool
+        Whether pipelines are written down for a service that runs them later: nobody waits for them.
     """
 
     options: Any
@@ -47,6 +51,7 @@ class Engine:
     local: bool = True
     cluster: job_server.Cluster | None = None
     asked: tuple[str, ...] = ()
+    template: bool = False
 
 
 class _Options(PipelineOptions):
@@ -113,13 +118,16 @@ def beam_options(arguments: Sequence[str], *, workers: int = 0) -> Engine:
         given = flink.with_defaults(given)
     # Here, or from a job server, an error comes back as an exception, and is told once.
     logging.getLogger("apache_beam").setLevel(logging.CRITICAL if local or cluster else logging.ERROR)
+    # So does Dataflow's, as text; its client would print the worker's traceback besides.
+    logging.getLogger("apache_beam.runners.dataflow").setLevel(logging.CRITICAL)
     options = _Options(given)
     unknown = tuple(sorted(set(a.split("=")[0] for a in given) - _known_flags(options)))
     if unknown and cluster is None:
         raise _no_option(unknown[0])
     # For what is looked at before the pipeline starts; workers do this by themselves.
     FileSystems.set_options(options)
-    return Engine(options, threads, local, cluster, unknown)
+    template = any(argument.startswith(TEMPLATE) for argument in given)
+    return Engine(options, threads, local, cluster, unknown, template)
 
 
 def _no_option(name: str) -> InputError:
@@ -254,6 +262,8 @@ def run_pipeline(build: Callable[[beam.Pipeline], None], engine: Engine) -> None
         If a worker raised one.
     RuntimeError
         If a worker raised anything else, or the runner ends in another state than DONE.
+    HandedOver
+        If the pipeline is a template now.
     """
     with _submitting(engine) as endpoint:
         pipeline = beam.Pipeline(options=engine.options)
@@ -273,6 +283,8 @@ def run_pipeline(build: Callable[[beam.Pipeline], None], engine: Engine) -> None
         finally:
             # After an error or Ctrl-C calls may still be at work, and the interpreter would wait for them at its exit.
             _stop()
+    if engine.template:
+        raise HandedOver
     if str(state) != "DONE":
         raise RuntimeError(f"the pipeline ended as {state}: see the runner's own log")
 
@@ -332,7 +344,9 @@ def _worker_error(error: Exception, endpoint: str | None = None) -> Exception:
         kind, message = found[-1]
         return (InputError if kind == "InputError" else TryLaterError)(message)
     if endpoint is None or "Traceback (most recent call last)" in text:
-        return error
+        # Of a job that was cancelled, Dataflow's client has no more to say.
+        told, nothing, _ = text.partition(", Error:\nNone")
+        return RuntimeError(f"{told}: see the job's own log") if nothing else error
     missing = re.search(r'Cannot run program "([^"]*)"', text)
     if missing:
         return InputError(

@@ -16,7 +16,7 @@ import apache_beam as beam
 from apache_beam.pvalue import AsSingleton, TaggedOutput
 
 from model.features import FeatureSpec
-from pipelines import account, fragments, ledger, plan
+from pipelines import account, fragments, isolation, ledger, plan
 from pipelines.account import Candidate, Work, packed
 from pipelines.audio import Probe, Rejected, probe
 from pipelines.bundle import read_outcomes
@@ -267,7 +267,7 @@ def survey(
     )
     probed = compared.candidates | "probe" >> beam.ParDo(
         Concurrently(functools.partial(probe_file, corpus=corpus), threads)
-    ).with_outputs("rows", "counts", main="found")
+    ).with_outputs("rows", "counts", main="found").with_resource_hints(min_ram=isolation.RAM)
     found = (probed.found, compared.identified) | "found" >> beam.Flatten()
     # Where nothing is new, the ledger's contents need not be read.
     wanted = AsSingleton(found | "how many" >> beam.combiners.Count.Globally())

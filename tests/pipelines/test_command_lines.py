@@ -13,7 +13,7 @@ from typer.main import get_command
 from pipelines.cli import app
 from pipelines.lookup import parse_spec
 from pipelines.runners import beam_options
-from tests.dags.helpers import DAGS, REPOSITORY, SETTINGS
+from tests.dags.bags import DAGS, REPOSITORY, SETTINGS
 
 sys.path.append(str(DAGS))
 from soundlake_airflow import command_lines
