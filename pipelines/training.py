@@ -4,6 +4,7 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
+from model import hosts
 from model.errors import InputError
 from pipelines import ledger
 from pipelines.lake import Lake, run_manifest
@@ -22,6 +23,8 @@ def train(
 ) -> dict[str, Any]:
     """Train a model on the lake's features; the first of a spec is promoted.
 
+    Where TF_CONFIG names several hosts (`model.hosts`), each makes this call; the chief alone writes.
+
     Parameters
     ----------
     if_missing : bool
@@ -35,8 +38,9 @@ def train(
     dict
         ``model_id``, ``trained`` (False if it was there already), ``promoted``, ``judged`` (whether the gate has ever
         seen it), ``metrics``, ``report``; with `if_grown` also ``windows`` of the lake and ``seen``, of them by that
-        model (0 if there was none).
+        model (0 if there was none). Of a host that has only helped: ``model_id``, and ``host``, which one it is.
     """
+    here = hosts.from_environment()
     from pydantic import ValidationError
 
     folder = models_dir(lake)
@@ -64,8 +68,9 @@ def train(
         first = error.errors()[0]
         place, said = ".".join(str(part) for part in first["loc"]), first["msg"].removeprefix("Value error, ")
         raise InputError(f"{place}: {said}" if place else said) from error
-    with run_manifest(lake, "train", {"spec_id": found.spec_id, **resolved.model_dump()}) as run:
-        result = train_model(
+
+    def trained() -> Any:
+        return train_model(
             {lake.uri(Lake.shard(found.spec_id, bundle)): recordings for bundle, recordings in bundles.items()},
             found,
             groups=groups,
@@ -74,6 +79,11 @@ def train(
             origin={"lake": lake.root, "ledger_version": int(dataset.version)},
             progress=progress,
         )
+
+    if not here.is_chief:
+        return {"model_id": trained().model_id, "host": here.index}
+    with run_manifest(lake, "train", {"spec_id": found.spec_id, **resolved.model_dump()}) as run:
+        result = trained()
         model = artifact.load(result.directory)
         if artifact.promoted(folder, found.spec_id) is None:
             artifact.promote(folder, model, reason="the first model of its spec")
