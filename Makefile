@@ -1,4 +1,5 @@
 # make run · make run AUDIO=folder · make test · make check · make bench · make bench-learning · make bench-cuts
+# make test-hosts
 # make airflow · make test-dags · make test-airflow-live · make airflow-demo · make lock
 # PYTHON=python3.12 picks another interpreter (3.11 or 3.12), LAKE= another place for the lake.
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
@@ -7,7 +8,7 @@ BIN := $(VENV)/bin
 AIRFLOW := .venv-airflow
 LAKE ?= $(if $(AUDIO),lake,demo/lake)
 
-.PHONY: run test check bench bench-learning bench-cuts airflow test-dags test-airflow-live airflow-demo lock clean
+.PHONY: run test test-hosts check bench bench-learning bench-cuts airflow test-dags test-airflow-live airflow-demo lock clean
 .DELETE_ON_ERROR:
 
 # The main job. Without AUDIO on a small corpus made from nothing: fewer steps, since it holds ten minutes of sound.
@@ -33,7 +34,7 @@ $(VENV)/ready: requirements.lock pyproject.toml
 
 # A file of tests stays with one of the two processes: what it sets up is set up once.
 test: $(VENV)/ready
-	$(BIN)/python -m pytest -q -rs -n 2 --dist loadfile --ignore tests/dags --ignore tests/live
+	$(BIN)/python -m pytest -q -rs -n 2 --dist loadfile --ignore tests/dags --ignore tests/live --ignore tests/hosts
 
 # Airflow, in an environment of its own.
 airflow: $(AIRFLOW)/ready
@@ -81,6 +82,10 @@ bench-learning: $(VENV)/ready
 # 100 random cuts of a corpus, searched for.
 bench-cuts: $(VENV)/ready
 	$(BIN)/python -m benches.find_cuts --audio "$(or $(AUDIO),demo/audio)" --lake "$(LAKE)"
+
+# A training on two hosts, here two processes on loopback: killed, stopped, started again. About 15 minutes on 2 cores.
+test-hosts: $(VENV)/ready
+	$(BIN)/python -m pytest -q -rs tests/hosts
 
 # Needs uv, which is not in the lock: pip install uv
 lock:

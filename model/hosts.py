@@ -17,7 +17,7 @@ import numpy as np
 from model.errors import InputError, TryLaterError
 
 # Seconds that hosts wait for the last of them to come, and for a sign of life of each.
-JOINING, SILENCE = 600, 15
+JOINING, SILENCE = 600, 30
 
 
 @dataclass

@@ -92,7 +92,9 @@ class Places:
         return found
 
     def _fill(self, values: npt.NDArray[np.uint16], shard: int, offset: int) -> None:
-        if os.preadv(self._open(int(shard)).fileno(), [memoryview(values).cast("B")], int(offset)) < values.nbytes:
+        # Held on to: what two threads open at the same time, the cache keeps one of.
+        file = self._open(int(shard))
+        if os.preadv(file.fileno(), [memoryview(values.data).cast("B")], int(offset)) < values.nbytes:
             raise DamagedShardError(f"{self.shards[shard]} has become shorter")
 
 

@@ -238,7 +238,7 @@ def _statistics(windows: places.Places, here: hosts.Hosts) -> dataset.Statistics
         normal = statistics.normalisation
         found = json.dumps([normal.mean.tolist(), normal.std.tolist(), statistics.windows]).encode()
     mean, std, counts = json.loads(here.from_chief(found))
-    return dataset.Statistics(dataset.Normalisation(np.float32(mean), np.float32(std)), counts)
+    return dataset.Statistics(dataset.Normalisation(np.asarray(mean, np.float32), np.asarray(std, np.float32)), counts)
 
 
 def _plain(trainer: Trainer) -> vae.VAE:

@@ -48,9 +48,11 @@ class Command:
         Whether bundles are small and checkpoints frequent.
     bound : bool
         Whether permissions bind it even where the test runs as root.
+    environment : dict of str to str
+        Added to that of the tests.
     """
 
-    def __init__(self, *arguments: str | Path, small: bool = False, bound: bool = False) -> None:
+    def __init__(self, *arguments: str | Path, small: bool = False, bound: bool = False, **environment: str) -> None:
         self._mark = uuid.uuid4().hex
         # Files, not pipes: what a killed command leaves behind may hold them open.
         self._out, self._err = (tempfile.TemporaryFile() for _ in range(2))  # noqa: SIM115
@@ -62,7 +64,7 @@ class Command:
             stdout=self._out,
             stderr=self._err,
             start_new_session=True,
-            env={**os.environ, MARK: self._mark, "PYTHONDONTWRITEBYTECODE": "1"},
+            env={**os.environ, MARK: self._mark, "PYTHONDONTWRITEBYTECODE": "1"} | environment,
         )
 
     def end(self) -> int:
