@@ -23,7 +23,7 @@ BATCHES, STEPS = 150, 12
 
 def prepared(lake: str) -> tuple[Any, Any, int]:
     """Trainer, iterator over distributed batches, and windows of a batch: as `model.train` has them."""
-    from model import dataset, splits
+    from model import dataset, places, splits
     from model.trainer import Trainer, TrainSettings, training_input
     from pipelines import ledger, lookup
     from pipelines.lake import Lake
@@ -32,10 +32,10 @@ def prepared(lake: str) -> tuple[Any, Any, int]:
     spec = lookup.spec_of_lake(where, None)
     bundles, groups = ledger.training_input(ledger.open_ledger(where, spec.spec_id))
     shards = {where.uri(Lake.shard(spec.spec_id, bundle)): recordings for bundle, recordings in bundles.items()}
-    split_of = splits.assign(groups)
+    windows = places.find(shards, spec, splits.assign(groups))
     settings = TrainSettings()
-    trainer = Trainer(spec, settings, dataset.statistics(shards, spec, split_of).normalisation)
-    return trainer, training_input(shards, spec, settings, split_of=split_of), settings.batch_size
+    trainer = Trainer(spec, settings, dataset.statistics(windows).normalisation)
+    return trainer, training_input(windows, settings), settings.batch_size
 
 
 def steps(lake: str, devices: str) -> Callable[[], None]:

@@ -1,6 +1,7 @@
 """Shards → tf.data batches of raw log-mel, by split; and the training split's statistics."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,14 +13,14 @@ from keras import ops
 from model import augment, splits, texture, vae
 from model.errors import InputError
 from model.features import FeatureSpec, dequantise
-from model.records import RECORDING_ID, VALUES, WINDOW, DamagedShardError, Record, decode, read_framed
+from model.places import Places
 
 # Windows that a shuffle holds: 128 MB at 128 x 128.
 SHUFFLE_WINDOWS = 4096
 # Names of what a training batch holds.
 FEATURES, KEEP = "features", "keep"
-# Windows that are parsed together.
-PARSED_WINDOWS = 64
+# Windows of a shard that draws are made for together.
+DRAWN_WINDOWS = 64
 # Windows that the statistics are taken from, at most.
 STATISTICS_WINDOWS = 20_000
 # Least deviation of a mel band: in nats, and as a share of the median band's. Where hardly anything ever sounds, above
@@ -32,10 +33,6 @@ MOST_COPIES = 6
 # What the same sound may be changed by and still be like itself: mel bands up or down, decibels (a standard deviation),
 # noise (at most, in standard deviations of the data).
 SAME_PITCH, SAME_LEVEL, SAME_NOISE = 4, 3.0, 0.1
-
-
-# Local paths of shards, and the recording_ids that are to be read from each: a shard may hold more.
-Shards = Mapping[str, Collection[str]]
 
 
 @dataclass(frozen=True)
@@ -68,50 +65,34 @@ class Statistics:
     windows: dict[str, int]
 
 
-def statistics(shards: Shards, spec: FeatureSpec, split_of: Mapping[str, str]) -> Statistics:
+def statistics(places: Places) -> Statistics:
     """Count the windows of each split, and take mean and deviation of the training split's frames.
 
     Padding is left out. Beyond `STATISTICS_WINDOWS` training windows, every n-th is read, by its place.
 
     Parameters
     ----------
-    shards : mapping of str to collection of str
-        `Shards`.
-    spec : FeatureSpec
-    split_of : mapping of str to str
-        recording_id → split; windows of other recordings do not count.
+    places : Places
 
     Raises
     ------
     InputError
-        If a shard is damaged, or no window belongs to the training split.
+        If no window belongs to the training split.
     """
-    # The ledger knows the number of windows only a recording at a time; a first cheap guess is the shards' size.
-    total_bytes = sum(tf.io.gfile.stat(shard).length for shard in shards)
+    spec = places.spec
+    counts = {split: len(places.of_split(split)) for split in (splits.TRAIN, splits.VALIDATION, splits.TEST)}
+    # Silent windows and those of other recordings count here, too: it only has to be about right.
+    total_bytes = sum(os.stat(shard).st_size for shard in places.shards)
     every = max(1, total_bytes // (spec.window_frames * spec.n_mels * 2) // STATISTICS_WINDOWS)
-    counts = {split: 0 for split in (splits.TRAIN, splits.VALIDATION, splits.TEST)}
     frames = 0
     total = np.zeros(spec.n_mels)
     squares = np.zeros(spec.n_mels)
-    for shard, recordings in sorted(shards.items()):
-        wanted = set(recordings)
-        try:
-            with open(shard, "rb") as file:
-                for data in read_framed(file):
-                    record = decode(data, window_frames=spec.window_frames, n_mels=spec.n_mels)
-                    split = split_of.get(record.recording_id)
-                    if split is None or record.recording_id not in wanted:
-                        continue
-                    counts[split] += 1
-                    if split == splits.TRAIN and counts[split] % every == 0:
-                        values = dequantise(record.values[: record.valid_frames], spec).astype(np.float64)
-                        frames += len(values)
-                        total += values.sum(axis=0)
-                        squares += np.square(values).sum(axis=0)
-        except (DamagedShardError, OSError) as error:
-            raise InputError(
-                f"the shard {shard} cannot be read: {error}; `soundlake extract AUDIO --repair` makes it again"
-            ) from error
+    for number in places.of_split(splits.TRAIN)[every - 1 :: every]:
+        (quantised,) = places.read(number[None])
+        values = dequantise(quantised[: places.windows["valid"][number]], spec).astype(np.float64)
+        frames += len(values)
+        total += values.sum(axis=0)
+        squares += np.square(values).sum(axis=0)
     if frames == 0:
         raise InputError("no window to train on: the ledger names no recording that is done and not silent")
     mean = total / frames
@@ -121,9 +102,7 @@ def statistics(shards: Shards, spec: FeatureSpec, split_of: Mapping[str, str]) -
 
 
 def components(
-    shards: Shards,
-    spec: FeatureSpec,
-    split_of: Mapping[str, str],
+    places: Places,
     statistics: Statistics,
     *,
     count: int,
@@ -135,10 +114,9 @@ def components(
 
     Parameters
     ----------
-    shards, spec, split_of
-        As for `statistics`.
+    places : Places
     statistics : Statistics
-        Of the same shards.
+        Of the same places.
     count : int
         Directions wanted; there are fewer if there are no more windows.
     likeness : int
@@ -151,27 +129,26 @@ def components(
     """
     from sklearn.decomposition import PCA
 
-    total, normalisation = statistics.windows[splits.TRAIN], statistics.normalisation
-    every = -(-total // COMPONENT_WINDOWS)
-    chosen = -(-total // every)
-    copies = min(MOST_COPIES, COMPONENT_WINDOWS // chosen) if pitch else 1
-    rows = np.empty((chosen * copies, spec.window_frames * spec.n_mels), np.float32)
+    spec, normalisation = places.spec, statistics.normalisation
+    training = places.of_split(splits.TRAIN)
+    chosen = training[:: -(-len(training) // COMPONENT_WINDOWS)]
+    copies = min(MOST_COPIES, COMPONENT_WINDOWS // len(chosen)) if pitch else 1
+    rows = np.empty((len(chosen) * copies, spec.window_frames * spec.n_mels), np.float32)
     drawn = np.random.default_rng(seed)
-    for number, record in enumerate(_training_records(shards, spec, split_of)):
-        if number % every == 0:
-            values = np.repeat(dequantise(record.values, spec)[None], copies, axis=0)
-            if copies > 1:
-                bands = drawn.integers(-pitch, pitch + 1, copies, dtype=np.int32)
-                bands[0] = 0
-                values = ops.convert_to_numpy(augment.transposed(values, bands))
-            values = (values - normalisation.mean) / normalisation.std
-            rows[number // every * copies : (number // every + 1) * copies] = values.reshape(copies, -1)
+    for number, window in enumerate(chosen):
+        values = np.repeat(dequantise(places.read(window[None]), spec), copies, axis=0)
+        if copies > 1:
+            bands = drawn.integers(-pitch, pitch + 1, copies, dtype=np.int32)
+            bands[0] = 0
+            values = ops.convert_to_numpy(augment.transposed(values, bands))
+        values = (values - normalisation.mean) / normalisation.std
+        rows[number * copies : (number + 1) * copies] = values.reshape(copies, -1)
     found = PCA(min(count, max(1, len(rows) - 1)), svd_solver="randomized", random_state=0).fit(rows)
     # scikit-learn spreads what is left over the directions that it did not look for.
     left = 0.0
     found_statistics, changed_statistics = [], []
-    for first in range(0, len(rows), PARSED_WINDOWS):
-        part = rows[first : first + PARSED_WINDOWS]
+    for first in range(0, len(rows), DRAWN_WINDOWS):
+        part = rows[first : first + DRAWN_WINDOWS]
         left += float(np.square(part - found.inverse_transform(found.transform(part))).sum(dtype=np.float64))
         if likeness:
             windows = part.reshape(-1, spec.window_frames, spec.n_mels)
@@ -204,65 +181,41 @@ def _changed(
     return np.asarray((moved - normalisation.mean) / normalisation.std + noise, np.float32)
 
 
-def _training_records(shards: Shards, spec: FeatureSpec, split_of: Mapping[str, str]) -> Iterator[Record]:
-    """Records of the training split, shard by shard in the order of their names."""
-    for shard, recordings in sorted(shards.items()):
-        wanted = {name for name in recordings if split_of.get(name) == splits.TRAIN}
-        with open(shard, "rb") as file:
-            for data in read_framed(file):
-                record = decode(data, window_frames=spec.window_frames, n_mels=spec.n_mels)
-                if record.recording_id in wanted:
-                    yield record
-
-
-def _membership(shards: Shards, split_of: Mapping[str, str], wanted: Sequence[str]) -> Any:
-    """A table: shard and recording_id → whether the recording is to be read from it and is of a wanted split."""
-    keys = [
-        shard + recording_id
-        for shard in sorted(shards)
-        for recording_id in sorted(shards[shard])
-        if split_of.get(recording_id) in wanted
-    ]
-    values = tf.ones(len(keys), tf.bool)
-    initial = tf.lookup.KeyValueTensorInitializer(tf.constant(keys, tf.string), values)
-    return tf.lookup.StaticHashTable(initial, default_value=False)
-
-
-def _windows(shard: Any, members: Any, spec: FeatureSpec, *, key: Any = None, paired: bool = False) -> Any:
-    """Quantised windows of a shard whose recordings are members, (window_frames, n_mels), uint16.
+def _drawn(tables: dict[str, Any], step: int, shard: Any, *, key: Any = None, paired: bool = False) -> Any:
+    """Numbers of a shard's windows of the training split, int64, and how many frames later each begins, int32.
 
     With a `key` each begins at a random frame between its own first one and that of the window after it, where that
     follows in the shard. Paired, each comes with another of its recording, chosen in the same way among those that lie
-    next to it: (2, window_frames, n_mels). A recording with one window gives that one twice.
+    next to it: both (2,). A recording with one window gives that one twice.
     """
-    feature = {name: tf.io.FixedLenFeature((), tf.string) for name in (RECORDING_ID, VALUES)}
-    feature[WINDOW] = tf.io.FixedLenFeature((), tf.int64)
+    starts = tables["starts"]
 
-    def parsed(number: Any, data: Any) -> Any:
-        found = tf.io.parse_example(data, feature)
-        recording, place = found[RECORDING_ID], found[WINDOW]
-        values = tf.reshape(tf.io.decode_raw(found[VALUES], tf.uint16), (-1, spec.window_frames, spec.n_mels))
+    def drawn(chunk: Any) -> Any:
+        begin = starts[shard] + chunk * DRAWN_WINDOWS
+        numbers = tf.range(begin, tf.minimum(begin + DRAWN_WINDOWS, starts[shard + 1]))
+        found, frames = numbers, tf.zeros_like(numbers, tf.int32)
         if key is not None:
-            mine = tf.random.experimental.stateless_fold_in(key, number)
-            size = tf.shape(recording)
+            mine = tf.random.experimental.stateless_fold_in(key, chunk)
+            size = tf.shape(numbers)
+            recording, place = tf.gather(tables["recording"], numbers), tf.gather(tables["window"], numbers)
             follows = (recording[1:] == recording[:-1]) & (place[1:] == place[:-1] + 1)
             follows = tf.cast(tf.concat([follows, [False]], axis=0), tf.int32)
-            after = tf.roll(values, -1, axis=0)[:, spec.window_frames - spec.window_step :]
-            whole = tf.concat([values, after], axis=1)
 
             def begun(which: Any, purpose: int) -> Any:
                 drawn = tf.random.experimental.stateless_fold_in(mine, purpose)
-                later = tf.random.stateless_uniform(size, drawn, 0, spec.window_step, tf.int32)
-                frames = (tf.gather(follows, which) * later)[:, None] + tf.range(spec.window_frames)
-                return tf.gather(tf.gather(whole, which), frames, batch_dims=1)
+                later = tf.random.stateless_uniform(size, drawn, 0, step, tf.int32)
+                return tf.gather(follows, which) * later
 
-            values = begun(tf.range(size[0]), 0)
+            frames = begun(tf.range(size[0]), 0)
             if paired:
-                values = tf.stack([values, begun(_partners(recording, mine), 1)], axis=1)
-        return tf.boolean_mask(values, members.lookup(shard + recording))
+                partners = _partners(recording, mine)
+                found = tf.stack([numbers, tf.gather(numbers, partners)], axis=1)
+                frames = tf.stack([frames, begun(partners, 1)], axis=1)
+        kept = tf.gather(tables["member"], numbers)
+        return tf.boolean_mask(found, kept), tf.boolean_mask(frames, kept)
 
-    # Parsed many at a time, which takes a third of the time.
-    return tf.data.TFRecordDataset(shard).batch(PARSED_WINDOWS).enumerate().map(parsed).unbatch()
+    chunks = -(-(starts[shard + 1] - starts[shard]) // DRAWN_WINDOWS)
+    return tf.data.Dataset.range(chunks).map(drawn).unbatch()
 
 
 def _partners(recording: Any, key: Any) -> Any:
@@ -274,16 +227,18 @@ def _partners(recording: Any, key: Any) -> Any:
     return tf.cast(first, tf.int32) + tf.cast(share * tf.cast(count, tf.float32), tf.int32)
 
 
-def _decoded(values: Any, spec: FeatureSpec) -> Any:
-    """Quantised windows → log-mel in nats, float32, as `dequantise` gives it."""
+def _read(places: Places, numbers: Any, frames: Any) -> Any:
+    """Windows by their numbers, as log-mel in nats, float32, as `dequantise` gives it: (…, window_frames, n_mels)."""
+    spec = places.spec
+    flat = [tf.reshape(numbers, (-1,)), tf.reshape(frames, (-1,))]
+    values = tf.numpy_function(places.read, flat, tf.uint16, stateful=False)
+    values = tf.reshape(values, (*numbers.shape, spec.window_frames, spec.n_mels))
     return tf.cast(values, tf.float32) * (spec.value_span / 65535) + spec.floor
 
 
 def training_batches(
-    shards: Shards,
-    spec: FeatureSpec,
+    places: Places,
     *,
-    split_of: Mapping[str, str],
     batch_size: int,
     seed: int,
     skip_batches: int = 0,
@@ -291,18 +246,16 @@ def training_batches(
     paired: bool = False,
     masks: npt.NDArray[np.bool_] | None = None,
     mixing: float = 0.0,
+    part: tuple[int, int] = (0, 1),
 ) -> Any:
     """Batches of the training split, without end and never ragged: a batch may run across the border of two epochs.
 
-    The order follows from seed, epoch and shards alone, so a resumed run skips to the very batch it was at.
+    The order follows from seed, epoch and shards alone, so a resumed run skips to the very batch it was at, and hosts
+    that take a part each have the very batch of one host between them.
 
     Parameters
     ----------
-    shards : mapping of str to collection of str
-        `Shards`.
-    spec : FeatureSpec
-    split_of : mapping of str to str
-        recording_id → split; windows of other recordings are dropped.
+    places : Places
     batch_size, seed, skip_batches : int
     shifted : bool
         Windows begin at any frame of a recording, another one each epoch, and not only every ``window_step``.
@@ -314,70 +267,79 @@ def training_batches(
     mixing : float
         The second of each pair is mixed with one of another pair, in a share from 0 to this: `augment.mixed`. Needs
         `paired`.
+    part : tuple of int
+        Which part of each batch, of how many: nothing else of it is read.
 
     Returns
     -------
     tf.data.Dataset
-        dict of ``features``, float32, (batch_size, window_frames, n_mels), or (batch_size / 2, 2, window_frames,
+        Of the part: dict of ``features``, float32, (size, window_frames, n_mels), or (size / 2, 2, window_frames,
         n_mels) in pairs, nats; with a bank also ``keep``, bool, of the same shape.
     """
     if (paired and not shifted) or (mixing and not paired):
         raise ValueError("pairs are of windows that begin anywhere, and mixing is for pairs")
-    members = _membership(shards, split_of, [splits.TRAIN])
-    names = tf.constant(sorted(shards))
+    # Made here, they are given to the functions below; made there, each would hold a copy.
+    tables = {name: tf.constant(places.windows[name]) for name in ("recording", "window")}
+    member = np.isin(np.arange(len(places.windows)), places.of_split(splits.TRAIN))
+    tables |= {"starts": tf.constant(places.starts), "member": tf.constant(member)}
+    spec = places.spec
     each = 2 if paired else 1
+    size = batch_size // each
+    first, behind = (size * edge // part[1] for edge in (part[0], part[0] + 1))
 
     def epoch(number: Any) -> Any:
         key = tf.stack([tf.cast(seed, tf.int64), number])
-        order = tf.random.experimental.stateless_shuffle(tf.range(len(shards)), seed=key)
+        order = tf.random.experimental.stateless_shuffle(tf.range(len(places.shards)), seed=key)
 
         def windows(shard: Any) -> Any:
             own = tf.random.experimental.stateless_fold_in(key, shard) if shifted else None
-            return _windows(names[shard], members, spec, key=own, paired=paired)
+            return _drawn(tables, spec.window_step, shard, key=own, paired=paired)
 
         found = tf.data.Dataset.from_tensor_slices(order).interleave(windows, cycle_length=8, block_length=16)
         # A seed of its own for each epoch.
         return found.shuffle(SHUFFLE_WINDOWS // each, seed=number + seed * 1_000_003, reshuffle_each_iteration=False)
 
-    batches = tf.data.Dataset.range(2**40).flat_map(epoch).batch(batch_size // each, drop_remainder=True)
+    batches = tf.data.Dataset.range(2**40).flat_map(epoch).batch(size, drop_remainder=True)
 
-    def ready(number: Any, batch: Any) -> dict[str, Any]:
-        found = {FEATURES: _decoded(batch, spec)}
+    def ready(number: Any, places_of_batch: tuple[Any, Any]) -> dict[str, Any]:
+        numbers, frames = places_of_batch
+        # Mixing takes the pair before, which is the last for the first.
+        taken = tf.range(first - 1, behind) % size if mixing else tf.range(first, behind)
+        windows = _read(places, tf.gather(numbers, taken), tf.gather(frames, taken))
         key = tf.stack([tf.cast(seed, tf.int64), number])
         if mixing:
-            first, second = tf.unstack(found[FEATURES], axis=1)
+            firsts, seconds = tf.unstack(windows, axis=1)
             drawn = tf.random.experimental.stateless_fold_in(key, 1)
-            share = tf.random.stateless_uniform((batch_size // each,), drawn, 0.0, mixing)
-            second = augment.mixed(second, tf.roll(first, 1, axis=0), share, log_offset=spec.log_offset)
-            found[FEATURES] = tf.stack([first, second], axis=1)
+            share = tf.random.stateless_uniform((size,), drawn, 0.0, mixing)[first:behind]
+            seconds = augment.mixed(seconds[1:], firsts[:-1], share, log_offset=spec.log_offset)
+            windows = tf.stack([firsts[1:], seconds], axis=1)
+        found = {FEATURES: windows}
         if masks is not None:
-            shape = (batch_size // each, each) if paired else (batch_size,)
-            found[KEEP] = tf.gather(
-                tf.constant(masks), tf.random.stateless_uniform(shape, key, 0, len(masks), tf.int32)
-            )
+            shape = (size, each) if paired else (size,)
+            which = tf.random.stateless_uniform(shape, key, 0, len(masks), tf.int32)[first:behind]
+            found[KEEP] = tf.gather(tf.constant(masks), which)
         return found
 
     return batches.enumerate().skip(skip_batches).map(ready, num_parallel_calls=2).prefetch(4)
 
 
-def evaluation_batches(
-    shards: Shards, spec: FeatureSpec, *, split_of: Mapping[str, str], split: str, batch_size: int
-) -> Any:
+def evaluation_batches(places: Places, *, split: str, batch_size: int, part: tuple[int, int] = (0, 1)) -> Any:
     """Every window of a split once, in order; the last batch is filled up with windows of weight 0.
 
     Returns
     -------
     tf.data.Dataset
-        (float32 (batch_size, window_frames, n_mels) in nats, float32 (batch_size,) weights of 1 or 0).
+        Of a `part` of each batch, as for `training_batches`: float32 (size, window_frames, n_mels) in nats, and float32
+        (size,) weights of 1 or 0.
     """
-    members = _membership(shards, split_of, [split])
-    records = tf.data.Dataset.from_tensor_slices(sorted(shards)).flat_map(lambda shard: _windows(shard, members, spec))
+    first, behind = (batch_size * edge // part[1] for edge in (part[0], part[0] + 1))
+    numbers = places.of_split(split)
+    filled = np.pad(numbers, (0, -len(numbers) % batch_size), constant_values=-1)
 
-    def fill(batch: Any) -> tuple[Any, Any]:
-        features = _decoded(batch, spec)
-        count = tf.shape(features)[0]
-        weights = tf.cast(tf.range(batch_size) < count, tf.float32)
-        features = tf.pad(features, [[0, batch_size - count], [0, 0], [0, 0]], constant_values=spec.floor)
-        return tf.ensure_shape(features, (batch_size, spec.window_frames, spec.n_mels)), weights
+    def fill(numbers: Any) -> tuple[Any, Any]:
+        there = numbers[first:behind] >= 0
+        features = _read(places, tf.maximum(numbers[first:behind], 0), tf.zeros(behind - first, tf.int32))
+        features = tf.where(there[:, None, None], features, places.spec.floor)
+        return features, tf.cast(there, tf.float32)
 
-    return records.batch(batch_size).map(fill).prefetch(2)
+    return tf.data.Dataset.from_tensor_slices(filled).batch(batch_size, drop_remainder=True).map(fill).prefetch(2)

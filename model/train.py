@@ -1,4 +1,4 @@
-"""Train: one loop under a distribution strategy, for one device, several, and later several hosts.
+"""Train: one loop under a distribution strategy, for one device, several, and several hosts.
 
 What the loop computes follows from shards, settings and seed; a run that was killed and started again ends with the
 same weights.
@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from model import artifact, dataset, evaluate, report, splits, vae
+from model import artifact, dataset, evaluate, hosts, places, report, splits, vae
 from model.errors import InputError, TryLaterError
 from model.features import FeatureSpec
 from model.trainer import Trainer, TrainSettings, fresh, training_input, window_seconds
@@ -40,7 +40,10 @@ PAIRS = 6
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a training gave: the model's id and directory, its metrics, and whether anything had to be done."""
+    """What a training gave: the model's id and directory, its metrics, and whether anything had to be done.
+
+    On a host that is not the chief there are no metrics: the chief is still writing the model down.
+    """
 
     model_id: str
     directory: Path
@@ -49,7 +52,7 @@ class TrainResult:
 
 
 def identity(
-    shards: dataset.Shards, spec: FeatureSpec, groups: Mapping[str, str], settings: TrainSettings
+    shards: places.Shards, spec: FeatureSpec, groups: Mapping[str, str], settings: TrainSettings
 ) -> dict[str, Any]:
     """What a model is made from: its id is the digest of this.
 
@@ -110,7 +113,7 @@ def _stopping() -> Iterator[_Stop]:
 
 
 def train(
-    shards: dataset.Shards,
+    shards: places.Shards,
     spec: FeatureSpec,
     *,
     groups: Mapping[str, str],
@@ -122,10 +125,12 @@ def train(
 ) -> TrainResult:
     """Train a VAE on a lake's windows, or find that this very model is there already.
 
+    Where TF_CONFIG names several hosts (`model.hosts`), each makes this call, and they train one model together.
+
     Parameters
     ----------
     shards : mapping of str to collection of str
-        `model.dataset.Shards`.
+        `model.places.Shards`.
     spec : FeatureSpec
     groups : mapping of str to str
         recording_id → group, of the recordings to use.
@@ -144,7 +149,7 @@ def train(
     InputError
         If there is nothing to train on, a shard is damaged, or the model's place cannot be written.
     TryLaterError
-        If another process is training the same model, or the disk is full.
+        If another process is training the same model, the disk is full, or another host is lost.
     KeyboardInterrupt
         After SIGINT or SIGTERM; the last checkpoint is saved, and the same call goes on from it.
     """
@@ -157,53 +162,59 @@ def train(
     if not artifact.is_finished(directory):
         if not shards or not groups:
             raise InputError("no window to train on: the ledger names no recording that is done and not silent")
-        with _storage_errors(directory), artifact.being_made(directory):
+        here = hosts.from_environment()
+        alone = artifact.being_made(directory) if here.is_chief else nullcontext()
+        with here.none_lost(), _storage_errors(directory), alone:
             if not artifact.is_finished(directory):
-                manifest = _made(
-                    shards, spec, groups, directory, settings, made_from, origin, progress=progress, saved=saved
+                here.join()
+                here.agree(made_from)
+                metrics = _made(
+                    shards, spec, groups, directory, settings, made_from, origin, here, progress=progress, saved=saved
                 )
-                return TrainResult(model_id, directory, manifest["metrics"], True)
+                return TrainResult(model_id, directory, metrics, True)
     return TrainResult(model_id, directory, artifact.load(directory).metrics, False)
 
 
 def _made(
-    shards: dataset.Shards,
+    shards: places.Shards,
     spec: FeatureSpec,
     groups: Mapping[str, str],
     directory: Path,
     settings: TrainSettings,
     made_from: Mapping[str, Any],
     origin: Mapping[str, Any],
+    here: hosts.Hosts,
     *,
     progress: bool,
     saved: Callable[[Path], None],
 ) -> dict[str, Any]:
-    """Train, write the model directory, and return its manifest."""
+    """Train, write the model directory, and return the metrics; hosts that are not the chief only train."""
     split_of = splits.assign(groups)
-    statistics = dataset.statistics(shards, spec, split_of)
+    windows = places.find(shards, spec, split_of, here=here)
+    statistics = _statistics(windows, here)
     components = None
-    if settings.preset != "seed":
+    if settings.preset != "seed" and here.is_chief:
         components = dataset.components(
-            shards,
-            spec,
-            split_of,
+            windows,
             statistics,
             count=settings.latent_dim,
             likeness=settings.likeness_dim,
             pitch=settings.pitch,
             seed=settings.seed,
         )
-    trainer = Trainer(spec, settings, statistics.normalisation, components=components)
+    trainer = Trainer(spec, settings, statistics.normalisation, components=components, strategy=here.strategy)
     held_out = splits.VALIDATION if statistics.windows[splits.VALIDATION] else splits.TRAIN
     if held_out == splits.TRAIN:
         log.warning("too few recordings to hold any out: the validation figures are those of the training data")
 
-    def batches(split: str) -> Any:
-        return dataset.evaluation_batches(shards, spec, split_of=split_of, split=split, batch_size=settings.batch_size)
+    part = here.index, here.count
 
-    loop = _Loop(trainer, directory, progress=progress, saved=saved)
+    def batches(split: str, part: tuple[int, int] = part) -> Any:
+        return dataset.evaluation_batches(windows, split=split, batch_size=settings.batch_size, part=part)
+
+    loop = _Loop(trainer, directory, here, progress=progress, saved=saved)
     started = time.monotonic()
-    training = training_input(shards, spec, settings, split_of=split_of, skip_batches=loop.step)
+    training = training_input(windows, settings, skip_batches=loop.step, part=part)
     loop.run(training, batches(held_out))
     seconds = time.monotonic() - started
     validation = trainer.evaluate(batches(held_out), calibrated=True)
@@ -211,7 +222,9 @@ def _made(
     metrics = _metrics(loop, validation, statistics, held_out) | {"seconds": round(loop.seconds_before + seconds, 1)}
     if statistics.windows[splits.TEST]:
         metrics["test"] = {k: v for k, v in trainer.evaluate(batches(splits.TEST)).items() if k != "kl_per_dim"}
-    examples = np.concatenate([x.numpy()[w.numpy() > 0] for x, w in batches(held_out).take(2)])
+    if not here.is_chief:
+        return {}
+    examples = np.concatenate([x.numpy()[w.numpy() > 0] for x, w in batches(held_out, (0, 1)).take(2)])
     manifest: dict[str, Any] = {
         "model_id": directory.name,
         "spec": spec.model_dump(),
@@ -220,7 +233,18 @@ def _made(
         "metrics": metrics,
     }
     _write_model(directory, manifest, loop, statistics.normalisation, examples)
-    return manifest
+    return metrics
+
+
+def _statistics(windows: places.Places, here: hosts.Hosts) -> dataset.Statistics:
+    """`dataset.statistics` as the chief finds them: another processor may round differently."""
+    found = b""
+    if here.is_chief:
+        statistics = dataset.statistics(windows)
+        normal = statistics.normalisation
+        found = json.dumps([normal.mean.tolist(), normal.std.tolist(), statistics.windows]).encode()
+    mean, std, counts = json.loads(here.from_chief(found))
+    return dataset.Statistics(dataset.Normalisation(np.asarray(mean, np.float32), np.asarray(std, np.float32)), counts)
 
 
 def _plain(trainer: Trainer) -> vae.VAE:
@@ -290,8 +314,16 @@ def _metrics(
 class _Loop:
     """Steps, validations, checkpoints and the state that a resumed run needs of them."""
 
-    def __init__(self, trainer: Trainer, directory: Path, *, progress: bool, saved: Callable[[Path], None]) -> None:
-        self.trainer, self.directory, self.progress, self.saved = trainer, directory, progress, saved
+    def __init__(
+        self,
+        trainer: Trainer,
+        directory: Path,
+        here: hosts.Hosts,
+        *,
+        progress: bool,
+        saved: Callable[[Path], None],
+    ) -> None:
+        self.trainer, self.directory, self.here, self.progress, self.saved = trainer, directory, here, progress, saved
         self.history: list[dict[str, float]] = []
         self.best, self.best_step, self.waited, self.reason = float("inf"), 0, 0, ""
         self.seconds_before, self.sums = 0.0, np.zeros(len(TERMS))
@@ -302,12 +334,16 @@ class _Loop:
         self._newest = tf.train.CheckpointManager(kept, folder, max_to_keep=2, checkpoint_name="step")
         # Model and optimizer both: weights alone would leave a resumed run with a restore that warns.
         self._best = tf.train.CheckpointManager(kept, folder + "/best", max_to_keep=1, checkpoint_name="best")
-        if self._newest.latest_checkpoint:
-            kept.restore(self._newest.latest_checkpoint).assert_existing_objects_matched()
-            state = json.loads(self._state.numpy())
+        newest = self._newest.latest_checkpoint if here.is_chief else None
+        if newest:
+            kept.restore(newest).assert_existing_objects_matched()
+        # What the chief starts from all start from, be it a checkpoint or not.
+        self._share()
+        if state := json.loads(here.from_chief(self._state.numpy()) or "{}"):
             self.history, self.best, self.best_step = state["history"], state["best"], state["best_step"]
             self.waited, self.reason, self.seconds_before = state["waited"], state["reason"], state["seconds"]
             self.sums = np.asarray(state["sums"])
+            here.kept_step = self.step
             log.info("taken up at step %d", self.step)
         self._kept = kept
         self._started = time.monotonic()
@@ -317,21 +353,30 @@ class _Loop:
         """Steps done."""
         return int(self.trainer.optimizer.iterations.numpy())
 
+    def _share(self) -> None:
+        self.here.share([*self.trainer.model.variables, *self.trainer.optimizer.variables])
+
     def _save(self, manager: Any) -> None:
         state = {"history": self.history, "best": self.best, "best_step": self.best_step, "waited": self.waited}
         state |= {"sums": self.sums.tolist(), "reason": self.reason}
         state["seconds"] = self.seconds_before + time.monotonic() - self._started
         self._state.assign(json.dumps(state))
-        manager.save(checkpoint_number=self.step)
+        if self.here.is_chief:
+            manager.save(checkpoint_number=self.step)
+        self.here.kept_step = self.step
 
     def run(self, training: Any, validation: Any) -> None:
         """Train until the budget is spent or nothing improves, then go back to the best weights."""
         settings = self.trainer.settings
         with _stopping() as stop, self._bar() as advance:
-            writer = tf.summary.create_file_writer(str(self.directory / "logs"))
+            writer = tf.summary.create_noop_writer()
+            if self.here.is_chief:
+                writer = tf.summary.create_file_writer(str(self.directory / "logs"))
             batches = self.trainer.distributed(training)
             while not self.reason and self.step < settings.max_steps:
-                told = self.trainer.train_step(next(batches)).numpy()
+                # All hosts stop at the same step: each learns whether any was asked to.
+                asked = tf.constant(float(stop.asked))
+                *told, asked = self.trainer.train_step(next(batches), asked).numpy()
                 step = self.step
                 if not np.isfinite(told).all():
                     terms = ", ".join(f"{name} {value:.4g}" for name, value in zip(TERMS, told, strict=True))
@@ -344,13 +389,14 @@ class _Loop:
                     self.sums = np.zeros(len(TERMS))
                     self._save(self._newest)
                     self.saved(self.directory)
-                if stop.asked:
+                if asked:
                     self._save(self._newest)
                     self.saved(self.directory)
                     raise KeyboardInterrupt
         writer.close()
-        self._kept.restore(self._best.latest_checkpoint).assert_existing_objects_matched()
-        self._newest = self._best  # `step` now tells which step the weights are of
+        if self.here.is_chief:
+            self._kept.restore(self._best.latest_checkpoint).assert_existing_objects_matched()
+        self._share()  # `step` now tells which step the weights are of
 
     def _validate(self, training: Any, validation: Any, writer: Any) -> None:
         """Measure, keep the weights if they are the best, decide whether to stop."""
@@ -401,7 +447,7 @@ class _Loop:
             TextColumn("steps, loss {task.fields[loss]:.0f} nats, {task.fields[rate]:.2f} audio-hours/s"),
             TimeRemainingColumn(),
             console=Console(stderr=True),
-            disable=not self.progress,
+            disable=not (self.progress and self.here.is_chief),
         )
         settings, first = self.trainer.settings, self.step
         hours = settings.batch_size * window_seconds(self.trainer.spec) / 3600

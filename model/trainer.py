@@ -5,7 +5,7 @@ compute the same gradient, and a resumed run draws what it would have drawn.
 """
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, Literal, Self
 
 import keras
@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from model import augment, dataset, objective, vae
 from model.errors import InputError
 from model.features import FeatureSpec
+from model.places import Places
 
 # What the presets differ in, beside the network: the seed is trained as in the article, by the ELBO alone.
 _OF_PRESET: dict[str, dict[str, Any]] = {
@@ -146,24 +147,18 @@ def fresh(spec: FeatureSpec, settings: TrainSettings) -> vae.VAE:
 
 
 def training_input(
-    shards: dataset.Shards,
-    spec: FeatureSpec,
-    settings: TrainSettings,
-    *,
-    split_of: Mapping[str, str],
-    skip_batches: int = 0,
+    places: Places, settings: TrainSettings, *, skip_batches: int = 0, part: tuple[int, int] = (0, 1)
 ) -> Any:
     """The batches that these settings train on; see `dataset.training_batches`."""
     return dataset.training_batches(
-        shards,
-        spec,
-        split_of=split_of,
+        places,
         batch_size=settings.batch_size,
         seed=settings.seed,
         skip_batches=skip_batches,
+        part=part,
         shifted=settings.preset != "seed",
         paired=settings.contrastive > 0,
-        masks=augment.mask_bank(spec, widest=settings.masking, seed=settings.seed) if settings.masking else None,
+        masks=augment.mask_bank(places.spec, widest=settings.masking, seed=settings.seed) if settings.masking else None,
         mixing=settings.mixing,
     )
 
@@ -229,7 +224,15 @@ class Trainer:
         )
 
     def distributed(self, batches: Any) -> Iterator[Any]:
-        """Iterate over a dataset of global batches, each cut among the replicas."""
+        """Iterate over a dataset of batches, each cut among the replicas of this host: its own part of global ones."""
+        if isinstance(self.strategy, tf.distribute.MultiWorkerMirroredStrategy):
+            here = len(self.strategy.extended.worker_devices)
+
+            def cut(*batch: Any) -> Any:
+                return tf.nest.map_structure(lambda x: tf.reshape(x, (here, x.shape[0] // here, *x.shape[1:])), batch)
+
+            mine = batches.map(lambda *batch: cut(*batch)[0] if len(batch) == 1 else cut(*batch)).unbatch()
+            return iter(self.strategy.distribute_datasets_from_function(lambda _: mine))
         options = tf.data.Options()
         options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
         return iter(self.strategy.experimental_distribute_dataset(batches.with_options(options)))
@@ -288,19 +291,20 @@ class Trainer:
             kl = tf.reduce_sum(kl_per_dim, axis=1)
         return objective.warm_up(self.optimizer.iterations, settings.kl_warm_up) * kl if settings.kl_warm_up else kl
 
-    def _train_step(self, batch: dict[str, Any]) -> Any:
+    def _train_step(self, batch: dict[str, Any], asked: Any = None) -> Any:
+        """What the step tells, summed over all replicas: `train.TERMS`, and last `asked`, where it is given."""
         settings = self.settings
 
-        def step(batch: dict[str, Any]) -> Any:
+        def step(batch: dict[str, Any], asked: Any) -> Any:
             # Pairs lie side by side: windows 2 i and 2 i + 1 are of one recording.
             batch = {name: tf.reshape(x, (self._local, *x.shape[-2:])) for name, x in batch.items()}
             x, seen = self._changed(batch[dataset.FEATURES], batch.get(dataset.KEEP))
             noise = tf.random.stateless_normal((settings.batch_size, settings.latent_dim), self._key(0))
             gradients, told = self._gradients(x, seen, self._my_part(noise))
             self.optimizer.apply(self._clipped(gradients), self.model.trainable_variables)
-            return told
+            return told if asked is None else tf.concat([told, [asked]], axis=0)
 
-        return self.strategy.reduce("SUM", self.strategy.run(step, args=(batch,)), axis=None)
+        return self.strategy.reduce("SUM", self.strategy.run(step, args=(batch, asked)), axis=None)
 
     def _losses(self, x: Any, seen: Any, noise: Any) -> tuple[list[Any], Any]:
         """Gradients of this replica's part of the loss, and its part of each term. No draws: XLA draws otherwise."""

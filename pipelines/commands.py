@@ -296,8 +296,10 @@ def run(
         ``extract``, ``train`` (None if a model was there), ``held`` (why its model is not the one in use, or None),
         ``encode``, ``evaluation`` (of a model that had none, else None), ``ledger`` (its summary), ``report``.
     """
-    from model import artifact
+    from model import artifact, hosts
 
+    if hosts.from_environment().count > 1:
+        raise InputError("run is for one host: extract there, and call `soundlake train` on all hosts of TF_CONFIG")
     step("extract")
     extracted = extract(lake, audio, spec=spec, labels=labels, beam=beam, workers=workers)
     known = ledger.open_ledger(lake, spec.spec_id)

@@ -156,6 +156,9 @@ WORDS = {"error": "mean square error", "negative_elbo": "negative ELBO, nats a w
 
 def trained(result: dict[str, Any], lake: str, say: Callable[[str], None]) -> None:
     """Say what train made, and what is to be done with it."""
+    if "host" in result:
+        say(f"model   {result['model_id']}: host {result['host']} has done its part, the chief writes it down")
+        return
     metrics = result["metrics"]
     how = "nothing to do: it is there"
     if result["trained"]:

@@ -1,8 +1,11 @@
 """Train: a model of the lake's windows, with its manifest; or nothing, where there is one that will do."""
 
 import contextlib
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+from model import hosts
 from model.errors import InputError
 from pipelines import ledger, models
 from pipelines.lake import Lake, run_manifest
@@ -21,6 +24,8 @@ def train(
 ) -> dict[str, Any]:
     """Train a model on the lake's features; the first of a spec is promoted.
 
+    Where TF_CONFIG names several hosts (`model.hosts`), each makes this call; the chief alone writes.
+
     Parameters
     ----------
     if_missing : bool
@@ -34,8 +39,9 @@ def train(
     dict
         ``model_id``, ``trained`` (False if it was there already), ``promoted``, ``judged`` (whether the gate has ever
         seen it), ``metrics``, ``report``; with `if_grown` also ``windows`` of the lake and ``seen``, of them by that
-        model (0 if there was none).
+        model (0 if there was none). Of a host that has only helped: ``model_id``, and ``host``, which one it is.
     """
+    here = hosts.from_environment()
     from pydantic import ValidationError
 
     found = spec_of_lake(lake, spec)
@@ -61,26 +67,34 @@ def train(
         first = error.errors()[0]
         place, said = ".".join(str(part) for part in first["loc"]), first["msg"].removeprefix("Value error, ")
         raise InputError(f"{place}: {said}" if place else said) from error
+    names = {Lake.shard(found.spec_id, bundle): recordings for bundle, recordings in bundles.items()}
+    model_id = id_of(identity(names, found, groups, resolved))
+
+    def trained(saved: Callable[[Path], None]) -> bool:
+        return train_model(
+            models.shards(lake, found.spec_id, bundles),
+            found,
+            groups=groups,
+            models_dir=models.folder(lake),
+            settings=resolved,
+            origin={"lake": lake.root, "ledger_version": int(dataset.version)},
+            progress=progress,
+            saved=saved,
+        ).trained
+
+    new = model_id not in models.known(lake)
+    if not here.is_chief:
+        if new:
+            trained(lambda directory: None)
+        return {"model_id": model_id, "host": here.index}
     with run_manifest(lake, "train", {"spec_id": found.spec_id, **resolved.model_dump()}) as run:
-        names = {Lake.shard(found.spec_id, bundle): recordings for bundle, recordings in bundles.items()}
-        model_id = id_of(identity(names, found, groups, resolved))
-        trained = model_id not in models.known(lake)
-        if trained:
+        if new:
             with models.being_trained(lake, model_id) as saved:
-                trained = train_model(
-                    models.shards(lake, found.spec_id, bundles),
-                    found,
-                    groups=groups,
-                    models_dir=models.folder(lake),
-                    settings=resolved,
-                    origin={"lake": lake.root, "ledger_version": int(dataset.version)},
-                    progress=progress,
-                    saved=saved,
-                ).trained
+                new = trained(saved)
         model = models.load(lake, model_id)
         models.promote(lake, model, reason="the first model of its spec", first=True)
         run.manifest["counts"] = {"model_id": model_id, "metrics": model.metrics}
-    return _told(lake, model, trained=trained, run_id=run.run_id) | grown
+    return _told(lake, model, trained=new, run_id=run.run_id) | grown
 
 
 def _told(lake: Lake, model: Any, *, trained: bool, run_id: str | None) -> dict[str, Any]:

@@ -30,6 +30,8 @@ SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 OURS = ("init", "api-server", "scheduler", "dag-processor", "triggerer")
 MANIFEST_FILES = [AIRFLOW / "rbac.yaml", AIRFLOW / "lake-claim.yaml"]
 MANIFESTS = [one for path in MANIFEST_FILES for one in yaml.safe_load_all(path.read_text())]
+JOBSET_FILE = REPOSITORY / "infra/kubernetes/jobset.yaml"
+JOBSET = yaml.safe_load(JOBSET_FILE.read_text())
 DOCKERFILES = [REPOSITORY / "infra/containers/Dockerfile", AIRFLOW / "Dockerfile"]
 
 
@@ -101,7 +103,7 @@ def test_manifests_are_of_kubernetes_schema() -> None:
 
 
 def test_yaml_is_tidy() -> None:
-    run("yamllint", "--strict", "--config-file", AIRFLOW / ".yamllint", AIRFLOW)
+    run("yamllint", "--strict", "--config-file", AIRFLOW / ".yamllint", AIRFLOW, JOBSET_FILE.parent)
 
 
 def known_settings() -> set[tuple[str, str]]:
@@ -327,6 +329,81 @@ def test_the_chart_s_containers_are_bounded() -> None:
         assert VALUES[name]["resources"]["requests"]
         assert VALUES[name]["resources"]["limits"]["memory"]
         assert name == "scheduler" or VALUES[name]["serviceAccount"]["automountServiceAccountToken"] is False
+
+
+# Training on several hosts.
+
+
+def host_job() -> dict[str, Any]:
+    """The spec of the one Job in the JobSet."""
+    (replicated,) = JOBSET["spec"]["replicatedJobs"]
+    assert replicated["replicas"] == 1
+    return replicated["template"]["spec"]
+
+
+def test_the_jobset_s_job_is_of_kubernetes_schema(tmp_path: Path) -> None:
+    """A JobSet is a definition of its own, which is not in the schema; the Job in it, nearly all of it, is."""
+    job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "train-host-0"}, "spec": host_job()}
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
+    run("kubernetes-validate", "--strict", tmp_path / "job.yaml")
+    assert (JOBSET["apiVersion"], JOBSET["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+    assert set(JOBSET["spec"]) == {"network", "failurePolicy", "replicatedJobs"}
+    assert set(JOBSET["spec"]["network"]) == {"enableDNSHostnames", "subdomain"}
+    assert set(JOBSET["spec"]["failurePolicy"]) == {"maxRestarts", "rules"}
+
+
+def test_each_host_of_the_jobset_finds_itself_and_the_others() -> None:
+    """Names of pods are those that JobSet gives: JOBSET-JOB-0-INDEX.SUBDOMAIN."""
+    job = host_job()
+    (container,) = job["template"]["spec"]["containers"]
+    environment = {one["name"]: one for one in container["env"]}
+    # What Kubernetes puts into a value must be named before it.
+    assert list(environment) == ["INDEX", "TF_CONFIG"]
+    found = environment["INDEX"]["valueFrom"]["fieldRef"]["fieldPath"]
+    assert found == "metadata.annotations['batch.kubernetes.io/job-completion-index']"
+    assert job["completionMode"] == "Indexed"
+    assert job["parallelism"] == job["completions"] == 2
+    assert JOBSET["spec"]["network"]["enableDNSHostnames"] is True
+    name, subdomain = JOBSET["metadata"]["name"], JOBSET["spec"]["network"]["subdomain"]
+    (port,) = container["ports"]
+    for index in range(2):
+        config = json.loads(environment["TF_CONFIG"]["value"].replace("$(INDEX)", str(index)))
+        assert config["task"] == {"type": "worker", "index": index}
+        assert config["cluster"] == {
+            "worker": [f"{name}-host-0-{i}.{subdomain}:{port['containerPort']}" for i in range(2)]
+        }
+
+
+def test_the_jobset_begins_again_where_that_helps() -> None:
+    """Not after an exit code that says that the same call ends in the same way; after 75, and a kill, it does."""
+    job = host_job()
+    (container,) = job["template"]["spec"]["containers"]
+    (rule,) = job["podFailurePolicy"]["rules"]
+    assert rule == {
+        "action": "FailJob",
+        "onExitCodes": {"containerName": container["name"], "operator": "In", "values": [1, 2, 3]},
+    }
+    (on_failure,) = JOBSET["spec"]["failurePolicy"]["rules"]
+    assert (on_failure["action"], on_failure["onJobFailureReasons"]) == ("FailJobSet", ["PodFailurePolicy"])
+    # One lost pod fails the Job at once, and all of it begins again.
+    assert job["backoffLimit"] == 0
+    assert job["template"]["spec"]["restartPolicy"] == "Never"
+
+
+def test_hosts_of_the_jobset_are_bounded() -> None:
+    pod = host_job()["template"]["spec"]
+    (container,) = pod["containers"]
+    assert pod["automountServiceAccountToken"] is False
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert f"USER {pod['securityContext']['runAsUser']}" in DOCKERFILES[0].read_text()
+    assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    assert container["resources"]["limits"]["memory"]
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == container["resources"]["requests"]["nvidia.com/gpu"]
+    claims = {one["persistentVolumeClaim"]["claimName"] for one in pod["volumes"]}
+    assert claims == {one["metadata"]["name"] for one in MANIFESTS if one["kind"] == "PersistentVolumeClaim"}
+    assert JOBSET["metadata"]["namespace"] == "soundlake"
+    mounted = {one["mountPath"] for one in container["volumeMounts"]}
+    assert container["args"][:3] == ["train", "--lake", *mounted]
 
 
 # Images.

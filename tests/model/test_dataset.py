@@ -9,14 +9,16 @@ import pytest
 from model import dataset, splits, texture
 from model.errors import InputError
 from model.features import dequantise
+from model.places import Places, find
 from model.records import Record, encode, write_framed
 from tests.model.conftest import SPEC, Tiny, make
 
 
 def training(tiny: Tiny, **changes: object) -> list[np.ndarray]:
     count = changes.pop("count", 12)
-    wanted = {"split_of": splits.assign(tiny.groups), "batch_size": 8, "seed": 0} | changes
-    return [batch["features"].numpy() for batch in islice(dataset.training_batches(tiny.shards, SPEC, **wanted), count)]
+    places = find(tiny.shards, SPEC, changes.pop("split_of", splits.assign(tiny.groups)))
+    wanted = {"batch_size": 8, "seed": 0} | changes
+    return [batch["features"].numpy() for batch in islice(dataset.training_batches(places, **wanted), count)]
 
 
 def of_split(tiny: Tiny, split: str) -> np.ndarray:
@@ -49,6 +51,48 @@ def test_taken_up_at_the_very_batch(tiny: Tiny, skip: int) -> None:
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("changes", [{}, {"shifted": True}, {"shifted": True, "paired": True, "mixing": 0.5}], ids=str)
+def test_parts_of_a_batch_are_the_batch(tiny: Tiny, changes: dict) -> None:
+    masks = np.random.default_rng(2).random((9, 16, 16)) < 0.5
+    places = find(tiny.shards, SPEC, splits.assign(tiny.groups))
+
+    def some(**part: object) -> list[dict]:
+        call = {"batch_size": 24, "seed": 3, "masks": masks, "skip_batches": 1}
+        return list(islice(dataset.training_batches(places, **call, **changes, **part), 6))
+
+    for whole, *parts in zip(some(), *(some(part=(number, 3)) for number in range(3)), strict=True):
+        for name, wanted in whole.items():
+            np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), wanted)
+
+
+def test_a_part_reads_nothing_else(tiny: Tiny) -> None:
+    read: list[int] = []
+
+    class Watched(Places):
+        def read(self, numbers: np.ndarray, frames: np.ndarray | None = None) -> np.ndarray:
+            read.append(len(numbers))
+            return super().read(numbers, frames)
+
+    places = Watched(**vars(find(tiny.shards, SPEC, splits.assign(tiny.groups))))
+    list(islice(dataset.training_batches(places, batch_size=24, seed=3, part=(1, 3)), 5))
+    list(dataset.evaluation_batches(places, split=splits.TRAIN, batch_size=24, part=(1, 3)))
+    assert len(read) > 5
+    assert set(read) == {8}
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_evaluation_in_parts(tiny: Tiny, parts: int) -> None:
+    places = find(tiny.shards, SPEC, splits.assign(tiny.groups))
+    whole = dataset.evaluation_batches(places, split=splits.TRAIN, batch_size=14)
+    each = [
+        dataset.evaluation_batches(places, split=splits.TRAIN, batch_size=14, part=(number, parts))
+        for number in range(parts)
+    ]
+    for (windows, weights), *found in zip(whole, *each, strict=True):
+        np.testing.assert_array_equal(np.concatenate([part[0] for part in found]), windows)
+        np.testing.assert_array_equal(np.concatenate([part[1] for part in found]), weights)
+
+
 def test_never_ragged_even_when_the_corpus_is_smaller_than_a_batch(tmp_path: Path) -> None:
     small = make(tmp_path, recordings=1)
     batches = training(small, batch_size=50, count=3)
@@ -66,7 +110,7 @@ def test_evaluation_sees_every_window_once_in_order(tiny: Tiny) -> None:
     wanted = of_split(tiny, splits.TRAIN)
     found = list(
         dataset.evaluation_batches(
-            tiny.shards, SPEC, split_of=splits.assign(tiny.groups), split=splits.TRAIN, batch_size=7
+            find(tiny.shards, SPEC, splits.assign(tiny.groups)), split=splits.TRAIN, batch_size=7
         )
     )
     weights = np.concatenate([w.numpy() for _, w in found])
@@ -79,7 +123,7 @@ def test_evaluation_sees_every_window_once_in_order(tiny: Tiny) -> None:
 
 def test_statistics_are_numpys_on_the_training_split(tiny: Tiny) -> None:
     split_of = splits.assign(tiny.groups)
-    found = dataset.statistics(tiny.shards, SPEC, split_of)
+    found = dataset.statistics(find(tiny.shards, SPEC, split_of))
     step = SPEC.value_span / 65_535
     frames = np.concatenate(
         [
@@ -102,7 +146,7 @@ def test_a_band_where_hardly_anything_sounds_does_not_count_for_more_than_others
     with open(tmp_path / "a.tfrecord", "wb") as file:
         write_framed(file, encode(Record("a" * 64, 0, 16, values)))
     shards = {str(tmp_path / "a.tfrecord"): ["a" * 64]}
-    found = dataset.statistics(shards, SPEC, {"a" * 64: splits.TRAIN}).normalisation.std
+    found = dataset.statistics(find(shards, SPEC, {"a" * 64: splits.TRAIN})).normalisation.std
     wanted = values.astype(np.float64).std(axis=0) * SPEC.value_span / 65_535
     np.testing.assert_allclose(found[:12], wanted[:12], rtol=1e-4)
     np.testing.assert_allclose(found[12:], 0.2 * np.median(wanted), rtol=1e-4)
@@ -114,10 +158,10 @@ def test_a_recording_is_read_from_its_own_shards_only(tiny: Tiny) -> None:
     name = next(i for i in sorted(split_of) if split_of[i] == splits.TRAIN)
     shards = {path: [i for i in recordings if i != name] for path, recordings in tiny.shards.items()}
     wanted = sum(split_of[r.recording_id] == splits.TRAIN and r.recording_id != name for r in tiny.records)
-    assert dataset.statistics(shards, SPEC, split_of).windows[splits.TRAIN] == wanted
-    batches = dataset.evaluation_batches(shards, SPEC, split_of=split_of, split=splits.TRAIN, batch_size=7)
+    assert dataset.statistics(find(shards, SPEC, split_of)).windows[splits.TRAIN] == wanted
+    batches = dataset.evaluation_batches(find(shards, SPEC, split_of), split=splits.TRAIN, batch_size=7)
     assert sum(int(weights.numpy().sum()) for _, weights in batches) == wanted
-    epoch = islice(dataset.training_batches(shards, SPEC, split_of=split_of, batch_size=wanted, seed=3), 1)
+    epoch = islice(dataset.training_batches(find(shards, SPEC, split_of), batch_size=wanted, seed=3), 1)
     others = tiny.features({i for i in split_of if split_of[i] == splits.TRAIN and i != name})
     np.testing.assert_allclose(np.sort(next(epoch)["features"].numpy().ravel()), np.sort(others.ravel()), atol=1e-4)
 
@@ -129,18 +173,18 @@ def test_a_flipped_byte_is_named(tmp_path: Path) -> None:
     data[700] ^= 4
     path.write_bytes(data)
     with pytest.raises(InputError, match=path.name):
-        dataset.statistics(damaged.shards, SPEC, splits.assign(damaged.groups))
+        dataset.statistics(find(damaged.shards, SPEC, splits.assign(damaged.groups)))
 
 
 def test_nothing_to_train_on(tiny: Tiny) -> None:
     with pytest.raises(InputError, match="no window to train on"):
-        dataset.statistics(tiny.shards, SPEC, {})
+        dataset.statistics(find(tiny.shards, SPEC, {}))
 
 
 def test_components_are_those_of_an_svd(tiny: Tiny) -> None:
     split_of = splits.assign(tiny.groups)
-    statistics = dataset.statistics(tiny.shards, SPEC, split_of)
-    found = dataset.components(tiny.shards, SPEC, split_of, statistics, count=4)
+    statistics = dataset.statistics(find(tiny.shards, SPEC, split_of))
+    found = dataset.components(find(tiny.shards, SPEC, split_of), statistics, count=4)
     mean, std = statistics.normalisation.mean, statistics.normalisation.std
     rows = (tiny.features({name for name, split in split_of.items() if split == splits.TRAIN}) - mean) / std
     rows = rows.reshape(len(rows), -1).astype(np.float64)
@@ -154,8 +198,8 @@ def test_components_are_those_of_an_svd(tiny: Tiny) -> None:
 
 def test_components_of_a_few_windows(tiny: Tiny) -> None:
     one = {name: splits.TRAIN if name == f"{0:064x}" else splits.TEST for name in tiny.groups}
-    statistics = dataset.statistics(tiny.shards, SPEC, one)
-    found = dataset.components(tiny.shards, SPEC, one, statistics, count=64)
+    statistics = dataset.statistics(find(tiny.shards, SPEC, one))
+    found = dataset.components(find(tiny.shards, SPEC, one), statistics, count=64)
     assert found.directions.shape == (2, SPEC.window_frames * SPEC.n_mels)
     assert found.rest > 0
 
@@ -163,11 +207,13 @@ def test_components_of_a_few_windows(tiny: Tiny) -> None:
 def test_likeness_makes_the_same_sound_at_another_level_nearer(tiny: Tiny) -> None:
     """Than it is by principal components of the same statistics: in shares of the mean distance between windows."""
     split_of = splits.assign(tiny.groups)
-    figures = dataset.statistics(tiny.shards, SPEC, split_of)
+    figures = dataset.statistics(find(tiny.shards, SPEC, split_of))
     mean, std = figures.normalisation.mean, figures.normalisation.std
     windows = tiny.features({name for name, split in split_of.items() if split == splits.TRAIN})
     louder = np.log(np.exp(windows) * 2 + SPEC.log_offset)
-    first, second = (dataset.components(tiny.shards, SPEC, split_of, figures, count=2, likeness=8) for _ in range(2))
+    first, second = (
+        dataset.components(find(tiny.shards, SPEC, split_of), figures, count=2, likeness=8) for _ in range(2)
+    )
     np.testing.assert_array_equal(first.likeness[0], second.likeness[0])
     numbers, moved = (
         np.concatenate(texture.statistics_of((one - mean) / std), axis=1, dtype=np.float64) for one in (windows, louder)
@@ -189,9 +235,11 @@ def test_likeness_makes_the_same_sound_at_another_level_nearer(tiny: Tiny) -> No
 def test_components_of_other_pitches(tiny: Tiny) -> None:
     """Each window, and it moved by bands: more rows, and the same each time."""
     split_of = splits.assign(tiny.groups)
-    figures = dataset.statistics(tiny.shards, SPEC, split_of)
-    plain = dataset.components(tiny.shards, SPEC, split_of, figures, count=64)
-    first, second = (dataset.components(tiny.shards, SPEC, split_of, figures, count=64, pitch=2) for _ in range(2))
+    figures = dataset.statistics(find(tiny.shards, SPEC, split_of))
+    plain = dataset.components(find(tiny.shards, SPEC, split_of), figures, count=64)
+    first, second = (
+        dataset.components(find(tiny.shards, SPEC, split_of), figures, count=64, pitch=2) for _ in range(2)
+    )
     np.testing.assert_array_equal(first.directions, second.directions)
     count = figures.windows[splits.TRAIN]
     assert len(plain.directions) == min(64, count - 1)
@@ -218,7 +266,7 @@ def test_shifted_windows_lie_in_their_recordings(tmp_path: Path) -> None:
         for all_of_it in frames.values()
         for at in range(len(all_of_it) - 15)
     }
-    batches = dataset.training_batches(shards, SPEC, split_of=split_of, batch_size=30, seed=1, shifted=True)
+    batches = dataset.training_batches(find(shards, SPEC, split_of), batch_size=30, seed=1, shifted=True)
     for epoch in islice(batches, 40):
         found = sorted(places[window.tobytes()] for window in epoch["features"].numpy())
         for window, part in zip(begins, np.array_split(found, 5), strict=True):
@@ -252,9 +300,7 @@ def test_pairs_are_of_one_recording(tmp_path: Path) -> None:
         for at in range(len(all_of_it) - 15)
     }
     split_of = dict.fromkeys(frames, splits.TRAIN)
-    batches = dataset.training_batches(
-        shards, SPEC, split_of=split_of, batch_size=22, seed=1, shifted=True, paired=True
-    )
+    batches = dataset.training_batches(find(shards, SPEC, split_of), batch_size=22, seed=1, shifted=True, paired=True)
     met: dict[str, set[tuple[int, int]]] = {name: set() for name in frames}
     for epoch in islice(batches, 300):
         pairs = [[whose[window.tobytes()] for window in pair] for pair in epoch["features"].numpy()]
@@ -271,9 +317,10 @@ def test_pairs_are_of_one_recording(tmp_path: Path) -> None:
 @pytest.mark.parametrize("paired", [False, True])
 def test_masks_come_with_batches_and_are_taken_up(tiny: Tiny, paired: bool) -> None:
     masks = np.random.default_rng(2).random((9, 16, 16)) < 0.5
-    call = {"split_of": splits.assign(tiny.groups), "batch_size": 8, "seed": 4, "shifted": True, "paired": paired}
-    once = list(islice(dataset.training_batches(tiny.shards, SPEC, masks=masks, **call), 9))
-    again = islice(dataset.training_batches(tiny.shards, SPEC, masks=masks, skip_batches=5, **call), 4)
+    places = find(tiny.shards, SPEC, splits.assign(tiny.groups))
+    call = {"batch_size": 8, "seed": 4, "shifted": True, "paired": paired}
+    once = list(islice(dataset.training_batches(places, masks=masks, **call), 9))
+    again = islice(dataset.training_batches(places, masks=masks, skip_batches=5, **call), 4)
     shape = (4, 2, 16, 16) if paired else (8, 16, 16)
     known = {mask.tobytes() for mask in masks}
     used = set()
@@ -287,9 +334,10 @@ def test_masks_come_with_batches_and_are_taken_up(tiny: Tiny, paired: bool) -> N
 
 
 def test_mixed_in_are_other_pairs_and_only_into_the_second(tiny: Tiny) -> None:
-    call = {"split_of": splits.assign(tiny.groups), "batch_size": 8, "seed": 4, "shifted": True, "paired": True}
-    plain = islice(dataset.training_batches(tiny.shards, SPEC, **call), 4)
-    mixed = islice(dataset.training_batches(tiny.shards, SPEC, mixing=0.5, **call), 4)
+    places = find(tiny.shards, SPEC, splits.assign(tiny.groups))
+    call = {"batch_size": 8, "seed": 4, "shifted": True, "paired": True}
+    plain = islice(dataset.training_batches(places, **call), 4)
+    mixed = islice(dataset.training_batches(places, mixing=0.5, **call), 4)
     for a, b in zip(plain, mixed, strict=True):
         a, b = a["features"].numpy(), b["features"].numpy()
         np.testing.assert_array_equal(a[:, 0], b[:, 0])

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from model.dataset import Normalisation
 from model.trainer import Trainer, TrainSettings
 from tests.model.conftest import SPEC
+from tests.model.test_hosts import configs
 
 ROOT = Path(__file__).resolve().parents[2]
 EVERYTHING = {"batch_size": 8, "latent_dim": 6, "likeness_dim": 3, "free_bits": 0.05, "kl_warm_up": 3, "seed": 5}
@@ -29,13 +30,17 @@ import tensorflow as tf
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * call["devices"])
 import keras
+from model import hosts
 from tests.model.test_trainer import batch, trainer
-it = trainer(**call["settings"])
+here = hosts.from_environment()
+here.join()
+it = trainer(strategy=here.strategy, **call["settings"])
 with it.strategy.scope():
     it.optimizer = keras.optimizers.SGD(1e-4)
     it.optimizer.build(it.model.trainable_variables)
 before = it.model.get_weights()
-data = next(it.distributed(tf.data.Dataset.from_tensors(batch())))
+mine = {name: tf.split(x, here.count)[here.index] for name, x in batch().items()}
+data = next(it.distributed(tf.data.Dataset.from_tensors(mine)))
 told = [it.train_step(data).numpy().tolist() for _ in range(call["steps"])]
 moved = np.concatenate([(a - b).ravel() for a, b in zip(it.model.get_weights(), before)])
 noise = tf.random.stateless_normal((8, 6), (1, 2))
@@ -51,21 +56,25 @@ def batch(seed: int = 0) -> dict[str, Any]:
     return {"features": tf.constant(features), "keep": tf.constant(rng.random((4, 2, 16, 16)) < 0.9)}
 
 
-def trainer(**settings: Any) -> Trainer:
+def trainer(*, strategy: Any = None, **settings: Any) -> Trainer:
     normal = Normalisation(np.full(16, -6, np.float32), np.full(16, 2, np.float32))
-    return Trainer(SPEC, TrainSettings(**(EVERYTHING | settings)), normal)
+    return Trainer(SPEC, TrainSettings(**(EVERYTHING | settings)), normal, strategy=strategy)
 
 
-def stepped(folder: Path, devices: int, *, steps: int = 1, **settings: Any) -> dict[str, np.ndarray]:
-    target = folder / f"{devices}.npz"
-    call = {"devices": devices, "settings": settings, "steps": steps, "to": str(target)}
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, json.dumps(call)], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    with np.load(target) as found:
-        return dict(found)
+def stepped(
+    folder: Path, devices: int, *, hosts: int = 1, steps: int = 1, **settings: Any
+) -> list[dict[str, np.ndarray]]:
+    """What each host found."""
+    running = []
+    for number, config in enumerate(configs(hosts) if hosts > 1 else [""]):
+        call = {"devices": devices, "settings": settings, "steps": steps, "to": f"{folder}/{number}.npz"}
+        environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "TF_CONFIG": config}
+        line = [sys.executable, "-c", SCRIPT, json.dumps(call)]
+        running.append(subprocess.Popen(line, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True))
+    for process in running:
+        _, err = process.communicate(timeout=600)
+        assert process.returncode == 0, err
+    return [dict(np.load(f"{folder}/{number}.npz")) for number in range(hosts)]
 
 
 @pytest.mark.parametrize("clip_norm", [0.0, 5.0])
@@ -75,7 +84,7 @@ def test_two_replicas_take_the_step_of_one(tmp_path: Path, clip_norm: float) -> 
     With everything on: pairs on one replica are told from those on the other, free bits count the mean over both, the
     norm that is clipped is that of both together.
     """
-    one, two = (stepped(tmp_path, devices, steps=3, clip_norm=clip_norm) for devices in (1, 2))
+    (one,), (two,) = (stepped(tmp_path, devices, steps=3, clip_norm=clip_norm) for devices in (1, 2))
     np.testing.assert_allclose(two["told"], one["told"], rtol=2e-5)
     assert np.linalg.norm(one["moved"]) > 5e-4
     if clip_norm:
@@ -84,9 +93,21 @@ def test_two_replicas_take_the_step_of_one(tmp_path: Path, clip_norm: float) -> 
     assert np.linalg.norm(two["moved"] - one["moved"]) < 1e-3 * np.linalg.norm(one["moved"])
 
 
+def test_two_hosts_take_the_step_of_one(tmp_path: Path) -> None:
+    """Two processes that meet over loopback; every one has the same weights after it, bit for bit."""
+    (one,) = stepped(tmp_path, 1, steps=3)
+    first, second = stepped(tmp_path, 1, hosts=2, steps=3)
+    np.testing.assert_array_equal(first["moved"], second["moved"])
+    np.testing.assert_array_equal(first["told"], second["told"])
+    np.testing.assert_allclose(first["told"], one["told"], rtol=2e-5)
+    assert np.linalg.norm(one["moved"]) > 5e-4
+    assert np.linalg.norm(first["moved"] - one["moved"]) < 1e-3 * np.linalg.norm(one["moved"])
+    np.testing.assert_array_equal(np.concatenate([first["noise"][0], second["noise"][0]]), one["whole"])
+
+
 def test_replicas_draw_different_noise(tmp_path: Path) -> None:
     """Keras' own random layers give every replica the same: here each has its part of one draw."""
-    found = stepped(tmp_path, 2)
+    (found,) = stepped(tmp_path, 2)
     assert not np.array_equal(found["noise"][0], found["noise"][1])
     np.testing.assert_array_equal(np.concatenate(found["noise"]), found["whole"])
 

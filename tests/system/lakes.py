@@ -63,9 +63,18 @@ class Command:
         Whether permissions bind it even where the test runs as root.
     offline : bool
         Whether it has no network: none at all where the system lets us take it away, and dead proxies in any case.
+    environment : dict of str to str
+        Added to that of the tests.
     """
 
-    def __init__(self, *arguments: str | Path, small: bool = False, bound: bool = False, offline: bool = False) -> None:
+    def __init__(
+        self,
+        *arguments: str | Path,
+        small: bool = False,
+        bound: bool = False,
+        offline: bool = False,
+        **environment: str,
+    ) -> None:
         self._mark = uuid.uuid4().hex
         # Files, not pipes: what a killed command leaves behind may hold them open.
         self._out, self._err = (tempfile.TemporaryFile() for _ in range(2))  # noqa: SIM115
@@ -79,7 +88,7 @@ class Command:
             stdout=self._out,
             stderr=self._err,
             start_new_session=True,
-            env={**os.environ, **proxies, MARK: self._mark, "PYTHONDONTWRITEBYTECODE": "1"},
+            env={**os.environ, **proxies, MARK: self._mark, "PYTHONDONTWRITEBYTECODE": "1", **environment},
         )
 
     def end(self) -> int:
