@@ -1,5 +1,5 @@
 # make run · make run AUDIO=folder · make test · make check · make bench · make bench-learning · make bench-cuts
-# make airflow · make test-dags · make test-airflow-live · make airflow-demo · make lock
+# make bench-planner · make airflow · make test-dags · make test-airflow-live · make airflow-demo · make lock
 # PYTHON=python3.12 picks another interpreter (3.11 or 3.12), LAKE= another place for the lake.
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 VENV := .venv
@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 AIRFLOW := .venv-airflow
 LAKE ?= $(if $(AUDIO),lake,demo/lake)
 
-.PHONY: run test check bench bench-learning bench-cuts airflow test-dags test-airflow-live airflow-demo lock clean
+.PHONY: run test check bench bench-learning bench-cuts bench-planner airflow test-dags test-airflow-live airflow-demo lock clean
 .DELETE_ON_ERROR:
 
 # The main job. Without AUDIO on a small corpus made from nothing: fewer steps, since it holds ten minutes of sound.
@@ -81,6 +81,13 @@ bench-learning: $(VENV)/ready
 # 100 random cuts of a corpus, searched for.
 bench-cuts: $(VENV)/ready
 	$(BIN)/python -m benches.find_cuts --audio "$(or $(AUDIO),demo/audio)" --lake "$(LAKE)"
+
+# The planner on 100 million files that exist as numbers only, and what one process holds of each: an hour on one core.
+# ROWS=1000000 takes minutes.
+ROWS ?= 100000000
+bench-planner: $(VENV)/ready
+	$(BIN)/python -m benches.planner --rows $(ROWS)
+	$(BIN)/python -m benches.held
 
 # Needs uv, which is not in the lock: pip install uv
 lock:
