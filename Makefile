@@ -1,5 +1,5 @@
 # make run · make run AUDIO=folder · make test · make check · make bench · make bench-learning · make bench-cuts
-# make spark-jars · make test-spark · make flink-jars · make test-flink · make test-hosts
+# make bench-planner · make spark-jars · make test-spark · make flink-jars · make test-flink · make test-hosts
 # make airflow · make test-dags · make test-airflow-live · make airflow-demo · make lock
 # PYTHON=python3.12 picks another interpreter (3.11 or 3.12), LAKE= another place for the lake.
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 AIRFLOW := .venv-airflow
 LAKE ?= $(if $(AUDIO),lake,demo/lake)
 
-.PHONY: run test check bench bench-learning bench-cuts spark-jars test-spark flink-jars test-flink test-hosts airflow test-dags test-airflow-live airflow-demo lock clean
+.PHONY: run test check bench bench-learning bench-cuts bench-planner spark-jars test-spark flink-jars test-flink test-hosts airflow test-dags test-airflow-live airflow-demo lock clean
 .DELETE_ON_ERROR:
 
 # The main job. Without AUDIO on a small corpus made from nothing: fewer steps, since it holds ten minutes of sound.
@@ -98,9 +98,17 @@ flink-jars: $(VENV)/ready
 
 test-flink: flink-jars
 	$(BIN)/python -m pytest -q -rs tests/cluster/test_flink.py
+
 # A training on two hosts, here two processes on loopback: killed, stopped, started again. About 15 minutes on 2 cores.
 test-hosts: $(VENV)/ready
 	$(BIN)/python -m pytest -q -rs tests/hosts
+
+# The planner on 100 million files that exist as numbers only, and what one process holds of each: an hour on one core.
+# ROWS=1000000 takes minutes.
+ROWS ?= 100000000
+bench-planner: $(VENV)/ready
+	$(BIN)/python -m benches.planner --rows $(ROWS)
+	$(BIN)/python -m benches.held
 
 # Needs uv, which is not in the lock: pip install uv
 lock:

@@ -28,12 +28,15 @@ class _Regroup(beam.DoFn):
         self.names = names
 
     def process(self, element: tuple[int, Iterable[bytes]]) -> Iterator[tuple[str, dict[str, list[bytes]]]]:
-        found: dict[bytes, dict[str, list[bytes]]] = {}
+        # As they came, whatever the number of sources: a bucket is the most that a worker holds of a corpus.
+        found: dict[bytes, list[bytes]] = {}
         for data in element[1]:
-            end = 5 + int.from_bytes(data[1:5], "big")
-            found.setdefault(data[5:end], {}).setdefault(self.names[data[0]], []).append(data[end:])
-        for name, values in found.items():
-            yield name.decode(), {source: values.get(source, []) for source in self.names}
+            found.setdefault(data[5 : 5 + int.from_bytes(data[1:5], "big")], []).append(data)
+        for name, parts in found.items():
+            values: dict[str, list[bytes]] = {source: [] for source in self.names}
+            for data in parts:
+                values[self.names[data[0]]].append(data[5 + len(name) :])
+            yield name.decode(), values
 
 
 def joined(label: str, sources: Mapping[str, Any]) -> Any:

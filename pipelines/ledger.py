@@ -4,6 +4,7 @@ Workers write its rows, the driver makes one commit (`pipelines.fragments`). Rea
 """
 
 import json
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -177,11 +178,12 @@ def training_input(dataset: Any) -> tuple[dict[str, list[str]], dict[str, str]]:
     """
     bundles: dict[str, set[str]] = {}
     groups: dict[str, str] = {}
-    for batch in dataset.to_batches(columns=["uri", "recording_id", "bundles", "group"], filter=f"status = '{DONE}'"):
-        for r in batch.to_pylist():
-            for bundle in r["bundles"]:
-                bundles.setdefault(bundle, set()).add(r["recording_id"])
+    for batch in dataset.to_batches(columns=["recording_id", "bundles", "group"], filter=f"status = '{DONE}'"):
+        for recording_id, held_by, named in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+            for bundle in held_by:
+                bundles.setdefault(bundle, set()).add(recording_id)
+            # Many recordings name one group: its text is kept once.
+            group = sys.intern(named or "")
             # Copies of one recording may name different groups: the smallest, whatever the order of the rows.
-            group = r["group"] or ""
-            groups[r["recording_id"]] = min(groups.get(r["recording_id"], group), group)
-    return {bundle: sorted(bundles[bundle]) for bundle in sorted(bundles)}, groups
+            groups[recording_id] = min(groups.get(recording_id, group), group)
+    return {bundle: sorted(bundles.pop(bundle)) for bundle in sorted(bundles)}, groups

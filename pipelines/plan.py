@@ -22,6 +22,9 @@ MIN_BUNDLE_WINDOWS = 128
 WHOLE = (0, -1)
 # How full a bucket is on average; each is packed by itself, and a fuller one would often spill a small second bundle.
 FILL = 0.75
+# From so many buckets on, one holds several bundles' worth: among clips and podcasts alike a bundle's worth is mostly
+# far from a bundle, and twice as many shards come of it. Fewer buckets than this would keep fewer workers busy.
+PLENTY, BUCKET_BUNDLES = 1024, 8
 
 # A rejection for one of these says something about the machine, not about the bytes: the next run tries again.
 TRANSIENT = frozenset({"missing", "no-permission", "unreadable"})
@@ -95,15 +98,19 @@ def bundle_windows(total: int) -> int:
     return min(MAX_BUNDLE_WINDOWS, max(MIN_BUNDLE_WINDOWS, math.ceil(total / 32)))
 
 
+def buckets(total: int) -> int:
+    """Buckets that segments are spread over when `total` windows are new."""
+    several = total / (bundle_windows(total) * FILL)
+    return max(1, math.ceil(several if several < PLENTY else several / BUCKET_BUNDLES))
+
+
 def bucket_of(segment: Segment, total: int) -> int:
     """The bucket of a segment when `total` windows are new: its digest's place among the buckets.
 
     Neighbouring segments of a long recording, a bundle's worth of them, stay together.
     """
-    limit = bundle_windows(total)
-    buckets = max(1, math.ceil(total / (limit * FILL)))
-    name = f"{segment.recording_id}:{segment.first // limit}"
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") * buckets >> 64
+    name = f"{segment.recording_id}:{segment.first // bundle_windows(total)}"
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") * buckets(total) >> 64
 
 
 def pack(found: Iterable[Segment], total: int) -> Iterator[tuple[Segment, ...]]:

@@ -290,7 +290,7 @@ def survey(
 
 def weight(data: bytes) -> int:
     """Windows of a packed work."""
-    return Work.unpacked(data).segment.windows
+    return Work.segment_of(data).windows
 
 
 def bundles(works: Any, total: Any) -> Any:
@@ -304,7 +304,7 @@ def bundles(works: Any, total: Any) -> Any:
     """
     return (
         works
-        | "bucket" >> beam.Map(lambda data, total: (plan.bucket_of(Work.unpacked(data).segment, total), data), total)
+        | "bucket" >> beam.Map(lambda data, total: (plan.bucket_of(Work.segment_of(data), total), data), total)
         | "gather buckets" >> beam.GroupByKey()
         | "pack" >> beam.FlatMap(_pack, total)
     )

@@ -52,7 +52,7 @@ def test_buckets_are_filled_evenly(total: int) -> None:
     """No bucket gets more than its share by five standard deviations of chance."""
     found = [Segment(digest(i), 0, None, 1) for i in range(4000)]
     counts = Counter(plan.bucket_of(segment, total) for segment in found)
-    buckets = math.ceil(total / (plan.bundle_windows(total) * plan.FILL))
+    buckets = plan.buckets(total)
     assert 0 <= min(counts) <= max(counts) < buckets
     share = len(found) / buckets
     assert max(counts.values()) <= share + 5 * math.sqrt(share) + 5
