@@ -12,6 +12,7 @@ from keras import ops
 from model import augment, splits, texture, vae
 from model.errors import InputError
 from model.features import FeatureSpec, dequantise
+from model.paths import regular
 from model.records import RECORDING_ID, VALUES, WINDOW, DamagedShardError, Record, decode, read_framed
 
 # Windows that a shuffle holds: 128 MB at 128 x 128.
@@ -96,7 +97,7 @@ def statistics(shards: Shards, spec: FeatureSpec, split_of: Mapping[str, str]) -
     for shard, recordings in sorted(shards.items()):
         wanted = set(recordings)
         try:
-            with open(shard, "rb") as file:
+            with open(regular(shard), "rb") as file:
                 for data in read_framed(file):
                     record = decode(data, window_frames=spec.window_frames, n_mels=spec.n_mels)
                     split = split_of.get(record.recording_id)
@@ -208,7 +209,7 @@ def _training_records(shards: Shards, spec: FeatureSpec, split_of: Mapping[str, 
     """Records of the training split, shard by shard in the order of their names."""
     for shard, recordings in sorted(shards.items()):
         wanted = {name for name in recordings if split_of.get(name) == splits.TRAIN}
-        with open(shard, "rb") as file:
+        with open(regular(shard), "rb") as file:
             for data in read_framed(file):
                 record = decode(data, window_frames=spec.window_frames, n_mels=spec.n_mels)
                 if record.recording_id in wanted:

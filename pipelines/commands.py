@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from model.errors import HeldError, InputError, storage_errors
 from model.features import FeatureSpec
-from pipelines import ledger, table
+from pipelines import fragments, ledger, table
 from pipelines.judging import evaluate, promote
 from pipelines.lake import Lake, run_manifest
 from pipelines.lookup import find_model, models_dir
@@ -314,7 +314,7 @@ def run(
             raise
         # The model in use is no use, and how to put the new one in its place is said there.
         raise HeldError(held) from error
-    model = artifact.load(folder / encoded["model_id"])
+    model = artifact.find(folder, encoded["model_id"])
     judged, candidate = None, trained["model_id"] if trained else model.model_id
     # Also of a run that was killed before it came here.
     if not (folder / candidate / artifact.METRICS).exists():
@@ -363,7 +363,7 @@ def search(
     if not queries:
         results.append({"query": None, "hits": searcher.by_filter(str(where), k=k)})
     for query in queries:
-        if re.fullmatch(r"[0-9a-f]{64}", query) and dataset.count_rows(f"recording_id = '{query}'"):
+        if re.fullmatch(r"[0-9a-f]{64}", query) and dataset.count_rows(fragments.in_list("recording_id", [query])):
             hits = searcher.by_recording(query, k=k, where=where, by=by)
         else:
             hits = searcher.by_sound(load_query(query, model.spec), k=k, where=where, by=by)

@@ -236,7 +236,7 @@ def encode(lake: Lake, model: Any, *, under: tuple[str, str] | None = None, run:
                 )
         # Of older versions: another run may be on its way from this one, and finds out when it is done.
         for name in lake.names(Lake.staging(model.model_id)):
-            if int(name) < dataset.version:
+            if name.isdecimal() and int(name) < dataset.version:
                 lake.remove(f"{Lake.staging(model.model_id)}/{name}")
         encoded, written = (sum(piece[name] for piece in pieces) for name in ("encoded", "rows"))
         totals = {"encoded": encoded, "renamed": written - encoded, "stale_recordings": summary["stale"]}

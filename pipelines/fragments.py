@@ -5,18 +5,65 @@ driver makes all of it visible, if the dataset is still at the version that the 
 """
 
 import json
+import re
 from collections.abc import Iterable
 from typing import Any
 
 import pyarrow as pa
 
-from model.errors import storage_errors
+from model.errors import InputError, storage_errors
+from model.paths import no_links
 from pipelines.lake import Lake
+
+# What Lance calls its files.
+_FILE = re.compile(r"[0-9A-Za-z_-]+\.lance")
 
 
 def is_there(lake: Lake, name: str) -> bool:
     """Whether a dataset has a version: its folders alone may be what a killed first commit left."""
     return any(found.endswith(".manifest") for found in lake.names(f"{name}/_versions"))
+
+
+def opened(lake: Lake, name: str, version: int | None = None) -> Any:
+    """A dataset of the lake, at a version or the newest; None if it has none.
+
+    Raises
+    ------
+    InputError
+        If it has data outside its folder: Lance reads from wherever a version says.
+    """
+    import lance
+
+    if not is_there(lake, name):
+        return None
+    if lake.is_local:
+        no_links(lake.path(name))
+    found = lance.dataset(lake.path(name), version=version)
+    bases = [base.path for base in found.base_paths().values()]
+    if bases:
+        raise InputError(
+            f"{found.uri} has rows elsewhere ({bases[0][:200]}): none of a lake's datasets has; restore it"
+        )
+    return found
+
+
+def checked(text: str) -> Any:
+    """A fragment from its JSON, for `commit`: its files lie in the dataset's own folder, by names that Lance gives.
+
+    Raises
+    ------
+    InputError
+        If they do not, or this is no fragment.
+    """
+    from lance.fragment import FragmentMetadata
+
+    try:
+        files = json.loads(text)["files"]
+        if all(_FILE.fullmatch(file["path"]) and file.get("base_id") is None for file in files):
+            return FragmentMetadata.from_json(text)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{text[:200]!r} is no fragment of a Lance dataset: {error}") from error
+    raise InputError(f"a fragment names a file that is not in its dataset's folder: {text[:200]!r}")
 
 
 def of(uri: str, version: int, fragment: int) -> Any:
@@ -86,11 +133,15 @@ def commit(
         From `write`.
     dropped : iterable of (int, str or None)
         From `drop`.
+
+    Raises
+    ------
+    InputError
+        If a fragment has files elsewhere.
     """
     import lance
-    from lance.fragment import FragmentMetadata
 
-    new = [FragmentMetadata.from_json(text) for text in fragments]
+    new = [checked(text) for text in fragments]
     gone = list(dropped)
     operation: Any = lance.LanceOperation.Append(new)
     if not version:
@@ -98,7 +149,7 @@ def commit(
     elif gone:
         operation = lance.LanceOperation.Update(
             removed_fragment_ids=[number for number, text in gone if text is None],
-            updated_fragments=[FragmentMetadata.from_json(text) for _, text in gone if text is not None],
+            updated_fragments=[checked(text) for _, text in gone if text is not None],
             new_fragments=new,
         )
     with storage_errors(uri):

@@ -89,7 +89,7 @@ def _through_the_gate(
         from pipelines import gate
     by_force = f"soundlake promote {model.model_id} --force promotes it all the same"
     try:
-        current = artifact.load(model.directory.parent / there)
+        current = artifact.find(model.directory.parent, there)
         measures = gate.compare(lake, model, current, folds=folds)
     except InputError as error:
         if not force:

@@ -9,6 +9,7 @@ import functools
 import json
 import os
 import secrets
+import shutil
 import tempfile
 import time
 import traceback
@@ -19,6 +20,8 @@ from importlib import metadata
 from typing import IO, Any, BinaryIO
 
 from model.errors import InputError, TryLaterError, storage_errors
+from model.paths import checked_id, inside, regular
+from pipelines.secrecy import refuse_secrets, without_secrets
 
 FORMAT_VERSION = 1
 # What a lake holds at its root. ``lake.json``, too: another process may make the same lake at the same time.
@@ -60,7 +63,14 @@ class Lake:
 
     @classmethod
     def at(cls, root: str) -> "Lake":
-        """The lake at `root`; a relative path is made absolute, ``file://`` is taken off."""
+        """The lake at `root`; a relative path is made absolute, ``file://`` is taken off.
+
+        Raises
+        ------
+        InputError
+            If a URI holds a password.
+        """
+        refuse_secrets(root)
         if root.startswith("file://"):
             root = root.removeprefix("file://")
         return cls(root.rstrip("/") if "://" in root else os.path.abspath(root))
@@ -74,53 +84,83 @@ class Lake:
         """The full path or URI of a name in the lake."""
         return f"{self.root}/{name}"
 
+    def path(self, name: str) -> str:
+        """`uri` of a name that may come from a file of the lake: every access to the lake's files goes through here.
+
+        Raises
+        ------
+        InputError
+            If it leads out of the lake: by its parts, or by a link on the way.
+        """
+        return inside(self.root, name, on_disk=self.is_local)
+
     # Names. A new kind of thing in the lake gets its line here, and nowhere else.
 
     @staticmethod
     def spec(spec_id: str) -> str:
         """Folder of a spec's features."""
-        return f"features/{spec_id}"
+        return f"features/{checked_id(spec_id, 'spec')}"
 
     @staticmethod
     def shard(spec_id: str, bundle: str) -> str:
         """A bundle's TFRecord file."""
-        return f"features/{spec_id}/shards/{bundle}.tfrecord"
+        return f"{Lake.spec(spec_id)}/shards/{checked_id(bundle, 'bundle')}.tfrecord"
 
     @staticmethod
     def outcome(spec_id: str, bundle: str) -> str:
         """What became of a bundle's segments; its presence means that the bundle is done."""
-        return f"features/{spec_id}/outcomes/{bundle}.parquet"
+        return f"{Lake.spec(spec_id)}/outcomes/{checked_id(bundle, 'bundle')}.parquet"
+
+    @staticmethod
+    def ledger(spec_id: str) -> str:
+        """The ledger's Lance dataset."""
+        return f"{Lake.spec(spec_id)}/ledger.lance"
+
+    @staticmethod
+    def table(model_id: str) -> str:
+        """The Lance table of a model's embeddings."""
+        return f"tables/{checked_id(model_id, 'model')}.lance"
 
     def ledger_uri(self, spec_id: str) -> str:
-        """The ledger's Lance dataset."""
-        return self.uri(f"features/{spec_id}/ledger.lance")
+        """Where the ledger lies."""
+        return self.path(Lake.ledger(spec_id))
 
     def table_uri(self, model_id: str) -> str:
-        """The Lance table of a model's embeddings."""
-        return self.uri(f"tables/{model_id}.lance")
+        """Where a table lies."""
+        return self.path(Lake.table(model_id))
+
+    @staticmethod
+    def totals(model_id: str) -> str:
+        """What encode said of a table."""
+        return f"tables/{checked_id(model_id, 'model')}.json"
 
     @staticmethod
     def staging(model_id: str) -> str:
         """Folder of what encode has made for a table and not committed yet."""
-        return f"tables/{model_id}.staged"
+        return f"tables/{checked_id(model_id, 'model')}.staged"
 
     @staticmethod
     def staged(model_id: str, version: int, piece: str) -> str:
         """Says that a piece of work is done, on the way from a version of the table to the next."""
-        return f"{Lake.staging(model_id)}/{version}/{piece}.json"
+        return f"{Lake.staging(model_id)}/{version}/{checked_id(piece, 'piece')}.json"
 
     # Files.
 
     def read(self, name: str) -> bytes:
         """A whole small file; ``FileNotFoundError`` if there is none."""
+        if self.is_local:
+            with self.open(name) as file:
+                return file.read()
+        self.path(name)
         system, base = file_system(self.root)
         with system.open_input_stream(f"{base}/{name}") as file:
             return bytes(file.read())
 
     def open(self, name: str) -> BinaryIO:
         """A file to read from, seekable."""
+        path = self.path(name)
         if self.is_local:
-            return open(self.uri(name), "rb")
+            return open(regular(path), "rb")
         system, base = file_system(self.root)
         return system.open_input_file(f"{base}/{name}")
 
@@ -136,21 +176,20 @@ class Lake:
         Its `name` is a local path: another process may write it, too. If not `durable`, a power cut may undo it: for
         what nobody needs after one.
         """
-        with storage_errors(self.uri(name)):
+        target = self.path(name)
+        with storage_errors(target):
             if self.is_local:
-                target = self.uri(name)
                 folder = os.path.dirname(target)
                 os.makedirs(folder, exist_ok=True)
-                # Not a suffix of the name: a bundle's name may already be as long as names may be.
-                handle, part = tempfile.mkstemp(prefix=".part-", dir=folder)
+                # Not a suffix of the name: a bundle's name may already be as long as names may be. New, so that no link
+                # which somebody put there is followed; with the rights that the user's umask leaves.
+                part = f"{folder}/.part-{secrets.token_hex(8)}"
                 try:
-                    os.close(handle)
-                    with open(part, "w+b") as file:
+                    with open(part, "x+b") as file:
                         yield file
                         file.flush()
                         if durable:
                             os.fsync(file.fileno())
-                    os.chmod(part, 0o644)
                     os.replace(part, target)
                 except BaseException:
                     with contextlib.suppress(FileNotFoundError):
@@ -167,6 +206,11 @@ class Lake:
 
     def remove(self, folder: str) -> None:
         """Remove a folder and all in it, if it is there."""
+        path = self.path(folder)
+        if self.is_local:
+            with storage_errors(path), contextlib.suppress(FileNotFoundError):
+                shutil.rmtree(path)  # which follows no link
+            return
         from pyarrow import fs
 
         system, base = file_system(self.root)
@@ -176,6 +220,7 @@ class Lake:
 
     def exists(self, name: str) -> bool:
         """Whether a file or folder of this name is there."""
+        self.path(name)
         from pyarrow import fs
 
         system, base = file_system(self.root)
@@ -183,6 +228,7 @@ class Lake:
 
     def names(self, folder: str) -> list[str]:
         """Sorted base names in a folder, without those still being written; empty if there is no such folder."""
+        self.path(folder)
         from pyarrow import fs
 
         system, base = file_system(self.root)
@@ -200,10 +246,10 @@ class Lake:
             return
         import fcntl
 
-        path = self.uri(f"{name}.lock")
+        path = self.path(f"{name}.lock")
         with storage_errors(path):
             os.makedirs(os.path.dirname(path), exist_ok=True)
-            handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
+            handle = os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o666)
         try:
             with contextlib.suppress(OSError):
                 fcntl.flock(handle, fcntl.LOCK_EX)
@@ -289,7 +335,8 @@ def run_manifest(lake: Lake, command: str, settings: dict[str, Any]) -> Iterator
     started = datetime.now(UTC)
     clock = time.monotonic()
     run_id = f"{started:%Y%m%dT%H%M%SZ}-{command}-{secrets.token_hex(3)}"
-    run = Run(lake, run_id, {"run_id": run_id, "command": command, "settings": settings, "versions": versions()})
+    run = Run(lake, run_id, {"run_id": run_id, "command": command, "versions": versions()})
+    run.manifest["settings"] = without_secrets(settings)
     run.manifest |= {"started": started.isoformat(timespec="seconds"), "result": "failed"}
     try:
         yield run

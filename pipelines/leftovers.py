@@ -150,12 +150,13 @@ class Sweep:
 
     def _removed(self, one: Left) -> bool:
         """Remove a file or folder; False if another call was faster, or a run has written the file anew meanwhile."""
+        if one.is_folder:
+            self.lake.remove(one.name)
+            return True
+        self.lake.path(one.name)
         system, base = file_system(self.lake.root)
         path = f"{base}/{one.name}"
         with storage_errors(self.lake.uri(one.name)), contextlib.suppress(FileNotFoundError):
-            if one.is_folder:
-                system.delete_dir(path)
-                return True
             if _changed(system, path) == one.changed:
                 system.delete_file(path)
                 return True

@@ -70,7 +70,7 @@ def models_dir(lake: Lake) -> Path:
     """
     if not lake.is_local:
         raise InputError(f"models need a lake on a disk as yet, not {lake.root}: mount it, or copy its features")
-    return Path(lake.uri("models"))
+    return Path(lake.path("models"))
 
 
 def find_model(lake: Lake, model_id: str | None, spec: str | None = None) -> Any:
@@ -93,4 +93,4 @@ def find_model(lake: Lake, model_id: str | None, spec: str | None = None) -> Any
     elif model_id not in artifact.models(folder):
         known = ", ".join(artifact.models(folder)) or "none"
         raise InputError(f"the lake has no model {model_id!r}; it has: {known}")
-    return artifact.load(folder / model_id)
+    return artifact.find(folder, model_id)

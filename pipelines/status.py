@@ -4,6 +4,7 @@ from typing import Any
 
 from model.errors import InputError
 from model.features import PRESETS
+from model.paths import is_id
 from pipelines import ledger, table
 from pipelines.lake import Lake, manifests
 from pipelines.lookup import models_dir, spec_of_lake
@@ -26,7 +27,7 @@ def status(lake: Lake, *, spec: str | None = None) -> dict[str, Any]:
         folder = models_dir(lake)
         for model_id in artifact.models(folder):
             try:
-                model = artifact.load(folder / model_id)
+                model = artifact.find(folder, model_id)
             except InputError as error:
                 models[model_id] = {"unreadable": str(error)}
                 continue
@@ -40,8 +41,8 @@ def status(lake: Lake, *, spec: str | None = None) -> dict[str, Any]:
                 "report": str(model.directory / artifact.REPORT),
             }
     for name in lake.names("tables"):
-        if name.endswith(".lance"):
-            model_id = name.removesuffix(".lance")
+        model_id = name.removesuffix(".lance")
+        if name.endswith(".lance") and is_id(model_id):
             dataset = table.open_table(lake, model_id)
             if dataset is None or (spec is not None and model_id not in models):
                 continue

@@ -41,11 +41,7 @@ def schema(size: int) -> pa.Schema:
 
 def open_table(lake: Lake, model_id: str, version: int | None = None) -> Any:
     """The table as a Lance dataset, at a version or the newest; None if nothing was encoded yet."""
-    import lance
-
-    if not fragments.is_there(lake, f"tables/{model_id}.lance"):
-        return None
-    return lance.dataset(lake.table_uri(model_id), version=version)
+    return fragments.opened(lake, Lake.table(model_id), version)
 
 
 def need_table(lake: Lake, model_id: str) -> Any:
@@ -73,14 +69,14 @@ def create(lake: Lake, model_id: str, size: int) -> Any:
 def said(lake: Lake, model_id: str) -> dict[str, Any]:
     """What the last encode said of a table: its totals; empty if there was none."""
     try:
-        return dict(json.loads(lake.read(f"tables/{model_id}.json")))
-    except (FileNotFoundError, ValueError):
+        return dict(json.loads(lake.read(Lake.totals(model_id))))
+    except (FileNotFoundError, ValueError, TypeError):
         return {}
 
 
 def say(lake: Lake, model_id: str, totals: dict[str, Any]) -> None:
     """Keep what encode said of a table."""
-    lake.write(f"tables/{model_id}.json", json.dumps(totals, sort_keys=True).encode() + b"\n")
+    lake.write(Lake.totals(model_id), json.dumps(totals, sort_keys=True).encode() + b"\n")
 
 
 def rows_of(dataset: Any, column: str, values: Sequence[str], columns: list[str]) -> Iterator[pa.RecordBatch]:

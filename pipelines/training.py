@@ -45,7 +45,7 @@ def train(
 
     there = artifact.promoted(folder, found.spec_id)
     if if_missing and there is not None:
-        return _told(artifact.load(folder / there), trained=False, run_id=None)
+        return _told(artifact.find(folder, there), trained=False, run_id=None)
     dataset = ledger.open_ledger(lake, found.spec_id)
     grown: dict[str, Any] = {}
     if if_grown is not None:
@@ -66,7 +66,7 @@ def train(
         raise InputError(f"{place}: {said}" if place else said) from error
     with run_manifest(lake, "train", {"spec_id": found.spec_id, **resolved.model_dump()}) as run:
         result = train_model(
-            {lake.uri(Lake.shard(found.spec_id, bundle)): recordings for bundle, recordings in bundles.items()},
+            {lake.path(Lake.shard(found.spec_id, bundle)): recordings for bundle, recordings in bundles.items()},
             found,
             groups=groups,
             models_dir=folder,
@@ -107,6 +107,6 @@ def _trained_most(folder: Path, spec_id: str) -> Any:
     found = []
     for model_id in artifact.models(folder):
         with contextlib.suppress(InputError):
-            found.append(artifact.load(folder / model_id))
+            found.append(artifact.find(folder, model_id))
     of_spec = [model for model in found if model.spec.spec_id == spec_id]
     return max(of_spec, key=lambda model: (_seen(model), model.model_id), default=None)
