@@ -28,7 +28,7 @@ def checked_id(text: str, what: str) -> str:
         If it is no id; `what` says of what it should be one.
     """
     if not is_id(text):
-        raise InputError(f"{str(text)[:80]!r} is no id of a {what}: whoever wrote that into the lake, do not use it")
+        raise InputError(f"{str(text)[:80]!r} is no id of a {what}: somebody has changed the lake, do not trust it")
     return text
 
 

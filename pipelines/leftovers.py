@@ -7,6 +7,7 @@ from typing import Any
 
 from model import artifact
 from model.errors import storage_errors
+from model.paths import is_id
 from pipelines.lake import Lake, file_system
 
 # Files half written, folders of runs and of what encode had not committed, and the two files of a bundle.
@@ -123,7 +124,7 @@ def bundles(lake: Lake, spec_id: str, before: float) -> dict[str, dict[str, Left
     for kind, name_of in ((OUTCOMES, Lake.outcome), (SHARDS, Lake.shard)):
         for file in _below(lake, f"{Lake.spec(spec_id)}/{kind}", recursive=False):
             bundle = file.base_name.partition(".")[0]
-            if not file.is_folder and file.name == name_of(spec_id, bundle):
+            if is_id(bundle) and not file.is_folder and file.name == name_of(spec_id, bundle):
                 found.setdefault(bundle, {})[kind] = file
     return {bundle: files for bundle, files in found.items() if all(file.changed < before for file in files.values())}
 
