@@ -1,4 +1,4 @@
-"""Filters: a value is itself, whatever is in it; an expression of the user reads this table's rows, and nothing else."""
+"""Filters: a value is itself, whatever is in it; an expression of the user reads rows of this table, no other thing."""
 
 from pathlib import Path
 
@@ -34,8 +34,7 @@ ODD = [
     "{}",
     " OR ",
     "é",
-    "é",
-    "x",
+    "e\u0301",
 ]
 TEXTS = st.lists(st.sampled_from(ODD), max_size=6).map("".join) | st.text(st.characters(exclude_categories=["Cs"]))
 
@@ -98,8 +97,5 @@ def test_no_function_of_a_filter_knows_of_files_or_of_this_process(made: Made) -
     names += "load_extension fts3_tokenizer version current_user user database input_file_name"
     for name in names.split():
         for arguments in ("", "'/etc/passwd'"):
-            with pytest.raises(InputError):
-                try:
-                    dataset.to_table(filter=f"{name}({arguments}) IS NOT NULL", columns=["id"])
-                except (ValueError, OSError) as error:
-                    raise table.filter_error(dataset, name, error) from error
+            with pytest.raises((ValueError, OSError)):
+                dataset.to_table(filter=f"{name}({arguments}) IS NOT NULL", columns=["id"])
