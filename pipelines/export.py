@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from model.artifact import pooled_width
 from model.errors import InputError
-from pipelines.table import filter_error
+from pipelines.table import filter_error, whole
 
 log = logging.getLogger(__name__)
 
@@ -133,7 +133,7 @@ def export(
     kind = os.path.splitext(target)[1].lower()
     if kind not in (".parquet", ".csv", ".npz"):
         raise InputError(f"cannot export to {target}: the name must end in .parquet, .csv or .npz")
-    rows = (recordings if by == "recordings" else windows)(dataset, where=where)
+    rows = (recordings if by == "recordings" else windows)(dataset, where=whole(where))
     part = f"{target}.part"
     try:
         _remove(part)

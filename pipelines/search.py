@@ -229,7 +229,7 @@ class Searcher:
         """The first `k` recordings with a row that passes a filter, in order of uri."""
         found: dict[str, dict[str, Any]] = {}
         try:
-            batches = self.dataset.to_batches(columns=COLUMNS, filter=where)
+            batches = self.dataset.to_batches(columns=COLUMNS, filter=table.whole(where))
             for batch in batches:
                 for row in batch.to_pylist():
                     known = found.setdefault(row["recording_id"], row)
@@ -292,7 +292,7 @@ class Searcher:
             rank, before, others = len(found), len(out), where
             if out:
                 others = f"NOT {fragments.in_list('recording_id', sorted(out))}"
-                others = others if where is None else f"({where}) AND {others}"
+                others = others if where is None else f"{others} AND {table.whole(where)}"
             for vector, shift in asked:
                 rows = table.nearest(self.dataset, vector, k=wanted, where=others, columns=COLUMNS)
                 _keep_nearest(found, rows, shift, rank)

