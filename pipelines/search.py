@@ -289,10 +289,11 @@ class Searcher:
         found: dict[str, dict[str, Any]] = {}
         out = set(without)
         while True:
-            rank, before, others = len(found), len(out), where
+            given = table.whole(where)
+            rank, before, others = len(found), len(out), given
             if out:
                 others = f"NOT {fragments.in_list('recording_id', sorted(out))}"
-                others = others if where is None else f"{others} AND {table.whole(where)}"
+                others = others if given is None else f"{others} AND {given}"
             for vector, shift in asked:
                 rows = table.nearest(self.dataset, vector, k=wanted, where=others, columns=COLUMNS)
                 _keep_nearest(found, rows, shift, rank)

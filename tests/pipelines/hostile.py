@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from model.features import PRESETS
+from pipelines import options
 from pipelines.program import main
 from tests.conftest import Made
 
@@ -17,7 +18,10 @@ NASTY = "a\x1b[31mred\x1b]0;title\x07\r\nsoundlake: all is well \u202efdp"
 
 def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
     capsys.readouterr()
+    # Another call was another process.
+    options._verbose = False
     code = main(list(arguments))
+    options._verbose = False
     out, err = capsys.readouterr()
     return code, out, err
 
