@@ -11,8 +11,8 @@ import fcntl
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -64,16 +64,16 @@ def write_text(path: Path, text: str) -> None:
         As `model.errors.storage_errors` does.
     """
     with storage_errors(path):
-        handle, part = tempfile.mkstemp(prefix=".part-", dir=path.parent)
+        # New, so that no link is followed; with the rights that the user's umask leaves.
+        part = path.parent / f".part-{secrets.token_hex(8)}"
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
+            with open(part, "x", encoding="utf-8") as file:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(part, 0o644)
             os.replace(part, path)
         except BaseException:
-            os.unlink(part)
+            part.unlink(missing_ok=True)
             raise
 
 

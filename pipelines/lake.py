@@ -363,5 +363,6 @@ def manifests(lake: Lake, *commands: str) -> Iterator[dict[str, Any]]:
             found = json.loads(lake.read(f"runs/{name}"))
         except (OSError, ValueError):
             continue
-        if found.get("result") == "done":
+        parts = [found, *(found.get(key) for key in ("settings", "counts"))] if isinstance(found, dict) else [None]
+        if all(isinstance(part, dict) for part in parts) and found.get("result") == "done":
             yield found

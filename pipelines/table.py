@@ -140,7 +140,7 @@ def filter_error(dataset: Any, where: str | None, error: Exception) -> Exception
     """`InputError` for a filter that the table does not understand; the error itself if there was no filter."""
     if where is None:
         return error
-    said = str(error).split("\n")[0].split(", /")[0].split(", rust/")[0]
+    said = str(error).replace("\n)", ")").split("\n")[0].split(", /")[0].split(", rust/")[0]
     names = ", ".join(name for name in dataset.schema.names if name not in ("embedding", "bundle", "record_offset"))
     return InputError(f"cannot use the filter {where!r}: {said}. Columns: {names}")
 

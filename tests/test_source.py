@@ -113,6 +113,7 @@ PATTERNS = {
 # What looks like one and is none: file, a part of the match, why.
 EXCEPTIONS = {
     ("infra/airflow/values.yaml", "USER:PASSWORD"): "says in capitals what is to be filled in",
+    ("tests/dags/test_settings.py", "me:hidden"): "settings that must be refused",
     ("tests/pipelines/test_secrecy.py", "canary-"): "canaries: the test looks for them in what is written",
 }
 
@@ -179,6 +180,13 @@ def test_no_tracked_file_is_one_of_secrets() -> None:
                 counts = Counter(word)
                 entropy = -sum(n / len(word) * math.log2(n / len(word)) for n in counts.values())
                 assert entropy < 4.3, (path, word)
+
+
+@pytest.mark.parametrize("name", [".env", "infra/airflow/.env"])
+def test_git_is_told_to_leave_out(name: str) -> None:
+    """What infra/airflow/new-env.sh makes."""
+    tracked()
+    assert subprocess.run(["git", "check-ignore", "--quiet", name], cwd=ROOT, check=False).returncode == 0
 
 
 DOCKERFILES = sorted(path for path in (ROOT / "infra").rglob("*Dockerfile*") if not path.name.endswith(".dockerignore"))
