@@ -77,14 +77,16 @@ def test_the_lake_may_be_a_link(made: Made, tmp_path: Path, capsys: pytest.Captu
 def test_maintain_and_encode_sweep_nothing_outside(
     made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A folder of a dead run, or of what encode is done with, may be a link to somebody's home."""
+    """A folder of a dead run, or of what encode is done with, may lie in somebody's home, or be it."""
     home = tmp_path / "home"
     (home / "letters").mkdir(parents=True)
     for name in ("will.txt", "letters/.part-of-a-novel"):
         (home / name).write_text("mine")
         os.utime(home / name, (1, 1))
     for place in (
+        "runs",
         "runs/20200101T000000Z-extract-aaaaaa",
+        f"tables/{model_of(made)}.staged",
         f"tables/{model_of(made)}.staged/0",
         f"tables/{'0' * 16}.staged/0",
         "models/0123456789abcdef",
@@ -93,6 +95,7 @@ def test_maintain_and_encode_sweep_nothing_outside(
         lake = made.copy(tmp_path)
         link = Path(lake.root, place)
         link.parent.mkdir(exist_ok=True)
+        shutil.rmtree(link, ignore_errors=True)
         link.symlink_to(home)
         refused(capsys, "is a link", "maintain", "--lake", lake.root, "--grace", "0")
         with pytest.raises(InputError, match="is a link"):
