@@ -11,8 +11,8 @@ import fcntl
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,10 +22,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import ValidationError
 
 from model.errors import InputError, TryLaterError, storage_errors
 from model.features import FeatureSpec
+from model.paths import checked_id, inside, is_id, no_links, regular
 
 FORMAT_VERSION = 3
 MANIFEST, WEIGHTS, ENCODER, DECODER, REPORT = (
@@ -35,6 +35,8 @@ MANIFEST, WEIGHTS, ENCODER, DECODER, REPORT = (
     "decoder.onnx",
     "report.html",
 )
+# What model.json tells the digests of: all that is ever loaded.
+VERIFIED = {WEIGHTS, ENCODER, DECODER}
 # What evaluate found.
 METRICS = "metrics.json"
 # What was found whenever the model was to be promoted, and whether it was.
@@ -62,16 +64,16 @@ def write_text(path: Path, text: str) -> None:
         As `model.errors.storage_errors` does.
     """
     with storage_errors(path):
-        handle, part = tempfile.mkstemp(prefix=".part-", dir=path.parent)
+        # New, so that no link is followed; with the rights that the user's umask leaves.
+        part = path.parent / f".part-{secrets.token_hex(8)}"
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
+            with open(part, "x", encoding="utf-8") as file:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(part, 0o644)
             os.replace(part, path)
         except BaseException:
-            os.unlink(part)
+            part.unlink(missing_ok=True)
             raise
 
 
@@ -82,16 +84,31 @@ def model_id(identity: Mapping[str, Any]) -> str:
 
 
 def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
+    with open(regular(path), "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _text(path: str | Path) -> str:
+    return Path(regular(path)).read_text(encoding="utf-8")
 
 
 @dataclass(frozen=True)
 class _Session:
-    """An ONNX Runtime session with one input; picklable sessions there are none, so each process opens its own."""
+    """An ONNX Runtime session with one input; picklable sessions there are none, so each process opens its own.
+
+    Attributes
+    ----------
+    path : Path
+    threads : int
+    digest : str or None
+        SHA-256 that the file must have; None for one that was written just now.
+    gpu : bool
+        Whether it runs on a GPU, or not at all.
+    """
 
     path: Path
     threads: int
+    digest: str | None = None
     gpu: bool = False
 
     @cached_property
@@ -100,10 +117,19 @@ class _Session:
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = self.threads
-        options.log_severity_level = 3
+        # What goes wrong comes as an exception.
+        options.log_severity_level = 4
+        # The bytes that were verified, not the file: and so no other files that it may name.
+        data = self.path.read_bytes()
+        if self.digest not in (None, hashlib.sha256(data).hexdigest()):
+            raise _other_file(self.path)
         wanted = "CUDAExecutionProvider" if self.gpu else "CPUExecutionProvider"
         there = [wanted] if wanted in onnxruntime.get_available_providers() else None
-        session = onnxruntime.InferenceSession(str(self.path), options, providers=there)
+        try:
+            session = onnxruntime.InferenceSession(data, options, providers=there)
+        except Exception as error:
+            said = str(error).split("\n")[0][:200]
+            raise InputError(f"ONNX Runtime cannot use {self.path}: {said}; train again, or restore it") from error
         # It falls back to the CPU by itself, and the GPU would be paid for.
         if wanted not in session.get_providers():
             raise InputError(
@@ -201,11 +227,11 @@ class Model:
     def encoder(self, *, threads: int = 1, gpu: bool = False) -> Encoder:
         """The encoder; one thread, since workers come many to a machine. On a GPU, its first use raises `InputError`
         if there is none."""
-        return Encoder(self.directory / ENCODER, threads, gpu)
+        return Encoder(self.directory / ENCODER, threads, self.manifest["files"][ENCODER], gpu)
 
     def decoder(self, *, threads: int = 1, gpu: bool = False) -> Decoder:
         """The decoder."""
-        return Decoder(self.directory / DECODER, threads, gpu)
+        return Decoder(self.directory / DECODER, threads, self.manifest["files"][DECODER], gpu)
 
     @property
     def embedding_dim(self) -> int:
@@ -238,35 +264,63 @@ def load(directory: str | Path, *, files: bool = True) -> Model:
     Raises
     ------
     InputError
-        If there is no finished model, or a file is not what model.json says.
+        If there is no finished model, a file is not what model.json says, or something in the folder is a link.
     """
     directory = Path(directory)
+    no_links(directory)
     try:
-        manifest = json.loads((directory / MANIFEST).read_text())
+        manifest = json.loads(_text(directory / MANIFEST))
         if manifest["format_version"] != FORMAT_VERSION:
             raise InputError(
                 f"{directory} has model format {manifest['format_version']}, this soundlake reads {FORMAT_VERSION}: "
                 "train again, and promote that with --force"
             )
-        for name, digest in manifest["files"].items() if files else ():
-            if Path(name).name != name:
-                raise InputError(f"{directory / MANIFEST} names a file outside its folder: {name!r}")
+        if manifest["model_id"] != directory.name:
+            raise InputError(
+                f"{directory / MANIFEST} is of another model, {str(manifest['model_id'])[:80]!r}: restore it"
+            )
+        digests = manifest["files"]
+        if digests.keys() != VERIFIED:
+            other = sorted(digests.keys() ^ VERIFIED)[0]
+            raise InputError(f"{directory / MANIFEST} names other files than a model has, or not all: {other[:80]!r}")
+        for name, digest in digests.items() if files else ():
             if _digest(directory / name) != digest:
-                raise InputError(f"{directory / name} is not the file that was trained: train again, or restore it")
+                raise _other_file(directory / name)
+        spec = FeatureSpec.model_validate(manifest["spec"])
+        mean, std = (np.asarray(manifest["normalisation"][name], np.float32) for name in ("mean", "std"))
+        if not (mean.shape == std.shape == (spec.n_mels,) and np.isfinite(mean).all() and (std > 0).all()):
+            raise ValueError(f"normalisation is not of {spec.n_mels} mel bands")
         return Model(
             directory=directory,
             model_id=manifest["model_id"],
-            spec=FeatureSpec.model_validate(manifest["spec"]),
+            spec=spec,
             settings=manifest["settings"],
             metrics=manifest["metrics"],
             manifest=manifest,
-            mean=np.asarray(manifest["normalisation"]["mean"], np.float32),
-            std=np.asarray(manifest["normalisation"]["std"], np.float32),
+            mean=mean,
+            std=std,
         )
+    except InputError:
+        raise
     except FileNotFoundError as error:
         raise InputError(f"no finished model in {directory}: {Path(error.filename or '').name} is missing") from error
-    except (KeyError, TypeError, ValidationError, json.JSONDecodeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise InputError(f"{directory / MANIFEST} is damaged: {error}") from error
+
+
+def find(models_dir: str | Path, model_id: str, *, files: bool = True) -> Model:
+    """`load` a model by its id, which a file of the lake may have told.
+
+    Raises
+    ------
+    InputError
+        As `load` does, and if that is no id.
+    """
+    return load(inside(str(models_dir), checked_id(model_id, "model")), files=files)
+
+
+def _other_file(path: Path) -> InputError:
+    return InputError(f"{path} is not the file that was trained: train again, or restore it")
 
 
 def export(vae: Any, directory: Path, *, mean: Array, std: Array, examples: Array) -> float:
@@ -334,7 +388,9 @@ def being_made(directory: Path) -> Iterator[None]:
         If another process is at it.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    with open(directory / "lock", "w") as file:
+    # What is written from here on would go through one.
+    no_links(directory)
+    with open(directory / "lock", "a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -355,23 +411,38 @@ def is_finished(directory: Path) -> bool:
 
 def models(models_dir: str | Path) -> list[str]:
     """Ids of the finished models, sorted."""
-    return sorted(path.parent.name for path in Path(models_dir).glob(f"*/{MANIFEST}"))
+    return sorted(path.parent.name for path in Path(models_dir).glob(f"*/{MANIFEST}") if is_id(path.parent.name))
+
+
+def current_of(data: bytes, where: str) -> dict[str, Any]:
+    """What a current.json says.
+
+    Raises
+    ------
+    InputError
+        If it is damaged.
+    """
+    try:
+        found = json.loads(data)
+        if not (isinstance(found["history"], list) and all(map(is_id, found["promoted"].values()))):
+            raise ValueError("it names what is no model")
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"{where} is damaged: {error}; delete it and promote a model again") from error
+    return dict(found)
 
 
 def _current(models_dir: str | Path) -> dict[str, Any]:
-    path = Path(models_dir) / "current.json"
+    path = inside(str(models_dir), "current.json")
     try:
-        found = json.loads(path.read_text())
+        return current_of(Path(regular(path)).read_bytes(), path)
     except FileNotFoundError:
         return nothing_promoted()
-    except ValueError as error:
-        raise InputError(f"{path} is damaged: {error}; delete it and promote a model again") from error
-    return dict(found)
 
 
 def promoted(models_dir: str | Path, spec_id: str) -> str | None:
     """The promoted model of a spec, or None."""
-    return _current(models_dir)["promoted"].get(spec_id)
+    found: str | None = _current(models_dir)["promoted"].get(spec_id)
+    return found
 
 
 def promote(models_dir: str | Path, model: Model, *, reason: str) -> None:
@@ -401,7 +472,7 @@ def log_promotion(model: Model, entry: Mapping[str, Any]) -> None:
     """
     path = model.directory / PROMOTIONS
     try:
-        before = json.loads(path.read_text()) if path.exists() else []
+        before = json.loads(_text(path)) if path.exists() else []
     except ValueError as error:
         raise InputError(f"{path} is damaged: {error}; delete it and promote again") from error
     write_json(path, [*before, {**entry, "at": _now()}])

@@ -18,6 +18,7 @@ from model import splits
 from model.errors import InputError
 from model.features import FeatureSpec
 from model.hosts import Hosts
+from model.paths import regular
 from model.records import DamagedShardError, Record, decode, read_framed
 
 # Local paths of shards, and the recording_ids that are to be read from each: a shard may hold more.
@@ -56,7 +57,7 @@ class Places:
 
     @cached_property
     def _open(self) -> Any:
-        return lru_cache(_OPEN)(lambda shard: open(self.shards[shard], "rb", buffering=0))
+        return lru_cache(_OPEN)(lambda shard: open(regular(self.shards[shard]), "rb", buffering=0))
 
     def read(
         self, numbers: npt.NDArray[np.int64], frames: npt.NDArray[np.int32] | None = None
@@ -133,7 +134,7 @@ def find(shards: Shards, spec: FeatureSpec, split_of: Mapping[str, str], *, here
 
 def _of_shard(shard: str, wanted: set[str], spec: FeatureSpec, split_of: Mapping[str, str]) -> npt.NDArray[Any]:
     try:
-        with open(shard, "rb") as file:
+        with open(regular(shard), "rb") as file:
             return np.fromiter(_walked(read_framed(file), wanted, spec, split_of), _PLACE)
     except (DamagedShardError, OSError) as error:
         raise InputError(

@@ -15,6 +15,9 @@ import numpy.typing as npt
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
+# Of a record: the largest window that a spec allows has 16 MiB. A length has a checksum, and may be a lie all the same.
+MOST_BYTES = 32 << 20
+
 # Feature names.
 RECORDING_ID, VALID_FRAMES, VALUES, WINDOW = "recording_id", "valid_frames", "values", "window"
 
@@ -92,12 +95,15 @@ def decode(data: bytes, *, window_frames: int, n_mels: int) -> Record:
     """
     try:
         feature = _example().FromString(data).features.feature
-        return Record(
+        record = Record(
             recording_id=feature[RECORDING_ID].bytes_list.value[0].decode(),
             window=feature[WINDOW].int64_list.value[0],
             valid_frames=feature[VALID_FRAMES].int64_list.value[0],
             values=np.frombuffer(feature[VALUES].bytes_list.value[0], "<u2").reshape(window_frames, n_mels),
         )
+        if not (0 <= record.window < 2**31 and 1 <= record.valid_frames <= window_frames):
+            raise ValueError(f"window {record.window}, {record.valid_frames} valid frames")
+        return record
     except (DecodeError, IndexError, ValueError) as error:
         raise DamagedShardError(f"not a record of {window_frames} x {n_mels} values: {error!r}") from error
 
@@ -128,6 +134,8 @@ def read_framed(file: BinaryIO) -> Iterator[bytes]:
         if len(header) < 12 or struct.unpack("<I", header[8:])[0] != _masked_crc(header[:8]):
             raise DamagedShardError(f"record {number}: its length is damaged")
         size = struct.unpack("<Q", header[:8])[0]
+        if size > MOST_BYTES:
+            raise DamagedShardError(f"record {number}: it claims {size} bytes, more than any window has")
         data, footer = file.read(size), file.read(4)
         if len(data) < size or len(footer) < 4 or struct.unpack("<I", footer)[0] != _masked_crc(data):
             raise DamagedShardError(f"record {number}: its checksum is wrong or it is cut short")

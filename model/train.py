@@ -311,6 +311,21 @@ def _metrics(
     }
 
 
+def _own_checkpoints(folder: Path) -> str:
+    """The folder, for TensorFlow, which reads checkpoints, and deletes the oldest, wherever a text file in it says.
+
+    Raises
+    ------
+    InputError
+        If that names one outside.
+    """
+    found = tf.train.get_checkpoint_state(str(folder))
+    for path in [] if found is None else [found.model_checkpoint_path, *found.all_model_checkpoint_paths]:
+        if os.path.dirname(os.path.abspath(path)) != os.path.abspath(folder):
+            raise InputError(f"{folder / 'checkpoint'} names a checkpoint elsewhere ({path[:200]}): delete the folder")
+    return str(folder)
+
+
 class _Loop:
     """Steps, validations, checkpoints and the state that a resumed run needs of them."""
 
@@ -330,13 +345,13 @@ class _Loop:
         self._state = tf.Variable("", dtype=tf.string)
         with trainer.strategy.scope():
             kept = tf.train.Checkpoint(model=trainer.model, optimizer=trainer.optimizer, state=self._state)
-        folder = str(directory / "checkpoints")
-        self._newest = tf.train.CheckpointManager(kept, folder, max_to_keep=2, checkpoint_name="step")
+        newest, best = (_own_checkpoints(directory / name) for name in ("checkpoints", "checkpoints/best"))
+        self._newest = tf.train.CheckpointManager(kept, newest, max_to_keep=2, checkpoint_name="step")
         # Model and optimizer both: weights alone would leave a resumed run with a restore that warns.
-        self._best = tf.train.CheckpointManager(kept, folder + "/best", max_to_keep=1, checkpoint_name="best")
-        newest = self._newest.latest_checkpoint if here.is_chief else None
-        if newest:
-            kept.restore(newest).assert_existing_objects_matched()
+        self._best = tf.train.CheckpointManager(kept, best, max_to_keep=1, checkpoint_name="best")
+        there = self._newest.latest_checkpoint if here.is_chief else None
+        if there:
+            kept.restore(there).assert_existing_objects_matched()
         # What the chief starts from all start from, be it a checkpoint or not.
         self._share()
         if state := json.loads(here.from_chief(self._state.numpy()) or "{}"):

@@ -13,6 +13,7 @@ import re
 import stat
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
+from io import BufferedReader
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -113,7 +114,7 @@ _OS_REASONS = {errno.ENOENT: "missing", errno.ENOTDIR: "missing", errno.ELOOP: "
 _OS_REASONS |= {errno.EACCES: "no-permission", errno.EPERM: "no-permission"}
 
 
-def _open(path: str | os.PathLike[str], stage: str) -> BinaryIO:
+def opened(path: str | os.PathLike[str], stage: str) -> BufferedReader:
     """Open a regular, non-empty file, or raise `Rejected`."""
     try:
         # Before opening: to open a FIFO waits for ever, and a device never ends.
@@ -229,7 +230,7 @@ def probe(path: str | os.PathLike[str]) -> Probe:
         Format, native rate in Hz, channels, claimed length in frames, and which reader takes it. Whatever is wrong is
         raised as `Rejected` with stage ``'probe'``.
     """
-    with _open(path, "probe") as file:
+    with opened(path, "probe") as file:
         found = _probe_soundfile(file, os.fstat(file.fileno()).st_size) or _probe_pyav(file)
     if not RATE_RANGE[0] <= found.sample_rate <= RATE_RANGE[1]:
         raise Rejected("probe", "unsupported-rate", detail=f"{found.sample_rate} Hz")
@@ -362,7 +363,7 @@ def mono_blocks(
         return
     end = start if probe.seekable else 0
     integers = probe.reader == "soundfile" and probe.codec.startswith("PCM_")
-    with _open(path, "decode") as file:
+    with opened(path, "decode") as file:
         blocks = (_soundfile_blocks if probe.reader == "soundfile" else _pyav_blocks)(file, probe, start, stop)
         with contextlib.closing(blocks):
             while True:

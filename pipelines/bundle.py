@@ -58,7 +58,7 @@ def read_outcomes(lake: Lake, spec_id: str, bundle: str) -> list[Row] | None:
     try:
         data = lake.read(Lake.outcome(spec_id, bundle))
         rows = parquet.read_table(io.BytesIO(data), schema=OUTCOMES).to_pylist()
-    except (FileNotFoundError, pa.ArrowInvalid, OSError):
+    except (pa.ArrowException, OSError):
         return None
     return [row | {"bundle": bundle} for row in rows]
 

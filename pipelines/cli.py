@@ -40,7 +40,7 @@ from pipelines.options import (
     Workers,
     Xla,
 )
-from pipelines.terminal import lake_at, out, say
+from pipelines.terminal import lake_at, out, say, tell
 
 app = typer.Typer(
     name="soundlake",
@@ -85,7 +85,7 @@ def run_command(
     if as_json:
         out(result)
     else:
-        messages.run(result, print)
+        messages.run(result, tell)
     if result["held"] is not None:
         raise HeldError(result["held"])
 
@@ -124,7 +124,7 @@ def plan_command(
     if as_json:
         out(result)
     else:
-        messages.plan(result, print)
+        messages.plan(result, tell)
 
 
 @app.command(
@@ -172,17 +172,17 @@ def extract_command(
     if as_json:
         out(result | {"ledger": summary}, where)
     else:
-        print(messages.files(result))
+        tell(messages.files(result))
         if summary is not None:
-            print(
+            tell(
                 f"ledger: {summary['listed']} files = {summary['done']} done + {summary['rejected']} rejected; "
                 f"{summary['hours']:.2f} hours, {summary['windows']} windows in {summary['shards']} shards, "
                 f"{summary['silent_windows']} silent windows left out"
             )
-            messages.other_length(summary, print)
-            messages.rejects(summary, print)
+            messages.other_length(summary, tell)
+            messages.rejects(summary, tell)
         if repair:
-            messages.repaired(result["repair"], found.spec_id, print)
+            messages.repaired(result["repair"], found.spec_id, tell)
     if max_rejects is not None and summary is not None and summary["rejected"] > max_rejects:
         say(f"soundlake: {summary['rejected']} rejects are more than --max-rejects {max_rejects}")
         raise typer.Exit(4)
@@ -204,7 +204,7 @@ def partitions_command(
         out(result)
         return
     for name in result["partitions"]:
-        print(f"{name} (gone)" if name in result["gone"] else name)
+        tell(f"{name} (gone)" if name in result["gone"] else name)
 
 
 @app.command("train", epilog="Example: soundlake train --lake ~/lake --steps 3000")
@@ -264,7 +264,7 @@ def train_command(
     if as_json:
         out(result, lake_at(lake))
         return
-    messages.trained(result, lake, print)
+    messages.trained(result, lake, tell)
 
 
 @app.command("promote", epilog="Example: soundlake promote 3f2a9c1b7d604e85 --lake ~/lake")
@@ -288,7 +288,7 @@ def promote_command(
     if as_json:
         out(result, lake_at(lake))
     else:
-        messages.promoted(result, print)
+        messages.promoted(result, tell)
 
 
 @app.command("encode", context_settings=BEAM, epilog="Example: soundlake encode --lake ~/lake")
@@ -323,7 +323,7 @@ def encode_command(
     did = f"{result['encoded']} windows encoded" if result["encoded"] else "nothing to do"
     gone = f", rows of {result['stale_recordings']} recordings replaced or gone" if result["stale_recordings"] else ""
     search = f", search is {result['index']['kind']}" if result["index"] else ""
-    print(f"{did}{gone}; the table holds {result['rows']} windows{search}")
+    tell(f"{did}{gone}; the table holds {result['rows']} windows{search}")
 
 
 @app.command("evaluate", epilog="Example: soundlake evaluate --lake ~/lake")
@@ -342,7 +342,7 @@ def evaluate_command(
     if as_json:
         out(result, lake_at(lake))
     else:
-        messages.evaluation(result, print)
+        messages.evaluation(result, tell)
 
 
 @app.command("status", epilog="Example: soundlake status --lake ~/lake")
@@ -360,7 +360,7 @@ def status_command(
     if as_json:
         out(result)
         return
-    messages.status(result, print)
+    messages.status(result, tell)
 
 
 # Registered here, so that --help lists commands in the order of their use.
@@ -386,4 +386,4 @@ def synth_command(
     if as_json:
         out({"folder": folder, "files": files})
     else:
-        print(f"{files} files in {folder}")
+        tell(f"{files} files in {folder}")

@@ -6,7 +6,7 @@ import typer
 
 from model.errors import HeldError, InputError
 from pipelines.options import Json, LakeAt, ModelId, SpecToRead, Verbose
-from pipelines.terminal import lake_at, out, say
+from pipelines.terminal import lake_at, out, say, tell
 
 
 def search(
@@ -46,7 +46,7 @@ def search(
         found = [{"query": one["query"], "hits": hits_as_json(one["hits"])} for one in result["results"]]
         out({"model_id": result["model_id"], "results": found})
         return
-    messages.hits(result["results"], print, filtered=where is not None)
+    messages.hits(result["results"], tell, filtered=where is not None)
 
 
 def export(
@@ -69,7 +69,7 @@ def export(
     if as_json:
         out(result)
     else:
-        print(f"{result['rows']} {result['by']} written to {result['file']}")
+        tell(f"{result['rows']} {result['by']} written to {result['file']}")
 
 
 def maintain(
@@ -96,6 +96,6 @@ def maintain(
     if as_json:
         out(result, where)
     else:
-        maintained(result, print)
+        maintained(result, tell)
     if held is not None:
         raise held

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from model.errors import HeldError, InputError
 from model.features import FeatureSpec
-from pipelines import ledger, models, table
+from pipelines import fragments, ledger, models, table
 from pipelines.judging import evaluate, promote
 from pipelines.lake import Lake, run_manifest
 from pipelines.lookup import find_model
@@ -371,7 +371,7 @@ def search(
     if not queries:
         results.append({"query": None, "hits": searcher.by_filter(str(where), k=k)})
     for query in queries:
-        if re.fullmatch(r"[0-9a-f]{64}", query) and dataset.count_rows(f"recording_id = '{query}'"):
+        if re.fullmatch(r"[0-9a-f]{64}", query) and dataset.count_rows(fragments.in_list("recording_id", [query])):
             hits = searcher.by_recording(query, k=k, where=where, by=by)
         else:
             hits = searcher.by_sound(load_query(query, model.spec), k=k, where=where, by=by)

@@ -16,6 +16,7 @@ from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from model.errors import InputError, storage_errors
 from pipelines import store
+from pipelines.secrecy import refuse_secrets
 from pipelines.store import Store
 
 # Left out by name: what lies beside audio and never is. All else is listed, and the decoder judges by content.
@@ -103,8 +104,9 @@ def corpus_root(audio: str) -> str:
     Raises
     ------
     InputError
-        If there is no such folder.
+        If there is no such folder, or a URI holds a password.
     """
+    refuse_secrets(audio)
     if audio.startswith("file://"):
         audio = os.fsdecode(unquote_to_bytes(audio.removeprefix("file://")))
     if "://" in audio:
@@ -279,9 +281,10 @@ def find_labels(root: str, labels: str | None) -> str | None:
     Raises
     ------
     InputError
-        If the named file does not exist.
+        If the named file does not exist, or a URI holds a password.
     """
     if labels is not None:
+        refuse_secrets(labels)
         if not _is_file(labels):
             raise InputError(f"cannot read {labels}: there is no such file")
         return labels
@@ -329,7 +332,8 @@ def read_labels(
         except (UnicodeDecodeError, csv.Error) as error:
             raise InputError(f"cannot read {labels}: not a CSV file in UTF-8 ({error})") from error
     if rows and "uri" not in rows[0]:
-        raise InputError(f"{labels} has no column `uri`; it has: {', '.join(map(str, rows[0]))}")
+        # What it has instead is not told: a link may stand for any file of this user, and the message is kept.
+        raise InputError(f"{labels} has no column `uri`: the first line must name the columns")
     for values in rows:
         uri = str(values["uri"] or "")
         full = uri if uri.startswith("/") or "://" in uri else f"{root}/{uri.removeprefix('./')}"

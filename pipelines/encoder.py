@@ -208,8 +208,8 @@ class EncoderHandler(ModelHandler[Piece, str, Any]):
             found: dict[str, Any] = json.loads(self.lake.read(name))
         except (FileNotFoundError, ValueError):
             return None
-        files = [file["path"] for text in found["fragments"] for file in json.loads(text)["files"]]
-        return found if all(self.lake.exists(f"tables/{model_id}.lance/data/{path}") for path in files) else None
+        files = [file.path for text in found["fragments"] for file in fragments.checked(text).files]
+        return found if all(self.lake.exists(f"{Lake.table(model_id)}/data/{path}") for path in files) else None
 
     def _encoded(self, piece: Piece, model: LoadedModel) -> Iterator[pa.RecordBatch]:
         bundle, names = piece
@@ -231,8 +231,8 @@ class EncoderHandler(ModelHandler[Piece, str, Any]):
         for recording_id, name in sorted(names.items()):
             for number in name.fragments:
                 fragment = fragments.of(uri, self.version, number)
-                where = f"bundle = '{bundle}' AND {fragments.in_list('recording_id', [recording_id])}"
-                for batch in fragment.to_batches(columns=model.columns.names, filter=where):
+                where = [fragments.in_list("bundle", [bundle]), fragments.in_list("recording_id", [recording_id])]
+                for batch in fragment.to_batches(columns=model.columns.names, filter=" AND ".join(where)):
                     arrays = {field.name: batch.column(field.name) for field in model.columns}
                     for column in ("uri", "label", "group"):
                         arrays[column] = pa.array([getattr(name, column)] * len(batch), pa.string())

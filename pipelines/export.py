@@ -1,15 +1,20 @@
 """What comes out of a table: its windows, or its recordings, as a stream and as files for other tools."""
 
+import contextlib
+import logging
 import os
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from model.artifact import pooled_width
 from model.errors import InputError
-from pipelines.table import filter_error
+from pipelines.table import filter_error, whole
+
+log = logging.getLogger(__name__)
 
 WINDOW_COLUMNS = ["uri", "recording_id", "window", "start_s", "end_s", "label", "group", "posterior_std"]
 WINDOW_COLUMNS += ["reconstruction_error", "embedding"]
@@ -128,23 +133,33 @@ def export(
     kind = os.path.splitext(target)[1].lower()
     if kind not in (".parquet", ".csv", ".npz"):
         raise InputError(f"cannot export to {target}: the name must end in .parquet, .csv or .npz")
-    rows = (recordings if by == "recordings" else windows)(dataset, where=where)
+    rows = (recordings if by == "recordings" else windows)(dataset, where=whole(where))
     part = f"{target}.part"
     try:
-        count = _write_npz(rows, part) if kind == ".npz" else _write_blocks(rows, part, kind)
+        _remove(part)
+        # New: what somebody else put there, a link say, is not written to.
+        with open(part, "xb") as file:
+            count = _write_npz(rows, file) if kind == ".npz" else _write_blocks(rows, file, kind)
+        if not count:
+            raise InputError("nothing to export: no row of the table passes the filter")
+        os.replace(part, target)
+    except InputError:
+        raise
     except (ValueError, OSError) as error:
-        if os.path.exists(part):
-            os.unlink(part)
-        if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
+        if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError | FileExistsError):
             raise InputError(f"cannot write {target}: {error.strerror}") from error
         raise filter_error(dataset, where, error) from error
-    if not count:
-        raise InputError("nothing to export: no row of the table passes the filter")
-    os.replace(part, target)
+    finally:
+        _remove(part)
     return count
 
 
-def _write_npz(rows: Iterator[pa.RecordBatch], part: str) -> int:
+def _remove(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        os.unlink(path)
+
+
+def _write_npz(rows: Iterator[pa.RecordBatch], file: BinaryIO) -> int:
     batches = list(rows)
     if not batches:
         return 0
@@ -154,29 +169,37 @@ def _write_npz(rows: Iterator[pa.RecordBatch], part: str) -> int:
     arrays = {n: a.astype(str) if a.dtype == object else a for n, a in arrays.items()}
     vectors = found["embedding"].combine_chunks()
     arrays["embedding"] = np.asarray(vectors.flatten()).reshape(len(found), -1)
-    with open(part, "wb") as file:
-        np.savez(file, **arrays)
+    np.savez(file, **arrays)
     return len(found)
 
 
-def _write_blocks(rows: Iterator[pa.RecordBatch], part: str, kind: str) -> int:
+def _write_blocks(rows: Iterator[pa.RecordBatch], file: BinaryIO, kind: str) -> int:
     from pyarrow import csv, parquet
 
-    count = 0
+    count = formulas = 0
     writer: Any = None
     try:
         for batch in rows:
             if kind == ".csv":
+                formulas += sum(_formulas(column) for column in batch.columns if pa.types.is_string(column.type))
                 names = [name for name in batch.schema.names if name != "embedding"]
                 width = batch.schema.field("embedding").type.list_size
                 flat = batch.column("embedding").flatten().to_numpy().reshape(-1, width)
                 columns = [batch.column(name) for name in names] + [pa.array(c) for c in flat.T]
                 batch = pa.RecordBatch.from_arrays(columns, [*names, *(f"z{i}" for i in range(width))])
             if writer is None:
-                writer = (csv.CSVWriter if kind == ".csv" else parquet.ParquetWriter)(part, batch.schema)
+                writer = (csv.CSVWriter if kind == ".csv" else parquet.ParquetWriter)(file, batch.schema)
             writer.write_batch(batch)
             count += len(batch)
     finally:
         if writer is not None:
             writer.close()
+    if formulas:
+        # As they are: to whoever reads numbers and labels, another text would be another label.
+        log.warning("%d names and labels begin as formulas do: import the CSV into a spreadsheet as text", formulas)
     return count
+
+
+def _formulas(column: pa.Array) -> int:
+    """How many texts a spreadsheet would take for formulas."""
+    return int(pc.sum(pc.match_substring_regex(column, r"^[=+\-@\t\r]")).as_py() or 0)

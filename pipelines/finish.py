@@ -191,7 +191,7 @@ def encode(run: Run, model_id: str, *, version: int, ledger_version: int) -> dic
         return None
     # Of older versions: another run may be on its way from this one, and finds out when it is done.
     for name in lake.names(Lake.staging(model_id)):
-        if int(name) < version:
+        if name.isdecimal() and int(name) < version:
             lake.remove(f"{Lake.staging(model_id)}/{name}")
     encoded, written = (sum(piece[name] for piece in pieces) for name in ("encoded", "rows"))
     totals = {"encoded": encoded, "renamed": written - encoded, "stale_recordings": summary["stale"]}

@@ -8,18 +8,23 @@ would put a commit after another's, and rows of both would be there twice: docs/
 import contextlib
 import functools
 import json
+import re
 import uuid
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from model.errors import storage_errors
+from model.errors import InputError, storage_errors
+from model.paths import no_links
 from pipelines.bucket import lance_options
 from pipelines.lake import Lake
 from pipelines.patience import patiently
 
 Result = TypeVar("Result")
+
+# What Lance calls its files.
+_FILE = re.compile(r"[0-9A-Za-z_-]+\.lance")
 
 
 def is_there(lake: Lake, name: str) -> bool:
@@ -32,6 +37,46 @@ def opened(uri: str, version: int | None = None) -> Any:
     import lance
 
     return patiently(uri, lambda: lance.dataset(uri, version=version, storage_options=lance_options(uri)))
+
+
+def of_lake(lake: Lake, name: str, version: int | None = None) -> Any:
+    """A dataset of the lake, at a version or the newest; None if it has none.
+
+    Raises
+    ------
+    InputError
+        If it has data outside its folder: Lance reads from wherever a version says.
+    """
+    if not is_there(lake, name):
+        return None
+    if lake.is_local:
+        no_links(lake.path(name))
+    found = opened(lake.path(name), version)
+    bases = [base.path for base in found.base_paths().values()]
+    if bases:
+        raise InputError(
+            f"{found.uri} has rows elsewhere ({bases[0][:200]}): none of a lake's datasets has; restore it"
+        )
+    return found
+
+
+def checked(text: str) -> Any:
+    """A fragment from its JSON, for `commit`: its files lie in the dataset's own folder, by names that Lance gives.
+
+    Raises
+    ------
+    InputError
+        If they do not, or this is no fragment.
+    """
+    from lance.fragment import FragmentMetadata
+
+    try:
+        files = json.loads(text)["files"]
+        if all(_FILE.fullmatch(file["path"]) and file.get("base_id") is None for file in files):
+            return FragmentMetadata.from_json(text)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{text[:200]!r} is no fragment of a Lance dataset: {error}") from error
+    raise InputError(f"a fragment names a file that is not in its dataset's folder: {text[:200]!r}")
 
 
 def of(uri: str, version: int, fragment: int) -> Any:
@@ -155,12 +200,16 @@ def commit(
     -------
     int or None
         The new version; None if another commit has changed rows meanwhile, and nothing of this one is there.
+
+    Raises
+    ------
+    InputError
+        If a fragment has files elsewhere.
     """
     import lance
-    from lance.fragment import FragmentMetadata
 
-    new = [FragmentMetadata.from_json(text) for text in fragments]
-    gone = {number: None if text is None else FragmentMetadata.from_json(text) for number, text in dropped}
+    new = [checked(text) for text in fragments]
+    gone = {number: None if text is None else checked(text) for number, text in dropped}
     # The name by which a commit knows itself again, when its answer was lost.
     name = uuid.uuid4() if run_id is None else uuid.uuid5(uuid.NAMESPACE_URL, f"{uri}@{version}#{run_id}")
     transaction = lance.Transaction(version, _operation(uri, version, schema, new, gone), str(name))

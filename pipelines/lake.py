@@ -17,7 +17,9 @@ from importlib import metadata
 from typing import IO, Any, BinaryIO
 
 from model.errors import InputError, TryLaterError, storage_errors
+from model.paths import checked_id, inside, regular
 from pipelines import store
+from pipelines.secrecy import refuse_secrets, without_secrets
 from pipelines.store import Store
 
 FORMAT_VERSION = 1
@@ -41,7 +43,14 @@ class Lake:
 
     @classmethod
     def at(cls, root: str) -> "Lake":
-        """The lake at `root`; a relative path is made absolute, ``file://`` is taken off."""
+        """The lake at `root`; a relative path is made absolute, ``file://`` is taken off.
+
+        Raises
+        ------
+        InputError
+            If a URI holds a password.
+        """
+        refuse_secrets(root)
         if root.startswith("file://"):
             root = root.removeprefix("file://")
         return cls(root.rstrip("/") if "://" in root else os.path.abspath(root))
@@ -60,49 +69,78 @@ class Lake:
         """The full path or URI of a name in the lake."""
         return f"{self.root}/{name}"
 
+    def path(self, name: str) -> str:
+        """`uri` of a name that may come from a file of the lake: every access to the lake's files goes through here.
+
+        Raises
+        ------
+        InputError
+            If it leads out of the lake: by its parts, or by a link on the way.
+        """
+        return inside(self.root, name, on_disk=self.is_local)
+
     # Names. A new kind of thing in the lake gets its line here, and nowhere else.
 
     @staticmethod
     def spec(spec_id: str) -> str:
         """Folder of a spec's features."""
-        return f"features/{spec_id}"
+        return f"features/{checked_id(spec_id, 'spec')}"
 
     @staticmethod
     def shard(spec_id: str, bundle: str) -> str:
         """A bundle's TFRecord file."""
-        return f"features/{spec_id}/shards/{bundle}.tfrecord"
+        return f"{Lake.spec(spec_id)}/shards/{checked_id(bundle, 'bundle')}.tfrecord"
 
     @staticmethod
     def outcome(spec_id: str, bundle: str) -> str:
         """What became of a bundle's segments; its presence means that the bundle is done."""
-        return f"features/{spec_id}/outcomes/{bundle}.parquet"
+        return f"{Lake.spec(spec_id)}/outcomes/{checked_id(bundle, 'bundle')}.parquet"
+
+    @staticmethod
+    def ledger(spec_id: str) -> str:
+        """The ledger's Lance dataset."""
+        return f"{Lake.spec(spec_id)}/ledger.lance"
+
+    @staticmethod
+    def table(model_id: str) -> str:
+        """The Lance table of a model's embeddings."""
+        return f"tables/{checked_id(model_id, 'model')}.lance"
 
     def ledger_uri(self, spec_id: str) -> str:
-        """The ledger's Lance dataset."""
-        return self.uri(f"features/{spec_id}/ledger.lance")
+        """Where the ledger lies."""
+        return self.path(Lake.ledger(spec_id))
 
     def table_uri(self, model_id: str) -> str:
-        """The Lance table of a model's embeddings."""
-        return self.uri(f"tables/{model_id}.lance")
+        """Where a table lies."""
+        return self.path(Lake.table(model_id))
+
+    @staticmethod
+    def totals(model_id: str) -> str:
+        """What encode said of a table."""
+        return f"tables/{checked_id(model_id, 'model')}.json"
 
     @staticmethod
     def staging(model_id: str) -> str:
         """Folder of what encode has made for a table and not committed yet."""
-        return f"tables/{model_id}.staged"
+        return f"tables/{checked_id(model_id, 'model')}.staged"
 
     @staticmethod
     def staged(model_id: str, version: int, piece: str) -> str:
         """Says that a piece of work is done, on the way from a version of the table to the next."""
-        return f"{Lake.staging(model_id)}/{version}/{piece}.json"
+        return f"{Lake.staging(model_id)}/{version}/{checked_id(piece, 'piece')}.json"
 
     # Files.
 
     def read(self, name: str) -> bytes:
         """A whole small file; ``FileNotFoundError`` if there is none."""
-        return self.store.read(name)
+        with self.open(name) as file:
+            return file.read()
 
     def open(self, name: str, *, block: int = 8 << 20) -> BinaryIO:
         """A file to read from, seekable; of one in a bucket `block` bytes are fetched at a time."""
+        path = self.path(name)
+        if self.is_local:
+            regular(path)
         return self.store.open(name, block=block)
 
     def write(self, name: str, data: bytes, *, durable: bool = True) -> None:
@@ -117,20 +155,22 @@ class Lake:
         Its `name` is a local path: another process may write it, too. If not `durable`, a power cut may undo it: for
         what nobody needs after one.
         """
-        with storage_errors(self.uri(name)), self.store.create(name, durable=durable) as file:
+        with storage_errors(self.path(name)), self.store.create(name, durable=durable) as file:
             yield file
 
     def remove(self, folder: str) -> None:
         """Remove a folder and all in it, if it is there."""
-        with storage_errors(self.uri(folder)):
+        with storage_errors(self.path(folder)):
             self.store.remove(folder)
 
     def exists(self, name: str) -> bool:
         """Whether a file or folder of this name is there."""
+        self.path(name)
         return self.store.exists(name)
 
     def names(self, folder: str) -> list[str]:
         """Sorted base names in a folder, without those still being written; empty if there is no such folder."""
+        self.path(folder)
         return self.store.names(folder)
 
     @contextlib.contextmanager
@@ -140,6 +180,7 @@ class Lake:
         The lock of a killed one opens by itself. It keeps order and no more: what is done under it has to be right
         where it does not hold.
         """
+        self.path(f"{name}.lock")
         with self.store.locked(name, wait=wait):
             yield
 
@@ -193,7 +234,7 @@ class Run:
         """A run that begins now; its manifest says that it failed until something else is known."""
         started = datetime.now(UTC)
         run_id = f"{started:%Y%m%dT%H%M%SZ}-{command}-{secrets.token_hex(3)}"
-        told = {"run_id": run_id, "command": command, "settings": settings, "versions": versions()}
+        told = {"run_id": run_id, "command": command, "settings": without_secrets(settings), "versions": versions()}
         return cls(lake, run_id, told | {"started": started.isoformat(timespec="seconds"), "result": "failed"})
 
     @property
@@ -270,5 +311,6 @@ def manifests(lake: Lake, *commands: str) -> Iterator[dict[str, Any]]:
             found = json.loads(lake.read(f"runs/{name}"))
         except (OSError, ValueError):
             continue
-        if found.get("result") == "done":
+        parts = [found, *(found.get(key) for key in ("settings", "counts"))] if isinstance(found, dict) else [None]
+        if all(isinstance(part, dict) for part in parts) and found.get("result") == "done":
             yield found

@@ -3,7 +3,6 @@
 Workers write its rows, the driver makes one commit (`pipelines.fragments`). Readers pin a version.
 """
 
-import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from model.errors import InputError
+from model.paths import is_id
 from pipelines import fragments
 from pipelines.bucket import lance_options
 from pipelines.lake import Lake
@@ -73,21 +73,19 @@ def uris_of(lake: Lake, spec_id: str, written: Iterable[str]) -> Iterator[str]:
 
     uri = lake.ledger_uri(spec_id)
     for text in written:
-        for file in json.loads(text)["files"]:
-            reader = LanceFileReader(f"{uri}/data/{file['path']}", storage_options=lance_options(uri))
+        for file in fragments.checked(text).files:
+            reader = LanceFileReader(f"{uri}/data/{file.path}", storage_options=lance_options(uri))
             yield from reader.read_all().to_table()["uri"].to_pylist()
 
 
 def open_ledger(lake: Lake, spec_id: str, version: int | None = None) -> Any:
     """The ledger as a Lance dataset, at a version or the newest; None if nothing was extracted yet."""
-    if not fragments.is_there(lake, f"{Lake.spec(spec_id)}/ledger.lance"):
-        return None
-    return fragments.opened(lake.ledger_uri(spec_id), version)
+    return fragments.of_lake(lake, Lake.ledger(spec_id), version)
 
 
 def specs(lake: Lake) -> list[str]:
     """Ids of the specs that have a ledger, sorted."""
-    return [name for name in lake.names("features") if fragments.is_there(lake, f"{Lake.spec(name)}/ledger.lance")]
+    return [n for n in lake.names("features") if is_id(n) and fragments.is_there(lake, Lake.ledger(n))]
 
 
 def only_spec(lake: Lake) -> str:

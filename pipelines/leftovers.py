@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from model import artifact
 from model.errors import storage_errors
+from model.paths import is_id
 from pipelines.lake import Lake
 from pipelines.store import Store
 
@@ -115,7 +116,7 @@ def bundles(lake: Lake, spec_id: str, before: float) -> dict[str, dict[str, Left
     for kind, name_of in ((OUTCOMES, Lake.outcome), (SHARDS, Lake.shard)):
         for file in _below(lake, f"{Lake.spec(spec_id)}/{kind}", recursive=False):
             bundle = file.base_name.partition(".")[0]
-            if not file.is_folder and file.name == name_of(spec_id, bundle):
+            if is_id(bundle) and not file.is_folder and file.name == name_of(spec_id, bundle):
                 found.setdefault(bundle, {})[kind] = file
     return {bundle: files for bundle, files in found.items() if all(file.changed < before for file in files.values())}
 
@@ -143,7 +144,7 @@ class Sweep:
     def _removed(self, one: Left) -> bool:
         """Remove a file or folder; False if another call was faster, or a run has written the file anew meanwhile."""
         files = self.lake.store
-        with storage_errors(self.lake.uri(one.name)):
+        with storage_errors(self.lake.path(one.name)):
             if one.is_folder:
                 there = files.exists(one.name)
                 files.remove(one.name)

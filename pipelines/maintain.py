@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from model.errors import HeldError, InputError, TryLaterError, storage_errors
+from model.paths import is_id, no_links
 from pipelines import fragments, ledger, leftovers, table
 from pipelines.lake import Lake, run_manifest
 from pipelines.leftovers import Left, Sweep
@@ -91,10 +92,16 @@ def maintain(
     ------
     HeldError
         If an index finds less than the floor even when built anew; all else is done, and the error has it.
+    InputError
+        If there is a link in the lake.
     TryLaterError
         If another run committed to the same ledger or table meanwhile, or storage fails.
     """
     lake.check()
+    if lake.is_local:
+        # What is old goes, with all that is below: nothing from outside may seem to be.
+        for folder in leftovers.FOLDERS:
+            no_links(lake.path(folder))
     moment = (time.time() if now is None else now) - grace * 3600
     settings = {"grace": grace, "recall_floor": recall_floor}
     recorded = contextlib.nullcontext() if dry_run else run_manifest(lake, "maintain", settings)
@@ -109,10 +116,10 @@ def maintain(
         sweep(leftovers.PARTS, leftovers.parts(lake, since))
         sweep(leftovers.RUNS, leftovers.dead_runs(lake, moment))
         job = _Job(lake, sweep, since, busy, recall_floor, dry_run)
-        for spec_id in lake.names("features"):
+        for spec_id in filter(is_id, lake.names("features")):
             told["ledgers"][spec_id] = _ledger(job, spec_id)
         names = [name for name in lake.names("tables") if name.endswith((".lance", ".staged"))]
-        for model_id in sorted({name.rpartition(".")[0] for name in names}):
+        for model_id in filter(is_id, sorted({name.rpartition(".")[0] for name in names})):
             told["tables"][model_id] = _table(job, model_id)
         low = [
             f"table {model_id} {one['index']['recall']:.3f}"

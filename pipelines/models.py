@@ -17,6 +17,7 @@ from typing import Any
 
 from model import artifact
 from model.errors import InputError, TryLaterError, storage_errors
+from model.paths import checked_id, is_id
 from pipelines import store
 from pipelines.bucket import Bucket, endpoint
 from pipelines.lake import Lake
@@ -44,7 +45,7 @@ def _cached(lake: Lake) -> Path:
 
 def folder(lake: Lake) -> Path:
     """The local folder that models of the lake lie in, or come into."""
-    return Path(lake.uri("models")) if lake.is_local else _cached(lake) / "models"
+    return Path(lake.path("models")) if lake.is_local else _cached(lake) / "models"
 
 
 def _bucket(lake: Lake) -> Bucket:
@@ -57,18 +58,17 @@ def known(lake: Lake) -> list[str]:
     """Ids of the finished models, sorted."""
     if lake.is_local:
         return artifact.models(folder(lake))
-    return [name for name in lake.names("models") if _bucket(lake).info(f"models/{name}/{artifact.MANIFEST}")]
+    there = filter(is_id, lake.names("models"))
+    return [name for name in there if _bucket(lake).info(f"models/{name}/{artifact.MANIFEST}")]
 
 
 def _current(lake: Lake) -> tuple[dict[str, Any], Any]:
     """What current.json of a lake in a bucket says, and the version of it."""
     try:
         data, version = _bucket(lake).read_version(CURRENT)
-        return dict(json.loads(data)), version
     except FileNotFoundError:
         return artifact.nothing_promoted(), None
-    except ValueError as error:
-        raise InputError(f"{lake.uri(CURRENT)} is damaged: {error}; delete it and promote a model again") from error
+    return artifact.current_of(data, lake.uri(CURRENT)), version
 
 
 def promoted(lake: Lake, spec_id: str) -> str | None:
@@ -108,19 +108,16 @@ def load(lake: Lake, model_id: str) -> artifact.Model:
     TryLaterError
         If the bucket does not answer, or the disk of the cache is full.
     """
-    directory = folder(lake) / model_id
     if not lake.is_local:
-        _fetch(lake, model_id, directory)
-    return artifact.load(directory)
+        _fetch(lake, model_id)
+    return artifact.find(folder(lake), model_id)
 
 
 def told(lake: Lake, model_id: str) -> artifact.Model:
     """What a model says of itself; of one in a bucket no more than that is fetched."""
-    directory = folder(lake) / model_id
-    if lake.is_local:
-        return artifact.load(directory)
-    _fetch(lake, model_id, directory, only_manifest=True)
-    return artifact.load(directory, files=False)
+    if not lake.is_local:
+        _fetch(lake, model_id, only_manifest=True)
+    return artifact.find(folder(lake), model_id, files=lake.is_local)
 
 
 def report(lake: Lake, model: artifact.Model) -> str:
@@ -128,8 +125,9 @@ def report(lake: Lake, model: artifact.Model) -> str:
     return lake.uri(f"models/{model.model_id}/{artifact.REPORT}")
 
 
-def _fetch(lake: Lake, model_id: str, directory: Path, *, only_manifest: bool = False) -> None:
-    name = f"models/{model_id}"
+def _fetch(lake: Lake, model_id: str, *, only_manifest: bool = False) -> None:
+    name = f"models/{checked_id(model_id, 'model')}"
+    directory = folder(lake) / model_id
     try:
         data = lake.read(f"{name}/{artifact.MANIFEST}")
     except FileNotFoundError as error:
@@ -248,7 +246,7 @@ def shards(lake: Lake, spec_id: str, bundles: Mapping[str, Collection[str]]) -> 
         If the disk of the cache has not enough room.
     """
     if lake.is_local:
-        return {lake.uri(Lake.shard(spec_id, bundle)): wanted for bundle, wanted in bundles.items()}
+        return {lake.path(Lake.shard(spec_id, bundle)): wanted for bundle, wanted in bundles.items()}
     base = _cached(lake)
     names = {bundle: Lake.shard(spec_id, bundle) for bundle in bundles}
     (base / Lake.spec(spec_id) / "shards").mkdir(parents=True, exist_ok=True)

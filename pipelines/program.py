@@ -10,6 +10,7 @@ from model.errors import HeldError, InputError, TryLaterError
 from pipelines.cli import app
 from pipelines.lake import HandedOver
 from pipelines.options import verbose
+from pipelines.terminal import Told, say, say_all
 from pipelines.worker_boot import WORKER, work
 
 
@@ -23,8 +24,7 @@ def prepare() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("LANCE_LOG", "error")
     # Ours, and what is serious; the libraries' own warnings are about things that a user cannot change.
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("soundlake: %(message)s"))
+    handler = Told()
     handler.addFilter(
         lambda record: record.name.startswith(("model.", "pipelines.")) or record.levelno >= logging.ERROR
     )
@@ -91,8 +91,8 @@ def _fail(code: int, message: str, error: BaseException) -> int:
     if verbose():
         import traceback
 
-        traceback.print_exception(error)
-    print(f"soundlake: {' '.join(message.split())}", file=sys.stderr)
+        say_all("".join(traceback.format_exception(error)))
+    say(f"soundlake: {' '.join(message.split())}")
     return code
 
 

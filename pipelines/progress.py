@@ -15,6 +15,7 @@ from typing import Any
 from model.errors import TryLaterError
 from pipelines.lake import Lake
 from pipelines.messages import duration
+from pipelines.terminal import say as tell_line
 
 # Seconds between two looks; and between two lines where stderr is no terminal.
 LOCAL_LOOK, REMOTE_LOOK, LINE = 0.5, 15.0, 30.0
@@ -141,6 +142,6 @@ def _shown(verb: str) -> Iterator[Any]:
         nonlocal last
         if time.monotonic() - last >= LINE:
             last = time.monotonic()
-            print(f"soundlake: {watch.line(verb)}", file=sys.stderr, flush=True)
+            tell_line(f"soundlake: {watch.line(verb)}")
 
     yield say

@@ -17,11 +17,12 @@ import numpy.typing as npt
 from model.errors import InputError
 from model.features import FeatureSpec, dequantise, log_mel, windows
 from model.records import DamagedShardError, decode, read_framed
-from pipelines import table
+from pipelines import fragments, table
 from pipelines.audio import Rejected, probe
 from pipelines.corpus import at_hand, local_path
 from pipelines.lake import Lake
 from pipelines.resampling import resampled
+from pipelines.secrecy import refuse_secrets
 
 # Mean square difference, of unit variance a mel band, below which two stretches of log-mel are the same sound. A cut of
 # a file differs from it by less than 0.005 (half a hop of misalignment), other files of one class by more than 0.03.
@@ -83,8 +84,9 @@ def parse_query(query: str) -> tuple[str, float | None, float | None]:
     Raises
     ------
     InputError
-        If the part after ``@`` is no span, or there is no such file.
+        If the part after ``@`` is no span, there is no such file, or a URI holds a password.
     """
+    refuse_secrets(query)
     path = query
     start = end = None
     if not os.path.exists(query) and "@" in query:
@@ -110,25 +112,39 @@ def load_query(query: str, spec: FeatureSpec) -> npt.NDArray[np.float32]:
         If it cannot be decoded, is empty, or lasts longer than ten minutes.
     """
     path, start, end = parse_query(query)
-    if "://" not in path:
-        path = os.path.abspath(path)
-    rate = spec.sample_rate
-    first = round((start or 0) * rate)
-    stop = first + round(MAX_QUERY_SECONDS * rate) + 1 if end is None else round(end * rate)
     try:
-        with at_hand(path) as local:
-            found = probe(local)  # type: ignore[arg-type]
-            blocks = list(resampled(os.fsdecode(local), found, rate, start=first, stop=stop))
+        samples = stretch(path if "://" in path else os.path.abspath(path), spec, start=start or 0, end=end)
     except Rejected as error:
         raise InputError(f"cannot search for {query}: {error.reason}: {error.detail}") from error
-    samples = np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
     if len(samples) == 0:
         raise InputError(f"cannot search for {query}: the recording ends before {start:.3f} s")
-    if len(samples) > MAX_QUERY_SECONDS * rate:
+    if len(samples) > MAX_QUERY_SECONDS * spec.sample_rate:
         raise InputError(
             f"cannot search for {query}: longer than {MAX_QUERY_SECONDS:.0f} s; name a part of it, FILE@start-end"
         )
     return samples
+
+
+def stretch(uri: str, spec: FeatureSpec, *, start: float, end: float | None = None) -> npt.NDArray[np.float32]:
+    """A stretch of a recording, mono float32 at the spec's rate, shape (n_samples,); shorter where the sound ends.
+
+    Parameters
+    ----------
+    start, end : float, float or None
+        Seconds; without an end a little more than a query may last.
+
+    Raises
+    ------
+    Rejected
+        If it cannot be decoded.
+    """
+    rate = spec.sample_rate
+    first = round(start * rate)
+    stop = first + round(MAX_QUERY_SECONDS * rate) + 1 if end is None else round(end * rate)
+    with at_hand(uri) as local:
+        found = probe(local)  # type: ignore[arg-type]
+        blocks = list(resampled(os.fsdecode(local), found, rate, start=first, stop=stop))
+    return np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
 
 
 def query_frames(samples: npt.NDArray[np.float32], spec: FeatureSpec) -> Frames:
@@ -213,7 +229,7 @@ class Searcher:
         """The first `k` recordings with a row that passes a filter, in order of uri."""
         found: dict[str, dict[str, Any]] = {}
         try:
-            batches = self.dataset.to_batches(columns=COLUMNS, filter=where)
+            batches = self.dataset.to_batches(columns=COLUMNS, filter=table.whole(where))
             for batch in batches:
                 for row in batch.to_pylist():
                     known = found.setdefault(row["recording_id"], row)
@@ -273,10 +289,11 @@ class Searcher:
         found: dict[str, dict[str, Any]] = {}
         out = set(without)
         while True:
-            rank, before, others = len(found), len(out), where
+            given = table.whole(where)
+            rank, before, others = len(found), len(out), given
             if out:
-                others = "recording_id NOT IN ({})".format(", ".join(f"'{name}'" for name in sorted(out)))
-                others = others if where is None else f"({where}) AND {others}"
+                others = f"NOT {fragments.in_list('recording_id', sorted(out))}"
+                others = others if given is None else f"{others} AND {given}"
             for vector, shift in asked:
                 rows = table.nearest(self.dataset, vector, k=wanted, where=others, columns=COLUMNS)
                 _keep_nearest(found, rows, shift, rank)
@@ -405,7 +422,8 @@ def playlist(hits: Sequence[Hit]) -> str:
         path = local_path(hit.uri)
         place = hit.uri if path is None else os.fsdecode(path)
         name = os.path.basename(place).replace("\n", " ").replace("\r", " ")
-        if "\n" in place or "\r" in place:  # no line of a list can hold it as it is
+        # No line of a list can hold it as it is; or it would be an option to the player.
+        if "\n" in place or "\r" in place or place.startswith("#"):
             place = "file://" + "/".join(_quoted(part) for part in place.split("/"))
         lines.append(f"#EXTINF:{max(1, round(hit.end_s - hit.start_s))},{name} {hit.start_s:.2f}-{hit.end_s:.2f} s")
         lines.append(f"#EXTVLCOPT:start-time={hit.start_s:.3f}")

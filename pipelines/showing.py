@@ -14,10 +14,10 @@ from model.errors import InputError, TryLaterError
 from model.features import dequantise
 from model.inversion import sound_of
 from model.report import Heard, Pair, Worth, write
-from pipelines.audio import Rejected
+from pipelines.audio import Rejected, opened
 from pipelines.corpus import at_hand, local_path
 from pipelines.evaluation import Clip, Judged
-from pipelines.search import load_query
+from pipelines.search import stretch
 
 log = logging.getLogger(__name__)
 
@@ -39,10 +39,12 @@ def _recorded(clip: Clip, place: int, model: Model) -> Array | None:
     start = int(clip.windows[place]) * spec.step_seconds
     end = start + int(clip.valid[place]) * spec.hop_length / spec.sample_rate
     try:
-        with at_hand(clip.uri) as local, open(local, "rb") as file:
+        with at_hand(clip.uri) as local, opened(os.fsdecode(local), "probe") as file:
+            # The uri is what the lake says: a file that is not the recording is not played.
             if hashlib.file_digest(file, "sha256").hexdigest() != clip.recording_id:
                 return None
-        return load_query(f"{clip.uri}@{start:.6f}-{end:.6f}", spec)
+        sound = stretch(clip.uri, spec, start=start, end=end)
+        return sound if len(sound) else None
     except (InputError, TryLaterError, Rejected, OSError) as error:
         log.debug("no sound of %s: %s", clip.uri, error)
         return None

@@ -4,6 +4,7 @@ from typing import Any
 
 from model.errors import InputError
 from model.features import PRESETS
+from model.paths import is_id
 from pipelines import ledger, models, table
 from pipelines.lake import Lake, manifests
 from pipelines.lookup import spec_of_lake
@@ -36,8 +37,8 @@ def status(lake: Lake, *, spec: str | None = None) -> dict[str, Any]:
             "report": models.report(lake, model),
         }
     for name in lake.names("tables"):
-        if name.endswith(".lance"):
-            model_id = name.removesuffix(".lance")
+        model_id = name.removesuffix(".lance")
+        if name.endswith(".lance") and is_id(model_id):
             dataset = table.open_table(lake, model_id)
             if dataset is None or (spec is not None and model_id not in found):
                 continue

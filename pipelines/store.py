@@ -8,9 +8,9 @@ credentials and a bucket that is not there are an `InputError`, since each call 
 import contextlib
 import functools
 import os
+import secrets
 import shutil
 import stat
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO, BinaryIO, Protocol
@@ -134,16 +134,15 @@ class Folder:
         target = self._path(name)
         folder = os.path.dirname(target)
         os.makedirs(folder, exist_ok=True)
-        # Not a suffix of the name: a bundle's name may already be as long as names may be.
-        handle, part = tempfile.mkstemp(prefix=".part-", dir=folder)
+        # Not a suffix of the name: a bundle's name may already be as long as names may be. New, so that no link which
+        # somebody put there is followed; with the rights that the user's umask leaves.
+        part = f"{folder}/.part-{secrets.token_hex(8)}"
         try:
-            os.close(handle)
-            with open(part, "w+b") as file:
+            with open(part, "x+b") as file:
                 yield file
                 file.flush()
                 if durable:
                     os.fsync(file.fileno())
-            os.chmod(part, 0o644)
             os.replace(part, target)
         except BaseException:
             with contextlib.suppress(FileNotFoundError):
@@ -205,7 +204,7 @@ class Folder:
         path = self._path(f"{name}.lock")
         with storage_errors(path):
             os.makedirs(os.path.dirname(path), exist_ok=True)
-            handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
+            handle = os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o666)
         try:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))

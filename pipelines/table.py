@@ -41,9 +41,7 @@ def schema(size: int) -> pa.Schema:
 
 def open_table(lake: Lake, model_id: str, version: int | None = None) -> Any:
     """The table as a Lance dataset, at a version or the newest; None if nothing was encoded yet."""
-    if not fragments.is_there(lake, f"tables/{model_id}.lance"):
-        return None
-    return fragments.opened(lake.table_uri(model_id), version)
+    return fragments.of_lake(lake, Lake.table(model_id), version)
 
 
 def need_table(lake: Lake, model_id: str) -> Any:
@@ -64,14 +62,14 @@ def create(lake: Lake, model_id: str, size: int) -> Any:
 def said(lake: Lake, model_id: str) -> dict[str, Any]:
     """What the last encode said of a table: its totals; empty if there was none."""
     try:
-        return dict(json.loads(lake.read(f"tables/{model_id}.json")))
-    except (FileNotFoundError, ValueError):
+        return dict(json.loads(lake.read(Lake.totals(model_id))))
+    except (FileNotFoundError, ValueError, TypeError):
         return {}
 
 
 def say(lake: Lake, model_id: str, totals: dict[str, Any]) -> None:
     """Keep what encode said of a table."""
-    lake.write(f"tables/{model_id}.json", json.dumps(totals, sort_keys=True).encode() + b"\n")
+    lake.write(Lake.totals(model_id), json.dumps(totals, sort_keys=True).encode() + b"\n")
 
 
 def rows_of(dataset: Any, column: str, values: Sequence[str], columns: list[str]) -> Iterator[pa.RecordBatch]:
@@ -104,6 +102,11 @@ def index(dataset: Any) -> dict[str, Any]:
     return {"kind": "IVF_FLAT", "rows": rows, "recall": recall(dataset)}
 
 
+def whole(where: str | None) -> str | None:
+    """A user's filter in parentheses: where an expression ends, Lance would leave the rest out without a word."""
+    return f"({where}\n)" if where and where.strip() else None
+
+
 def nearest(
     dataset: Any, vector: Any, *, k: int, where: str | None, columns: list[str], exact: bool = False
 ) -> list[dict[str, Any]]:
@@ -119,7 +122,7 @@ def nearest(
         query["use_index"] = False
     try:
         found = dataset.to_table(
-            columns=[*columns, "_distance"], nearest=query, filter=where or None, prefilter=where is not None
+            columns=[*columns, "_distance"], nearest=query, filter=whole(where), prefilter=where is not None
         )
     except (ValueError, OSError) as error:
         raise filter_error(dataset, where, error) from error
@@ -130,7 +133,7 @@ def filter_error(dataset: Any, where: str | None, error: Exception) -> Exception
     """`InputError` for a filter that the table does not understand; the error itself if there was no filter."""
     if where is None:
         return error
-    said = str(error).split("\n")[0].split(", /")[0].split(", rust/")[0]
+    said = str(error).replace("\n)", ")").split("\n")[0].split(", /")[0].split(", rust/")[0]
     names = ", ".join(name for name in dataset.schema.names if name not in ("embedding", "bundle", "record_offset"))
     return InputError(f"cannot use the filter {where!r}: {said}. Columns: {names}")
 

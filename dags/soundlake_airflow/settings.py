@@ -14,6 +14,8 @@ VAE_PRESETS = (None, "default", "seed")
 PLACES = ("local", "dataflow", "spark", "flink", "kubernetes")
 # The runner that a place means to Beam; elsewhere the pipeline runs in the process of the command.
 RUNNERS = {"dataflow": "DataflowRunner", "spark": "SparkRunner", "flink": "FlinkRunner"}
+# Names of Beam's options that hold a secret.
+_SECRET = re.compile(r"secret|passw|token|credential|signature|access_?key|connection_?string", re.IGNORECASE)
 # Names for cron expressions that Airflow knows.
 PRESETS = ("@hourly", "@daily", "@weekly", "@monthly", "@quarterly", "@yearly")
 
@@ -253,6 +255,12 @@ def _judge(found: Settings) -> None:
     unknown = sorted(found.beam.keys() - RUNNERS.keys())
     if unknown:
         raise SettingsError(f"beam.{unknown[0]} is no place with a runner; there are {', '.join(RUNNERS)}")
+    # Command lines are logged, and shown on Airflow's pages.
+    for place_name, options in found.beam.items():
+        for option in options:
+            name = option.partition("=")[0]
+            if _SECRET.search(name):
+                raise SettingsError(f"beam.{place_name}: {name} would be seen in logs: give it by `inherit`")
     place, limits = found.kubernetes, found.limits
     if found.where == "kubernetes":
         _check(bool(place.image), "kubernetes.image", "the pipelines' image", "")
@@ -275,6 +283,8 @@ def _judge(found: Settings) -> None:
     paths |= {f"corpora.{name}.labels": one.labels for name, one in found.corpora.items() if one.labels is not None}
     paths |= {"spec": found.spec} if found.spec.endswith(".json") else {}
     for name, path in paths.items():
+        if re.match(r"[^/]+://[^/]*:[^/]*@", path):
+            raise SettingsError(f"{name} holds a password, which would be seen in logs: give it by `inherit`")
         _check(path.startswith("/") or "://" in path, name, "an absolute path or a URI", path)
 
 

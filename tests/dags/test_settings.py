@@ -105,6 +105,11 @@ WRONG = {
     "corpus name too long": (LEAST + f'[corpora.{"a" * 64}]\naudio = "/c"', "a name is made of"),
     "no such place": ('where = "moon"\n' + LEAST, "where must be one of local, dataflow, spark, flink, kubernetes"),
     "Beam's options for no runner": (LEAST + "[beam]\nlocal = []", "beam.local is no place with a runner"),
+    "a secret among Beam's options": (
+        LEAST + '[beam]\nspark = ["--s3_secret_access_key=hidden"]',
+        "beam.spark: --s3_secret_access_key would be seen in logs",
+    ),
+    "a password in a URI": (LEAST.replace("/srv/lake", "s3://me:hidden@b/lake"), "lake holds a password, which would"),
     "no command": ("command = []\n" + LEAST, "command must be the program"),
     "an empty command": ('command = [""]\n' + LEAST, "command must be the program"),
     "relative lake": (LEAST.replace("/srv/lake", "lake"), "lake must be an absolute path or a URI, not 'lake'"),

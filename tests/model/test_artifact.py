@@ -1,6 +1,8 @@
 """The model directory: verified by digest, equal to the Keras model, readable without TensorFlow."""
 
+import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -88,12 +90,149 @@ def test_a_missing_file_is_named(copy: Path, name: str) -> None:
         artifact.load(copy)
 
 
-@pytest.mark.parametrize("change", [{"files": {"../secret": "0"}}, {"files": {"/etc/passwd": "0"}}])
-def test_a_manifest_stays_in_its_folder(copy: Path, change: dict) -> None:
-    manifest = json.loads((copy / artifact.MANIFEST).read_text())
-    (copy / artifact.MANIFEST).write_text(json.dumps(manifest | change))
-    with pytest.raises(InputError, match="outside its folder"):
+def changed(directory: Path, change: dict) -> None:
+    """Write a model.json anew, with some keys changed."""
+    manifest = json.loads((directory / artifact.MANIFEST).read_text())
+    (directory / artifact.MANIFEST).write_text(json.dumps(manifest | change))
+
+
+@pytest.mark.parametrize(
+    "files", [{}, {"../secret": "0"}, {"/etc/passwd": "0"}, {artifact.ENCODER: "0"}, {"model.keras": "0"}]
+)
+def test_a_manifest_tells_the_digests_of_all_that_is_loaded_and_of_nothing_else(copy: Path, files: dict) -> None:
+    changed(copy, {"files": files})
+    with pytest.raises(InputError, match="names other files than a model has, or not all"):
         artifact.load(copy)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"model_id": "0" * 16}, "of another model"),
+        ({"model_id": "../../elsewhere"}, "of another model"),
+        ({"normalisation": {"mean": [0.0], "std": [1.0]}}, "normalisation"),
+        ({"normalisation": {"mean": [0.0] * 16, "std": [float("nan")] * 16}}, "normalisation"),
+        ({"files": ["weights.weights.h5"]}, "damaged"),
+    ],
+)
+def test_a_manifest_that_does_not_fit(copy: Path, change: dict, said: str) -> None:
+    changed(copy, change)
+    with pytest.raises(InputError, match=said):
+        artifact.load(copy)
+
+
+def test_an_id_goes_nowhere_else(directory: Path) -> None:
+    assert artifact.find(directory.parent, directory.name).model_id == directory.name
+    for model_id in (f"../{directory.parent.name}/{directory.name}", str(directory), "", "..", f"{directory.name}/"):
+        with pytest.raises(InputError, match="is no id of a model"):
+            artifact.find(directory.parent, model_id)
+
+
+@pytest.mark.parametrize("name", [artifact.MANIFEST, artifact.WEIGHTS, artifact.ENCODER, "checkpoints", "report.html"])
+def test_links_in_a_model_are_refused(copy: Path, tmp_path: Path, name: str) -> None:
+    """Also of what is only written: it would be written elsewhere."""
+    (copy / name).rename(tmp_path / "elsewhere")
+    (copy / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match=f"{name} is a link"):
+        artifact.load(copy)
+    with pytest.raises(InputError, match=f"{name} is a link"), artifact.being_made(copy):
+        pass
+
+
+def test_a_model_that_is_a_link_is_refused(directory: Path, tmp_path: Path) -> None:
+    (tmp_path / directory.name).symlink_to(directory)
+    with pytest.raises(InputError, match="is a link"):
+        artifact.find(tmp_path, directory.name)
+    # The models' own folder may be anywhere: whether it is one in the lake, the lake knows.
+    (tmp_path / "models").symlink_to(directory.parent)
+    assert artifact.find(tmp_path / "models", directory.name).model_id == directory.name
+
+
+def test_the_lock_of_a_training_truncates_nothing(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "lock").symlink_to(tmp_path / "mine")
+    with pytest.raises(InputError, match="is a link"), artifact.being_made(tmp_path / "m"):
+        pass
+    assert (tmp_path / "mine").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", [artifact.MANIFEST, artifact.ENCODER])
+def test_a_pipe_is_not_waited_for(copy: Path, name: str) -> None:
+    (copy / name).unlink()
+    os.mkfifo(copy / name)
+    with pytest.raises(InputError, match="is no file"):
+        artifact.load(copy)
+
+
+def network(*, location: str | None) -> bytes:
+    """An ONNX file that adds four numbers of its own, or of another file, to its input."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    weight = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[4])
+    if location is None:
+        weight.raw_data = np.arange(4, dtype=np.float32).tobytes()
+    else:
+        weight.data_location = TensorProto.EXTERNAL
+        for key, value in (("location", location), ("offset", "0"), ("length", "16")):
+            weight.external_data.add(key=key, value=value)
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [4]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Add", ["x", "w"], ["y"])], "g", ends[:1], ends[1:], [weight])
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    made.ir_version = 9
+    assert onnx.checker  # imported for `helper` alone, and to say which package this is
+    return made.SerializeToString()
+
+
+@pytest.mark.parametrize("location", ["w.bin", "../w.bin", "absolute", "link.bin", "/etc/passwd"])
+def test_a_network_has_no_other_files(
+    location: str, copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even where whoever planted it knew to give the right digest, and where the file lies beside it."""
+    for folder in (copy, copy.parent):
+        (folder / "w.bin").write_bytes(np.arange(4, dtype=np.float32).tobytes())
+    for cwd in (copy, copy.parent):
+        monkeypatch.chdir(cwd)
+        data = network(location=str(copy.parent / "w.bin") if location == "absolute" else location)
+        (copy / artifact.ENCODER).write_bytes(data)
+        manifest = json.loads((copy / artifact.MANIFEST).read_text())
+        changed(copy, {"files": manifest["files"] | {artifact.ENCODER: hashlib.sha256(data).hexdigest()}})
+        with pytest.raises(InputError, match="ONNX Runtime cannot use"):
+            artifact.load(copy).encoder().run(np.zeros(4, np.float32))
+
+
+def test_what_was_verified_is_what_runs(copy: Path) -> None:
+    """A file put in the place of the other after it was looked at, or a file of the right kind with other weights."""
+    sound = network(location=None)
+    assert artifact.Decoder(_written(copy / "plain.onnx", sound), 1).run(np.ones(4, np.float32))[0].tolist() == [
+        1,
+        2,
+        3,
+        4,
+    ]
+    model = artifact.load(copy)
+    encoder, decoder = model.encoder(), model.decoder()
+    for name in (artifact.ENCODER, artifact.DECODER):
+        (copy / name).write_bytes(sound)
+    for opened in (encoder, decoder):
+        with pytest.raises(InputError, match="is not the file that was trained"):
+            opened.run(np.zeros(4, np.float32))
+
+
+def _written(path: Path, data: bytes) -> Path:
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[]", "{}", "[" * 100_000, '{"promoted": {}, "history": {}}', '{"promoted": {"SPEC": "../../m"}, "history": []}'],
+)
+def test_a_damaged_list_of_promotions(directory: Path, tmp_path: Path, text: str) -> None:
+    (tmp_path / "current.json").write_text(text.replace("SPEC", SPEC.spec_id))
+    with pytest.raises(InputError, match="damaged"):
+        artifact.promoted(tmp_path, SPEC.spec_id)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format_version": 99}'])

@@ -4,6 +4,7 @@ import io
 import struct
 from pathlib import Path
 
+import google_crc32c
 import numpy as np
 import pytest
 from hypothesis import given
@@ -24,7 +25,7 @@ def framed(*parts: bytes) -> bytes:
     return sink.getvalue()
 
 
-@given(window=st.integers(0, 2**40), valid=st.integers(0, 2**20))
+@given(window=st.integers(0, 2**31 - 1), valid=st.integers(1, 8))
 def test_round_trip(window: int, valid: int) -> None:
     one = record(window, valid)
     back = decode(encode(one), window_frames=8, n_mels=4)
@@ -76,6 +77,21 @@ def test_every_cut_is_found() -> None:
 def test_an_absurd_length_is_not_believed() -> None:
     with pytest.raises(DamagedShardError, match="length"):
         list(read_framed(io.BytesIO(struct.pack("<QI", 2**62, 0) + b"x" * 100)))
+
+
+def test_a_length_that_somebody_made_fit_its_checksum_is_not_believed() -> None:
+    """The checksum is TensorFlow's: a rotated CRC-32C and a constant. It keeps out damage, and no person."""
+    length = struct.pack("<Q", 2**45)
+    crc = google_crc32c.value(length)
+    masked = ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+    with pytest.raises(DamagedShardError, match="more than any window has"):
+        list(read_framed(io.BytesIO(length + struct.pack("<I", masked) + b"x" * 100)))
+
+
+@pytest.mark.parametrize(("window", "valid"), [(-1, 8), (2**31, 8), (0, 0), (0, -3), (0, 9)])
+def test_numbers_that_no_record_has(window: int, valid: int) -> None:
+    with pytest.raises(DamagedShardError, match="valid frames"):
+        decode(encode(record(window, valid)), window_frames=8, n_mels=4)
 
 
 @pytest.mark.parametrize("data", [b"", b"\xff" * 40, encode(record())[:-1], encode(record())[5:]])

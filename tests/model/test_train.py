@@ -14,7 +14,7 @@ import pytest
 
 from model import artifact
 from model.errors import InputError
-from model.train import TrainSettings, train
+from model.train import TrainSettings, identity, train
 from model.vae import VaeConfig, build
 from tests.model.conftest import SPEC, Tiny
 
@@ -234,6 +234,29 @@ def test_a_batch_that_devices_cannot_share(tiny: Tiny, tmp_path: Path) -> None:
     _, err = process.communicate(timeout=120)
     assert process.returncode != 0
     assert "--batch-size 6 cannot be shared evenly in pairs among 2 devices" in err
+
+
+@pytest.mark.parametrize("elsewhere", ["ABSOLUTE", "../../../mine/note"])
+@pytest.mark.parametrize("folder", ["checkpoints", "checkpoints/best"])
+def test_checkpoints_elsewhere_are_neither_read_nor_deleted(
+    tiny: Tiny, tmp_path: Path, folder: str, elsewhere: str
+) -> None:
+    """TensorFlow lists checkpoints in a text file, reads the newest, and deletes the oldest, wherever they are."""
+    settings = TrainSettings(batch_size=8, max_steps=2, evaluate_every=1, latent_dim=2)
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    for name in ("note.index", "note.data-00000-of-00001"):
+        (mine / name).write_text("mine")
+    named = elsewhere.replace("ABSOLUTE", str(mine / "note"))
+    planted = tmp_path / "models" / artifact.model_id(identity(tiny.shards, SPEC, tiny.groups, settings)) / folder
+    planted.mkdir(parents=True)
+    lines = [f'model_checkpoint_path: "{named}"', f'all_model_checkpoint_paths: "{named}"']
+    lines += ["all_model_checkpoint_timestamps: 1.0", "last_preserved_timestamp: 1.0"]
+    (planted / "checkpoint").write_text("\n".join(lines))
+    with pytest.raises(InputError, match="names a checkpoint elsewhere"):
+        train(tiny.shards, SPEC, groups=tiny.groups, models_dir=tmp_path / "models", settings=settings, origin={})
+    assert {path.read_text() for path in mine.iterdir()} == {"mine"}
+    assert len(list(mine.iterdir())) == 2
 
 
 def test_divergence_stops_and_says_where_the_last_good_weights_are(tiny: Tiny, tmp_path: Path) -> None:
