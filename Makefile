@@ -1,5 +1,5 @@
 # make run · make run AUDIO=folder · make test · make check · make bench · make bench-learning · make bench-cuts
-# make bench-planner · make audit · make spark-jars · make test-spark · make flink-jars · make test-flink · make test-hosts
+# make bench-planner · make audit · make spark-jars · make test-spark · make flink-jars · make test-flink · make test-hosts · make test-s3
 # make airflow · make test-dags · make test-airflow-live · make airflow-demo · make lock
 # PYTHON=python3.12 picks another interpreter (3.11 or 3.12), LAKE= another place for the lake.
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 AIRFLOW := .venv-airflow
 LAKE ?= $(if $(AUDIO),lake,demo/lake)
 
-.PHONY: run test check audit bench bench-learning bench-cuts bench-planner spark-jars test-spark flink-jars test-flink test-hosts airflow test-dags test-airflow-live airflow-demo lock clean
+.PHONY: run test check audit bench bench-learning bench-cuts bench-planner spark-jars test-spark flink-jars test-flink test-hosts test-s3 airflow test-dags test-airflow-live airflow-demo lock clean
 .DELETE_ON_ERROR:
 
 # The main job. Without AUDIO on a small corpus made from nothing: fewer steps, since it holds ten minutes of sound.
@@ -35,7 +35,7 @@ $(VENV)/ready: requirements.lock pyproject.toml
 # A file of tests stays with one of the two processes: what it sets up is set up once.
 test: $(VENV)/ready
 	$(BIN)/python -m pytest -q -rs -n 2 --dist loadfile --ignore tests/dags --ignore tests/live --ignore tests/cluster \
-	  --ignore tests/hosts
+	  --ignore tests/hosts --ignore tests/buckets
 
 # Airflow, in an environment of its own.
 airflow: $(AIRFLOW)/ready
@@ -110,9 +110,12 @@ bench-planner: $(VENV)/ready
 	$(BIN)/python -m benches.planner --rows $(ROWS)
 	$(BIN)/python -m benches.held
 
+# What is installed, built or fetched outside the tree.
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/soundlake
+
 # Known holes in what is locked (infra/audit/audit.py: exit code 3 for one, 75 where no service of advisories answers).
 # AUDIT= options of pip-audit. The tool has an environment of its own, outside the tree.
-AUDITOR := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/soundlake/audit
+AUDITOR := $(CACHE)/audit
 AUDITED := requirements.lock requirements-airflow.lock infra/audit/requirements.lock
 audit: $(AUDITOR)/ready
 	@$(AUDITOR)/bin/python infra/audit/audit.py $(AUDITED) $(if $(AUDIT),-- $(AUDIT))
@@ -123,6 +126,19 @@ $(AUDITOR)/ready: infra/audit/requirements.lock
 	@$(AUDITOR)/bin/python -m pip install --quiet --require-hashes -r $< || { \
 	  echo "audit: pip-audit could not be installed: call again where a package index is" >&2; exit 75; }
 	touch $@
+
+# Lake and corpus in a bucket: a real S3 server on loopback, built once from source (Go 1.25 or newer; some minutes, kept
+# outside the tree), faults between it and the commands, two writers at once, writers that are killed. Half an hour.
+VERSITYGW_VERSION := v1.8.0
+VERSITYGW := $(CACHE)/versitygw/$(VERSITYGW_VERSION)/versitygw
+test-s3: $(VENV)/ready $(VERSITYGW)
+	$(BIN)/python -m pytest -q -rs -s tests/buckets
+
+# By its version, whose content Go's own checksum database vouches for.
+$(VERSITYGW):
+	@command -v go >/dev/null || { echo "make test-s3 builds an S3 server and needs Go: https://go.dev/dl" >&2; exit 2; }
+	mkdir -p "$(@D)"
+	GOBIN="$(@D)" GOFLAGS=-buildvcs=false go install github.com/versity/versitygw/cmd/versitygw@$(VERSITYGW_VERSION)
 
 # Needs uv, which is not in the lock: pip install uv
 lock:

@@ -447,7 +447,8 @@ def promoted(models_dir: str | Path, spec_id: str) -> str | None:
 
 def promote(models_dir: str | Path, model: Model, *, reason: str) -> None:
     """Make a model the one that its spec's commands use; the history keeps when and why."""
-    write_json(Path(models_dir) / "current.json", with_promotion(_current(models_dir), model, reason=reason))
+    current = promoting(_current(models_dir), promotion(model, reason=reason))
+    write_json(Path(models_dir) / "current.json", current)
 
 
 def nothing_promoted() -> dict[str, Any]:
@@ -455,10 +456,14 @@ def nothing_promoted() -> dict[str, Any]:
     return {"promoted": {}, "history": []}
 
 
-def with_promotion(current: Mapping[str, Any], model: Model, *, reason: str) -> dict[str, Any]:
-    """What current.json says after a promotion."""
-    entry = {"model_id": model.model_id, "spec_id": model.spec.spec_id, "reason": reason, "at": _now()}
-    promoted = {**current["promoted"], model.spec.spec_id: model.model_id}
+def promotion(model: Model, *, reason: str) -> dict[str, str]:
+    """What the history keeps of a promotion."""
+    return {"model_id": model.model_id, "spec_id": model.spec.spec_id, "reason": reason, "at": _now()}
+
+
+def promoting(current: Mapping[str, Any], entry: Mapping[str, str]) -> dict[str, Any]:
+    """What current.json says after a `promotion`."""
+    promoted = {**current["promoted"], entry["spec_id"]: entry["model_id"]}
     return {**current, "promoted": promoted, "history": [*current["history"], entry]}
 
 

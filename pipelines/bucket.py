@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import IO, Any, BinaryIO, cast
 
-from pipelines.patience import REQUEST_S, patiently
+from pipelines import patience
+from pipelines.patience import patiently
 from pipelines.store import Info
 
 # Of what is sent in parts, one part; of a long file, what one request reads.
@@ -40,8 +41,8 @@ def lance_options(uri: str) -> dict[str, str] | None:
     """What Lance needs to know of a bucket beside the environment; None for a folder."""
     if "://" not in uri:
         return None
-    options = {"timeout": f"{REQUEST_S:g}s", "connect_timeout": "5s", "allow_http": "true"}
-    return options | {"client_max_retries": str(2 * TRIES), "client_retry_timeout": str(round(REQUEST_S))}
+    options = {"timeout": f"{patience.REQUEST_S:g}s", "connect_timeout": "5s", "allow_http": "true"}
+    return options | {"client_max_retries": str(2 * TRIES), "client_retry_timeout": str(round(patience.REQUEST_S))}
 
 
 @functools.lru_cache(maxsize=64)
@@ -49,9 +50,9 @@ def _client(scheme: str, bucket: str) -> Any:
     from obstore.store import from_url
 
     # Without encryption goes what is given as http://, such as a server on loopback, and nothing else.
-    client: Any = {"timeout": f"{REQUEST_S:g}s", "connect_timeout": "5s", "allow_http": True}
+    client: Any = {"timeout": f"{patience.REQUEST_S:g}s", "connect_timeout": "5s", "allow_http": True}
     backoff: Any = {"init_backoff": timedelta(seconds=0.1), "max_backoff": timedelta(seconds=2), "base": 2}
-    retry: Any = {"max_retries": TRIES, "retry_timeout": timedelta(seconds=REQUEST_S), "backoff": backoff}
+    retry: Any = {"max_retries": TRIES, "retry_timeout": timedelta(seconds=patience.REQUEST_S), "backoff": backoff}
     return from_url(f"{scheme}://{bucket}", client_options=client, retry_config=retry)
 
 
@@ -151,7 +152,9 @@ class Bucket:
         Returns
         -------
         dict or None
-            The new version; None if another writer was first. No two writers may write the same `data`.
+            The new version; None if what is there now is another's: it was first, or it came after this one, whose
+            answer was lost. Who has to know which looks for a mark of its own in what is there. No two writers may
+            write the same `data`.
         """
         import obstore
         from obstore.exceptions import AlreadyExistsError, BaseError, NotModifiedError, PreconditionError

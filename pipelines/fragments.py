@@ -268,5 +268,6 @@ def _since(uri: str, version: int, name: str) -> tuple[bool, int | None]:
 
 
 def _is_conflict(error: Exception) -> bool:
+    said = f"{type(error).__name__}: {error}"
     # A strict first commit asks for the version 0 that there never was.
-    return "onflict" in type(error).__name__ or "onflict" in str(error) or "0.manifest was not found" in str(error)
+    return any(words in said for words in ("onflict", "already exists", "0.manifest was not found"))

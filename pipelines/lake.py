@@ -208,11 +208,15 @@ class Lake:
         """Raise `InputError` unless this is a lake that this version reads."""
         try:
             with storage_errors(self.uri("lake.json")):
-                version = json.loads(self.read("lake.json"))["format_version"]
+                data = self.read("lake.json")
         except InputError as error:
+            if not isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
+                raise
             raise InputError(
                 f"there is no lake at {self.root}: make one with `soundlake run AUDIO --lake …`"
             ) from error
+        try:
+            version = json.loads(data)["format_version"]
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{self.uri('lake.json')} is damaged: {error}") from error
         if version != FORMAT_VERSION:

@@ -88,11 +88,13 @@ def promote(lake: Lake, model: artifact.Model, *, reason: str, first: bool = Fal
             if not (first and promoted(lake, model.spec.spec_id)):
                 artifact.promote(folder(lake), model, reason=reason)
         return
+    entry = artifact.promotion(model, reason=reason)
     while True:
         current, version = _current(lake)
-        if first and model.spec.spec_id in current["promoted"]:
+        # The second: written, and its answer lost, and another promotion came after it.
+        if (first and model.spec.spec_id in current["promoted"]) or entry in current["history"]:
             return
-        text = json.dumps(artifact.with_promotion(current, model, reason=reason), indent=1, sort_keys=True) + "\n"
+        text = json.dumps(artifact.promoting(current, entry), indent=1, sort_keys=True) + "\n"
         with storage_errors(lake.uri(CURRENT)):
             if _bucket(lake).swap(CURRENT, text.encode(), version) is not None:
                 return

@@ -29,6 +29,7 @@ Result = TypeVar("Result")
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>(\w+)</Code>")
 _BAD_KEYS = {"ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch", "TokenRefreshRequired"}
+_BAD_KEYS |= {"XAdminUserNotFound"}  # versitygw's
 # What of the errors that blame the request a new request may cure: a body that did not come through, above all.
 _MAY_PASS = {"BadDigest", "ConditionalRequestConflict", "IncompleteBody", "OperationAborted", "RequestTimeout"}
 # Lance has all in its words.
@@ -76,7 +77,9 @@ def told(error: Exception, where: str) -> Exception | None:
 def _cause(error: Exception) -> str:
     said = str(error).split("\n\nDebug source")[0].splitlines()[0]
     status, code = (found[1] if (found := pattern.search(str(error))) else "" for pattern in (_STATUS, _CODE))
-    return f"{status} {code}".strip() or said.rpartition(" - ")[2].strip()[:120] or type(error).__name__
+    # Lance adds the line of its source.
+    said = said.rpartition(" - ")[2].split(", /")[0].split(", rust/")[0].strip()
+    return f"{status} {code}".strip() or said[:120] or type(error).__name__
 
 
 def patiently(where: str, call: Callable[[], Result]) -> Result:
@@ -109,7 +112,8 @@ def patiently(where: str, call: Callable[[], Result]) -> Result:
             if not is_of_storage(error) and not isinstance(error, ConnectionError):
                 raise
             if (clear := told(error, where)) is not None:
-                raise clear from error
+                # What is an InputError has nothing to do with the file that was asked for.
+                raise clear from (None if isinstance(clear, InputError) else error)
             waited = time.monotonic() - began
             if waited + pause > _patience[_answers]:
                 _answers = False

@@ -20,7 +20,10 @@ NOTICED = 120
 
 
 def start(lake: Path, *more: str) -> list[Command]:
-    return [Command("train", *SETTINGS, *more, "--lake", lake, small=True, TF_CONFIG=config) for config in configs(2)]
+    return [
+        Command("train", *SETTINGS, *more, "--lake", lake, small=True, environment={"TF_CONFIG": config})
+        for config in configs(2)
+    ]
 
 
 def ended(commands: list[Command]) -> list[int]:
@@ -138,7 +141,7 @@ def test_all_must_train_the_same(features: Path, tmp_path: Path) -> None:
     lake = tmp_path / "lake"
     shutil.copytree(features, lake)
     commands = [
-        Command("train", *SETTINGS, "--seed", str(seed), "--lake", lake, small=True, TF_CONFIG=config)
+        Command("train", *SETTINGS, "--seed", str(seed), "--lake", lake, small=True, environment={"TF_CONFIG": config})
         for seed, config in enumerate(configs(2))
     ]
     assert ended(commands) == [2, 2], [command.err for command in commands]
@@ -146,7 +149,7 @@ def test_all_must_train_the_same(features: Path, tmp_path: Path) -> None:
 
 
 def test_a_wrong_config_is_one_line(features: Path) -> None:
-    command = Command("train", "--lake", features, TF_CONFIG='{"cluster": {}}')
+    command = Command("train", "--lake", features, environment={"TF_CONFIG": '{"cluster": {}}'})
     assert command.end() == 2
     assert command.err.startswith("soundlake: TF_CONFIG is not of the form")
     assert command.err.count("\n") == 1

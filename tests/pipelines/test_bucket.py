@@ -1,4 +1,4 @@
-"""A corpus in a bucket, on a real S3 server that the test starts on loopback, through Beam's own file system."""
+"""A corpus in a bucket, on moto's S3 server on loopback; tests/buckets has a real one, and faults between."""
 
 import hashlib
 import os
@@ -12,7 +12,7 @@ from moto.server import ThreadedMotoServer
 
 from model.errors import InputError
 from pipelines import commands
-from pipelines.corpus import at_hand, find_labels, listing, read_labels
+from pipelines.corpus import at_hand, find_labels, listing, partitions, read_labels
 from pipelines.lake import Lake
 from pipelines.runners import beam_options
 from tests.pipelines.test_extract import SPEC, corpus, rows, run, shards, write
@@ -33,8 +33,11 @@ def endpoint() -> Iterator[str]:
 
 
 @pytest.fixture
-def bucket(endpoint: str, tmp_path: Path) -> tuple[Any, list[str], Path]:
-    """A client, the options that follow ``--``, and a local copy of what the bucket holds below ``audio/``."""
+def bucket(endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, str, Path]:
+    """A client, the bucket's name, and a local copy of what the bucket holds below ``audio/``."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    for key, variable in zip(KEYS, ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION"), strict=True):
+        monkeypatch.setenv(variable, KEYS[key])
     client = boto3.client("s3", endpoint_url=endpoint, **KEYS)
     name = f"b-{hashlib.sha256(str(tmp_path).encode()).hexdigest()[:12]}"
     client.create_bucket(Bucket=name)
@@ -48,18 +51,12 @@ def bucket(endpoint: str, tmp_path: Path) -> tuple[Any, list[str], Path]:
         if path.is_file():
             client.upload_file(str(path), name, f"audio/{path.relative_to(local)}")
     client.put_object(Bucket=name, Key="audio/empty/", Body=b"")
-    options = [f"--s3_endpoint_url={endpoint}", "--s3_access_key_id=test", "--s3_secret_access_key=test"]
-    return client, [*options, "--s3_region_name=us-east-1"], local
+    return client, name, local
 
 
-def root_of(client: Any) -> str:
-    return f"s3://{client.list_buckets()['Buckets'][-1]['Name']}/audio"
-
-
-def test_listing_labels_and_bytes(bucket: tuple[Any, list[str], Path]) -> None:
-    client, options, local = bucket
-    beam_options(options)
-    root = root_of(client)
+def test_listing_labels_and_bytes(bucket: tuple[Any, str, Path]) -> None:
+    _, name, local = bucket
+    root = f"s3://{name}/audio"
     found = list(listing(root))
     names = [item[0] for item in found if item]
     assert sorted(names) == sorted(f"{root}/{n}" for n in [*(f"{i}.wav" for i in range(7)), "deep/er/d.wav"])
@@ -75,38 +72,52 @@ def test_listing_labels_and_bytes(bucket: tuple[Any, list[str], Path]) -> None:
         pass
 
 
-def test_the_same_shards_as_from_a_folder(bucket: tuple[Any, list[str], Path], tmp_path: Path) -> None:
-    client, options, local = bucket
+def test_partitions(bucket: tuple[Any, str, Path]) -> None:
+    _, name, local = bucket
+    root = f"s3://{name}/audio"
+    # The mark of an empty folder is one, as an empty folder of a disk is.
+    assert partitions(root) == [".", "deep", "empty"]
+    for one in (".", "deep"):
+        here = {os.path.relpath(item[0], local) for item in listing(str(local), one) if item}
+        assert {item[0].removeprefix(f"{root}/") for item in listing(root, one) if item} == here
+
+
+def test_options_of_beam_for_buckets_are_told_about() -> None:
+    with pytest.raises(InputError, match="AWS_ENDPOINT_URL"):
+        beam_options(["--s3_region_name=us-east-1"])
+
+
+def test_the_same_shards_as_from_a_folder(bucket: tuple[Any, str, Path], tmp_path: Path) -> None:
+    client, name, local = bucket
     near, far = Lake.at(str(tmp_path / "near")), Lake.at(str(tmp_path / "far"))
     run(near, local)
-    root = root_of(client)
-    found = commands.extract(far, root, spec=SPEC, beam=options)
+    root = f"s3://{name}/audio"
+    found = commands.extract(far, root, spec=SPEC)
     assert (found["listed"], found["done"], found["left_out"]) == (8, 8, 2)
     assert shards(far) == shards(near)
     assert rows(far)[f"{root}/0.wav"]["label"] == "dog"
-    again = commands.extract(far, root, spec=SPEC, beam=options)
+    again = commands.extract(far, root, spec=SPEC)
     assert (again["unchanged"], again["done"]) == (8, 0)
     # One new, one gone, one renamed: only the new one is decoded.
-    name = root.removeprefix("s3://").split("/")[0]
     files = shards(far)
     client.copy_object(Bucket=name, CopySource=f"{name}/audio/1.wav", Key="audio/one.wav")
     client.delete_object(Bucket=name, Key="audio/1.wav")
     client.delete_object(Bucket=name, Key="audio/2.wav")
     client.upload_file(str(write(tmp_path / "new.wav", 3.0, seed=50)), name, "audio/new.wav")
-    changed = commands.extract(far, root, spec=SPEC, beam=options)
+    changed = commands.extract(far, root, spec=SPEC)
     assert (changed["unchanged"], changed["done"], changed["gone"]) == (6, 2, 2)
     assert len(set(shards(far)) - set(files)) == 1
 
 
-def test_a_prefix_that_holds_nothing(bucket: tuple[Any, list[str], Path], tmp_path: Path) -> None:
+def test_a_prefix_that_holds_nothing(bucket: tuple[Any, str, Path], tmp_path: Path) -> None:
     """A bucket knows no folders: nothing there is a corpus without files, and it does not empty the ledger."""
-    client, options, _ = bucket
-    lake, root = Lake.at(str(tmp_path / "lake")), root_of(client)
-    commands.extract(lake, root, spec=SPEC, beam=options)
+    client, name, _ = bucket
+    lake, root = Lake.at(str(tmp_path / "lake")), f"s3://{name}/audio"
+    commands.extract(lake, root, spec=SPEC)
     before = rows(lake)
-    assert commands.extract(lake, f"{root}/nowhere", spec=SPEC, beam=options)["listed"] == 0
-    for item in client.list_objects_v2(Bucket=root.split("/")[2])["Contents"]:
-        client.delete_object(Bucket=root.split("/")[2], Key=item["Key"])
+    assert commands.extract(lake, f"{root}/nowhere", spec=SPEC)["listed"] == 0
+    for item in client.list_objects_v2(Bucket=name)["Contents"]:
+        client.delete_object(Bucket=name, Key=item["Key"])
     with pytest.raises(InputError, match="is it mounted"):
-        commands.extract(lake, root, spec=SPEC, beam=options)
+        commands.extract(lake, root, spec=SPEC)
     assert rows(lake) == before

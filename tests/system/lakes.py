@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +63,8 @@ class Command:
         Whether permissions bind it even where the test runs as root.
     offline : bool
         Whether it has no network: none at all where the system lets us take it away, and dead proxies in any case.
-    environment : dict of str to str
-        Added to that of the tests.
+    environment : mapping
+        Variables beside those of this process.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Command:
         small: bool = False,
         bound: bool = False,
         offline: bool = False,
-        **environment: str,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self._mark = uuid.uuid4().hex
         # Files, not pipes: what a killed command leaves behind may hold them open.
@@ -88,7 +88,13 @@ class Command:
             stdout=self._out,
             stderr=self._err,
             start_new_session=True,
-            env={**os.environ, **proxies, MARK: self._mark, "PYTHONDONTWRITEBYTECODE": "1", **environment},
+            env={
+                **os.environ,
+                **proxies,
+                **(environment or {}),
+                MARK: self._mark,
+                "PYTHONDONTWRITEBYTECODE": "1",
+            },
         )
 
     def end(self) -> int:
@@ -177,11 +183,11 @@ def table_rows(lake: Path) -> list[dict[str, Any]]:
     return sorted(lance.dataset(str(path)).to_table().to_pylist(), key=lambda row: row["id"])
 
 
-def weights(lake: Path) -> dict[str, bytes]:
-    """Bytes of the one model's arrays by name."""
+def weights(lake: Path, model_id: str = "*") -> dict[str, bytes]:
+    """Bytes of a model's arrays by name, of the one that there is unless one is named."""
     import h5py
 
-    (path,) = lake.glob("models/*/weights.weights.h5")
+    (path,) = lake.glob(f"models/{model_id}/weights.weights.h5")
     found: dict[str, bytes] = {}
     with h5py.File(path) as file:
         file.visititems(
