@@ -10,7 +10,8 @@ from typing import Any, cast
 
 import apache_beam as beam
 from apache_beam.io.filesystems import FileSystems
-from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+from apache_beam.pipeline import PipelineVisitor
 from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.windowed_value import WindowedValue
 
@@ -191,6 +192,16 @@ class Concurrently(beam.DoFn):
             _pools.remove(self.pool)
 
 
+class _WithoutHints(PipelineVisitor):
+    """Takes resource hints off: for each kind of them a runner that chooses no machines starts another worker."""
+
+    def enter_composite_transform(self, transform_node: Any) -> None:
+        transform_node.resource_hints = {}
+
+    def visit_transform(self, transform_node: Any) -> None:
+        transform_node.resource_hints = {}
+
+
 def run_pipeline(build: Callable[[beam.Pipeline], None], engine: Engine) -> None:
     """Build and run a pipeline to its end.
 
@@ -211,6 +222,8 @@ def run_pipeline(build: Callable[[beam.Pipeline], None], engine: Engine) -> None
     """
     pipeline = beam.Pipeline(options=engine.options)
     build(pipeline)
+    if engine.options.view_as(StandardOptions).runner != "DataflowRunner":
+        pipeline.visit(_WithoutHints())
     try:
         state = pipeline.run().wait_until_finish()
     except Exception as error:

@@ -31,7 +31,7 @@ from pipelines.cli import app
 from pipelines.encoder import RAM
 from pipelines.lake import HandedOver, Lake, Run
 from pipelines.lookup import find_model
-from pipelines.runners import _known_flags, _worker_error, beam_options
+from pipelines.runners import _known_flags, _worker_error, beam_options, run_pipeline
 from pipelines.template import LEFT_OUT, RENAMED, command_line, main, parameters
 from tests.conftest import Made
 from tests.pipelines.loopback_google import Google, google, run_here
@@ -403,6 +403,20 @@ def test_a_gpu_is_asked_for_where_it_is_used(made: Made) -> None:
     launched = Launched({}, pipeline.to_runner_api(), "")
     assert launched.hints("encode/BeamML_RunInference")["accelerator"] == asked.encode()
     assert launched.hints("compare") == launched.hints("summarise") == {}
+
+
+def test_other_runners_get_no_hints() -> None:
+    """A worker for each kind of machine would be one too many where nobody chooses machines."""
+    built: list[beam.Pipeline] = []
+
+    def build(pipeline: beam.Pipeline) -> None:
+        built.append(pipeline)
+        _ = pipeline | beam.Create([1]) | beam.Map(str).with_resource_hints(min_ram="1GB")
+
+    engine = beam_options([])
+    run_pipeline(build, engine)
+    environments = built[0].to_runner_api().components.environments.values()
+    assert [dict(one.resource_hints) for one in environments] == [{}]
 
 
 def test_a_gpu_that_is_not_there_is_not_made_up_for(made: Made, tmp_path: Path) -> None:
