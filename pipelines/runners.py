@@ -18,7 +18,7 @@ from apache_beam.utils.windowed_value import WindowedValue
 from model.errors import InputError, TryLaterError
 from pipelines import isolation
 from pipelines.lake import HandedOver
-from pipelines.options import TEMPLATE
+from pipelines.options import is_template
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def beam_options(arguments: Sequence[str], *, workers: int = 0) -> Engine:
         raise InputError(f"Beam has no option {unknown[0]}; see the runner's page in Beam's documentation")
     # For what is looked at before the pipeline starts; workers do this by themselves.
     FileSystems.set_options(options)
-    return Engine(options, threads, local, template=any(a.startswith(TEMPLATE) for a in given))
+    return Engine(options, threads, local, template=is_template(given))
 
 
 def keep_freed_memory(keep: bool) -> None:

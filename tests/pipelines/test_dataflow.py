@@ -202,10 +202,13 @@ def test_a_wrong_parameter_ends_with_2(
     assert not (tmp_path / "x").exists()
 
 
-def test_a_repair_is_no_template(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    line = ["extract", str(tmp_path), "--lake", str(tmp_path / "lake"), "--repair", "--", *FROM_THE_LAUNCHER]
+@pytest.mark.parametrize("command", ["extract --repair", "plan", "run"])
+def test_what_waits_is_no_template(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name, *options = command.split()
+    line = [name, str(tmp_path), "--lake", str(tmp_path / "lake"), *options, "--", *FROM_THE_LAUNCHER]
     assert program.main(line) == 2
-    assert "--repair is a second pipeline" in capsys.readouterr().err
+    assert f"{command} waits for its pipeline" in capsys.readouterr().err
+    assert not (tmp_path / "lake").exists()
 
 
 # The job that a launch writes down.
