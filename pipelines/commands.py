@@ -13,7 +13,7 @@ from pipelines import fragments, ledger, models, table
 from pipelines.judging import evaluate, promote
 from pipelines.lake import Lake, run_manifest
 from pipelines.lookup import find_model
-from pipelines.options import TEMPLATE
+from pipelines.options import is_template, refuse_template
 from pipelines.progress import Progress, watching
 from pipelines.training import train
 
@@ -95,14 +95,14 @@ def extract(
         Then check every shard of the spec, and make again what is damaged; adds ``repair``
         (`pipelines.repair.repair`).
     """
+    if repair:
+        refuse_template(beam, "extract --repair")
     root = _root_of(lake, audio)
     retried = _retried(retry)
     from pipelines import corpus, estimate, finish
     from pipelines.runners import beam_options
 
     engine = beam_options(beam, workers=workers)
-    if repair and engine.template:
-        raise InputError("--repair is a second pipeline, and a template holds one: run extract --repair by itself")
     found = corpus.find_labels(root, labels)
     lake.initialise()
     _partition_of(lake, root, partition, spec.spec_id)
@@ -167,6 +167,7 @@ def plan(
         As `pipelines.estimate.survey_corpus`, and ``estimate``: ``cpu_s``, ``bytes`` of shards, ``source`` of the rates
         in words, ``cores``, ``money`` by what it is for.
     """
+    refuse_template(beam, "plan")
     root = _root_of(lake, audio)
     from pipelines import corpus, estimate
     from pipelines.runners import beam_options
@@ -243,8 +244,7 @@ def encode(
     dataset = table.open_table(lake, model.model_id)
     done = table.said(lake, model.model_id)
     # A service cannot start a template without a job in it: one that finds nothing to do.
-    template = any(argument.startswith(TEMPLATE) for argument in beam)
-    if dataset is not None and known is not None and not template:
+    if dataset is not None and known is not None and not is_template(beam):
         now = {"ledger_version": int(known.version), "table_version": int(dataset.version)}
         if {name: done.get(name) for name in now} == now:
             return done | {"encoded": 0, "renamed": 0, "stale_recordings": 0, "run_id": None}
@@ -300,6 +300,7 @@ def run(
 
     if hosts.from_environment().count > 1:
         raise InputError("run is for one host: extract there, and call `soundlake train` on all hosts of TF_CONFIG")
+    refuse_template(beam, "run")
     step("extract")
     extracted = extract(lake, audio, spec=spec, labels=labels, beam=beam, workers=workers)
     known = ledger.open_ledger(lake, spec.spec_id)

@@ -1,14 +1,14 @@
 """Options that several commands share: each is described once, and reads the same everywhere."""
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
+from model.errors import InputError
+
 # Options of Beam's own follow `--`.
 BEAM = {"allow_extra_args": True}
-
-# Of them the one by which a pipeline is not run, but written down for a service that runs it later.
-TEMPLATE = "--template_location="
 
 _verbose = False
 
@@ -21,6 +21,17 @@ def _set_verbose(value: bool) -> None:
 def verbose() -> bool:
     """Whether ``--verbose`` was given."""
     return _verbose
+
+
+def is_template(beam: Sequence[str]) -> bool:
+    """Whether Beam's options are to write a pipeline down, for a service that runs it later, in place of running it."""
+    return any(argument.startswith("--template_location=") for argument in beam)
+
+
+def refuse_template(beam: Sequence[str], command: str) -> None:
+    """Raise `InputError` if so: what comes after the first pipeline of `command` has to wait for it."""
+    if is_template(beam):
+        raise InputError(f"{command} waits for its pipeline, and nobody waits for a template: no --template_location")
 
 
 Audio = Annotated[str, typer.Argument(help="Folder or bucket prefix of audio files.")]

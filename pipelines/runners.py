@@ -13,14 +13,15 @@ from typing import Any, cast
 
 import apache_beam as beam
 from apache_beam.io.filesystems import FileSystems
-from apache_beam.options.pipeline_options import PipelineOptions, PortableOptions
+from apache_beam.options.pipeline_options import PipelineOptions, PortableOptions, StandardOptions
+from apache_beam.pipeline import PipelineVisitor
 from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.windowed_value import WindowedValue
 
 from model.errors import InputError, TryLaterError
 from pipelines import flink, isolation, job_server, worker_boot
 from pipelines.lake import HandedOver
-from pipelines.options import TEMPLATE
+from pipelines.options import is_template
 
 # How long a worker of Spark or Flink may be idle between steps of its pipeline.
 WORKER_MILLISECONDS = 300_000
@@ -126,8 +127,7 @@ def beam_options(arguments: Sequence[str], *, workers: int = 0) -> Engine:
         raise _no_option(unknown[0])
     # For what is looked at before the pipeline starts; workers do this by themselves.
     FileSystems.set_options(options)
-    template = any(argument.startswith(TEMPLATE) for argument in given)
-    return Engine(options, threads, local, cluster, unknown, template)
+    return Engine(options, threads, local, cluster, unknown, is_template(given))
 
 
 def _no_option(name: str) -> InputError:
@@ -247,6 +247,16 @@ class Concurrently(beam.DoFn):
             _pools.remove(self.pool)
 
 
+class _WithoutHints(PipelineVisitor):
+    """Takes resource hints off: for each kind of them a runner that chooses no machines starts another worker."""
+
+    def enter_composite_transform(self, transform_node: Any) -> None:
+        transform_node.resource_hints = {}
+
+    def visit_transform(self, transform_node: Any) -> None:
+        transform_node.resource_hints = {}
+
+
 def run_pipeline(build: Callable[[beam.Pipeline], None], engine: Engine) -> None:
     """Build and run a pipeline to its end.
 
@@ -268,6 +278,8 @@ def run_pipeline(build: Callable[[beam.Pipeline], None], engine: Engine) -> None
     with _submitting(engine) as endpoint:
         pipeline = beam.Pipeline(options=engine.options)
         build(pipeline)
+        if engine.options.view_as(StandardOptions).runner != "DataflowRunner":
+            pipeline.visit(_WithoutHints())
         result = None
         try:
             result = pipeline.run()

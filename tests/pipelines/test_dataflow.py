@@ -31,7 +31,7 @@ from pipelines.cli import app
 from pipelines.encoder import RAM
 from pipelines.lake import HandedOver, Lake, Run
 from pipelines.lookup import find_model
-from pipelines.runners import _known_flags, _worker_error, beam_options
+from pipelines.runners import _known_flags, _worker_error, beam_options, run_pipeline
 from pipelines.template import LEFT_OUT, RENAMED, command_line, main, parameters
 from tests.conftest import Made
 from tests.pipelines.loopback_google import Google, google, run_here
@@ -202,10 +202,13 @@ def test_a_wrong_parameter_ends_with_2(
     assert not (tmp_path / "x").exists()
 
 
-def test_a_repair_is_no_template(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    line = ["extract", str(tmp_path), "--lake", str(tmp_path / "lake"), "--repair", "--", *FROM_THE_LAUNCHER]
+@pytest.mark.parametrize("command", ["extract --repair", "plan", "run"])
+def test_what_waits_is_no_template(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name, *options = command.split()
+    line = [name, str(tmp_path), "--lake", str(tmp_path / "lake"), *options, "--", *FROM_THE_LAUNCHER]
     assert program.main(line) == 2
-    assert "--repair is a second pipeline" in capsys.readouterr().err
+    assert f"{command} waits for its pipeline" in capsys.readouterr().err
+    assert not (tmp_path / "lake").exists()
 
 
 # The job that a launch writes down.
@@ -403,6 +406,20 @@ def test_a_gpu_is_asked_for_where_it_is_used(made: Made) -> None:
     launched = Launched({}, pipeline.to_runner_api(), "")
     assert launched.hints("encode/BeamML_RunInference")["accelerator"] == asked.encode()
     assert launched.hints("compare") == launched.hints("summarise") == {}
+
+
+def test_other_runners_get_no_hints() -> None:
+    """A worker for each kind of machine would be one too many where nobody chooses machines."""
+    built: list[beam.Pipeline] = []
+
+    def build(pipeline: beam.Pipeline) -> None:
+        built.append(pipeline)
+        _ = pipeline | beam.Create([1]) | beam.Map(str).with_resource_hints(min_ram="1GB")
+
+    engine = beam_options([])
+    run_pipeline(build, engine)
+    environments = built[0].to_runner_api().components.environments.values()
+    assert [dict(one.resource_hints) for one in environments] == [{}]
 
 
 def test_a_gpu_that_is_not_there_is_not_made_up_for(made: Made, tmp_path: Path) -> None:
