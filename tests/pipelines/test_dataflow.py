@@ -26,7 +26,7 @@ from typer.main import get_command
 
 from model.errors import InputError, TryLaterError
 from model.features import PRESETS
-from pipelines import commands, encode, isolation, ledger, program, table
+from pipelines import commands, encode, fragments, isolation, ledger, program, table
 from pipelines.cli import app
 from pipelines.encoder import RAM
 from pipelines.lake import HandedOver, Lake, Run
@@ -430,11 +430,20 @@ def test_a_gpu_that_is_not_there_is_not_made_up_for(made: Made, tmp_path: Path) 
         commands.encode(lake, accelerator="type:nvidia-tesla-t4;count:1")
 
 
-def test_a_version_tells_whose_it_is(tmp_path: Path) -> None:
-    audio, lake = tones(tmp_path / "audio"), Lake.at(str(tmp_path / "lake"))
-    run_id = commands.extract(lake, str(audio), spec=PRESETS["general"])["run_id"]
-    made = lance.dataset(lake.ledger_uri(PRESETS["general"].spec_id)).read_transaction(1)
-    assert run_id in made.transaction_properties.values()
+def test_a_run_commits_once_however_often_it_is_called(tmp_path: Path) -> None:
+    """As the last step of a job on a worker whose answer was lost."""
+    lake, spec_id = Lake.at(str(tmp_path / "lake")), PRESETS["general"].spec_id
+    uri = lake.ledger_uri(spec_id)
+    row = ledger.row(
+        uri="/a.wav", recording_id="0" * 64, status=ledger.DONE, bundles=[], corpus="/", size=1, mtime_ns=1
+    )
+    for before in (0, 1):
+        rows = ledger.write_rows(lake, spec_id, [row | {"uri": f"/{before}.wav"}])
+        made = [
+            fragments.commit(uri, before, ledger.SCHEMA, rows, [], run_id=run_id) for run_id in ("one", "one", "two")
+        ]
+        assert made == [before + 1, before + 1, None]
+    assert sorted(lance.dataset(uri).to_table(columns=["uri"])["uri"].to_pylist()) == ["/0.wav", "/1.wav"]
 
 
 # The command, which waits for the job.
