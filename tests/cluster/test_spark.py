@@ -153,7 +153,10 @@ def test_what_a_worker_says_about_its_input_comes_back(lake: Path, spark: Standa
 
 
 def test_an_interrupt_ends_all_of_it(local: Local, spark: Standalone, tmp_path: Path) -> None:
+    # Whoever calls these tests may have told them to ignore it, and that is inherited.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     command = Command("extract", local.audio, "--lake", tmp_path / "lake", *beam(spark))
+    signal.signal(signal.SIGINT, before)
     wait_for(lambda: harnesses(spark.mark) or command.process.poll(), seconds=SECONDS)
     # As a terminal does, to all that the command has started.
     os.killpg(command.process.pid, signal.SIGINT)
