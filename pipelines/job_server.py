@@ -157,7 +157,8 @@ def command(cluster: Cluster, options: Any, *, port: int, folder: str) -> list[s
     if cluster.on_workers:
         properties += [
             f"-Dspark.executor.extraClassPath={path}",
-            f"-Dspark.executor.extraJavaOptions={' '.join(JAVA_17)}",
+            # Not extraJavaOptions: those stay a user's own.
+            f"-Dspark.executor.defaultJavaOptions={' '.join(JAVA_17)}",
         ]
     return [
         java,
