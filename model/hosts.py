@@ -7,6 +7,8 @@ what only it knows (statistics, checkpoints) it tells the others over the networ
 import json
 import os
 import re
+import socket
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -64,6 +66,7 @@ class Hosts:
         """
         if self.count == 1:
             return
+        self._meet()
         import tensorflow as tf
         from tensorflow.compiler.xla.tsl.protobuf.coordination_config_pb2 import CoordinatedJob
         from tensorflow.python.eager import context
@@ -79,12 +82,36 @@ class Hosts:
         )
         try:
             self.strategy = tf.distribute.MultiWorkerMirroredStrategy()
-        except tf.errors.UnknownError as error:
-            raise TryLaterError(f"cannot listen at {self.addresses[self.index]}: is its port taken?") from error
         except tf.errors.OpError as error:
             raise TryLaterError(
-                f"not all {self.count} hosts of TF_CONFIG came within {JOINING} s: start the same command on all"
+                f"the {self.count} hosts of TF_CONFIG could not join: start the same command on all of them ({error})"
             ) from error
+
+    def _meet(self) -> None:
+        """Wait until something answers at every address: TensorFlow would wait for a missing host without end."""
+        own = self.addresses[self.index]
+        port, both = int(own.rsplit(":", 1)[1]), socket.has_dualstack_ipv6()
+        family = socket.AF_INET6 if both else socket.AF_INET
+        deadline = time.monotonic() + JOINING
+        try:
+            listening = socket.create_server(("", port), family=family, dualstack_ipv6=both)
+        except OSError as error:
+            raise TryLaterError(f"cannot listen at {own}: {error.strerror}; end what uses the port") from error
+        # Whoever comes later than this closes finds TensorFlow listening here.
+        with listening:
+            for number, address in enumerate(self.addresses):
+                name, port_there = address.rsplit(":", 1)
+                while number != self.index:
+                    try:
+                        socket.create_connection((name.strip("[]"), int(port_there)), timeout=5).close()
+                        break
+                    except OSError as error:
+                        if time.monotonic() > deadline:
+                            raise TryLaterError(
+                                f"host {number} of {self.count} ({address}) has not come within {JOINING} s: start the "
+                                "same command on all hosts"
+                            ) from error
+                        time.sleep(1)
 
     @contextmanager
     def none_lost(self) -> Iterator[None]:
@@ -194,8 +221,9 @@ def from_environment() -> Hosts:
     InputError
         If TF_CONFIG is not what TensorFlow wants, or names other parts than a chief and workers.
     """
-    text = os.environ.get("TF_CONFIG", "").strip()
-    if not text:
+    text = os.environ.get("TF_CONFIG")
+    # TensorFlow itself takes an empty one for a damaged one.
+    if text is None:
         return Hosts()
     try:
         config = json.loads(text)

@@ -75,15 +75,17 @@ def test_what_is_told_arrives() -> None:
 @pytest.mark.parametrize(
     ("text", "tasks", "index"),
     [
-        ("", ["worker/0"], 0),
+        (None, ["worker/0"], 0),
         (config({"worker": ["a:1"]}), ["worker/0"], 0),
         (config({"worker": ["a:1", "b:1"]}, index=1), ["worker/0", "worker/1"], 1),
         (config({"worker": ["a:1", "b:1"], "chief": ["c:1"]}, index="1"), ["chief/0", "worker/0", "worker/1"], 2),
         (config({"worker": ["a:1"], "chief": ["c:1"]}, kind="chief"), ["chief/0", "worker/0"], 0),
     ],
 )
-def test_who_is_who(monkeypatch: pytest.MonkeyPatch, text: str, tasks: list[str], index: int) -> None:
-    monkeypatch.setenv("TF_CONFIG", text)
+def test_who_is_who(monkeypatch: pytest.MonkeyPatch, text: str | None, tasks: list[str], index: int) -> None:
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    if text is not None:
+        monkeypatch.setenv("TF_CONFIG", text)
     here = hosts.from_environment()
     assert (list(here.tasks), here.index, here.is_chief, here.count) == (tasks, index, index == 0, len(tasks))
 
@@ -91,6 +93,7 @@ def test_who_is_who(monkeypatch: pytest.MonkeyPatch, text: str, tasks: list[str]
 @pytest.mark.parametrize(
     ("text", "said"),
     [
+        ("", "not of the form"),
         ("{", "not of the form"),
         ("3", "not of the form"),
         ('{"cluster": {"worker": ["a:1"]}}', "not of the form"),

@@ -66,9 +66,9 @@ def stepped(
 ) -> list[dict[str, np.ndarray]]:
     """What each host found."""
     running = []
-    for number, config in enumerate(configs(hosts) if hosts > 1 else [""]):
+    for number, config in enumerate(configs(hosts) if hosts > 1 else [None]):
         call = {"devices": devices, "settings": settings, "steps": steps, "to": f"{folder}/{number}.npz"}
-        environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "TF_CONFIG": config}
+        environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"} | ({"TF_CONFIG": config} if config else {})
         line = [sys.executable, "-c", SCRIPT, json.dumps(call)]
         running.append(subprocess.Popen(line, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True))
     for process in running:

@@ -5,11 +5,13 @@ The other half, that the DAGs run these and no others, is in tests/dags.
 
 import itertools
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.main import get_command
 
+from pipelines import job_server
 from pipelines.cli import app
 from pipelines.lookup import parse_spec
 from pipelines.runners import beam_options
@@ -28,9 +30,13 @@ CORPORA = {
 
 
 @pytest.fixture(autouse=True)
-def _elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A line that names no lake would be taken, and write to this one."""
+def _elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A line that names no lake would be taken, and write to this one; no job server starts, but there must be one."""
     monkeypatch.setenv("SOUNDLAKE_LAKE", "/elsewhere")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for name in ("spark", "flink"):
+        job_server.cache(name).mkdir(parents=True)
+        (job_server.cache(name) / "some.jar").touch()
 
 
 @pytest.fixture(params=PLACES)

@@ -1,0 +1,214 @@
+"""The loop of a training: steps, validations, checkpoints, early stop; the same on each of several hosts.
+
+A run that was killed and started again ends with the same weights.
+"""
+
+import json
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from model import evaluate
+from model.errors import InputError
+from model.hosts import Hosts
+from model.trainer import Trainer, window_seconds
+
+log = logging.getLogger(__name__)
+
+# Times the least validation error so far: beyond it a training has diverged, and will not come back by itself.
+DIVERGED = 4.0
+# What a training step tells: −log p(x|z), KL, mean square error, contrastive term.
+TERMS = ("nll", "kl", "mse", "contrastive")
+
+
+class _Stop:
+    """Remembers that someone asked to stop (Ctrl-C, or a scheduler's SIGTERM)."""
+
+    asked = False
+
+    def ask(self, *_: Any) -> None:
+        self.asked = True
+
+
+@contextmanager
+def _stopping() -> Iterator[_Stop]:
+    stop = _Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.signal(number, stop.ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _own_checkpoints(folder: Path) -> str:
+    """The folder, for TensorFlow, which reads checkpoints, and deletes the oldest, wherever a text file in it says.
+
+    Raises
+    ------
+    InputError
+        If that names one outside.
+    """
+    found = tf.train.get_checkpoint_state(str(folder))
+    for path in [] if found is None else [found.model_checkpoint_path, *found.all_model_checkpoint_paths]:
+        if os.path.dirname(os.path.abspath(path)) != os.path.abspath(folder):
+            raise InputError(f"{folder / 'checkpoint'} names a checkpoint elsewhere ({path[:200]}): delete the folder")
+    return str(folder)
+
+
+class Loop:
+    """Steps, validations, checkpoints and the state that a resumed run needs of them."""
+
+    def __init__(
+        self, trainer: Trainer, directory: Path, here: Hosts, *, progress: bool, saved: Callable[[Path], None]
+    ) -> None:
+        self.trainer, self.directory, self.here, self.progress, self.saved = trainer, directory, here, progress, saved
+        self.history: list[dict[str, float]] = []
+        self.best, self.best_step, self.waited, self.reason = float("inf"), 0, 0, ""
+        self.seconds_before, self.sums = 0.0, np.zeros(len(TERMS))
+        self._state = tf.Variable("", dtype=tf.string)
+        with trainer.strategy.scope():
+            kept = tf.train.Checkpoint(model=trainer.model, optimizer=trainer.optimizer, state=self._state)
+        newest, best = (_own_checkpoints(directory / name) for name in ("checkpoints", "checkpoints/best"))
+        self._newest = tf.train.CheckpointManager(kept, newest, max_to_keep=2, checkpoint_name="step")
+        # Model and optimizer both: weights alone would leave a resumed run with a restore that warns.
+        self._best = tf.train.CheckpointManager(kept, best, max_to_keep=1, checkpoint_name="best")
+        there = self._newest.latest_checkpoint if here.is_chief else None
+        if there:
+            kept.restore(there).assert_existing_objects_matched()
+        # What the chief starts from all start from, be it a checkpoint or not.
+        self._share()
+        if state := json.loads(here.from_chief(self._state.numpy()) or "{}"):
+            self.history, self.best, self.best_step = state["history"], state["best"], state["best_step"]
+            self.waited, self.reason, self.seconds_before = state["waited"], state["reason"], state["seconds"]
+            self.sums = np.asarray(state["sums"])
+            here.kept_step = self.step
+            log.info("taken up at step %d", self.step)
+        self._kept = kept
+        self._started = time.monotonic()
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return int(self.trainer.optimizer.iterations.numpy())
+
+    def _share(self) -> None:
+        self.here.share([*self.trainer.model.variables, *self.trainer.optimizer.variables])
+
+    def _save(self, manager: Any) -> None:
+        state = {"history": self.history, "best": self.best, "best_step": self.best_step, "waited": self.waited}
+        state |= {"sums": self.sums.tolist(), "reason": self.reason}
+        state["seconds"] = self.seconds_before + time.monotonic() - self._started
+        self._state.assign(json.dumps(state))
+        if self.here.is_chief:
+            manager.save(checkpoint_number=self.step)
+        self.here.kept_step = self.step
+
+    def run(self, training: Any, validation: Any) -> None:
+        """Train until the budget is spent or nothing improves, then go back to the best weights."""
+        settings = self.trainer.settings
+        with _stopping() as stop, self._bar() as advance:
+            writer = tf.summary.create_noop_writer()
+            if self.here.is_chief:
+                writer = tf.summary.create_file_writer(str(self.directory / "logs"))
+            batches = self.trainer.distributed(training)
+            while not self.reason and self.step < settings.max_steps:
+                # All hosts stop at the same step: each learns whether any was asked to.
+                asked = tf.constant(float(stop.asked))
+                *told, asked = self.trainer.train_step(next(batches), asked).numpy()
+                step = self.step
+                if not np.isfinite(told).all():
+                    terms = ", ".join(f"{name} {value:.4g}" for name, value in zip(TERMS, told, strict=True))
+                    raise self._diverged(f"step {step} gave {terms}")
+                self.sums += told
+                since = (step - 1) % settings.evaluate_every + 1
+                advance(self.sums / since)
+                if step % settings.evaluate_every == 0 or step == settings.max_steps:
+                    self._validate(self.sums / since, validation, writer)
+                    self.sums = np.zeros(len(TERMS))
+                    self._save(self._newest)
+                    self.saved(self.directory)
+                if asked:
+                    self._save(self._newest)
+                    self.saved(self.directory)
+                    raise KeyboardInterrupt
+        writer.close()
+        if self.here.is_chief:
+            self._kept.restore(self._best.latest_checkpoint).assert_existing_objects_matched()
+        self._share()  # `step` now tells which step the weights are of
+
+    def _validate(self, training: Any, validation: Any, writer: Any) -> None:
+        """Measure, keep the weights if they are the best, decide whether to stop."""
+        step, settings = self.step, self.trainer.settings
+        # The variance learned is that of the training's errors, and falls with them: on recordings not heard it would
+        # soon count small errors for large, and training would seem to be over.
+        found = self.trainer.evaluate(validation, calibrated=True)
+        row = dict(zip(TERMS, map(float, training), strict=True)) | {"step": step}
+        row |= {f"validation_{name}": found[name] for name in ("nll", "kl", "mse", "negative_elbo")}
+        row["active_dimensions"] = evaluate.active_dimensions(found["kl_per_dim"])
+        self.history.append(row)
+        with writer.as_default(step=step):
+            for name, value in row.items():
+                tf.summary.scalar(name, value)
+            for number, kl in enumerate(found["kl_per_dim"]):
+                tf.summary.scalar(f"kl_per_dim/{number:03d}", kl)
+        least = min(earlier["validation_mse"] for earlier in self.history)
+        if not np.isfinite(found["negative_elbo"]) or found["mse"] > DIVERGED * least:
+            raise self._diverged(
+                f"after step {step} the validation error is {found['mse']:.3g}, once it was {least:.3g}"
+            )
+        if found["negative_elbo"] < self.best:
+            self.best, self.best_step, self.waited = found["negative_elbo"], step, 0
+            self._save(self._best)
+        else:
+            self.waited += 1
+        if self.waited >= settings.patience:
+            self.reason = "no better validation ELBO"
+        elif step >= settings.max_steps:
+            self.reason = "step budget"
+
+    def _diverged(self, what: str) -> InputError:
+        folder = self.directory / "checkpoints" / "best"
+        kept = (
+            f"the last good weights, of step {self.best_step}, are in {folder}" if self.best_step else "none was good"
+        )
+        return InputError(f"the training diverged: {what}; {kept}; train with a lower --learning-rate")
+
+    @contextmanager
+    def _bar(self) -> Iterator[Any]:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        bar = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("steps, loss {task.fields[loss]:.0f} nats, {task.fields[rate]:.2f} audio-hours/s"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            disable=not (self.progress and self.here.is_chief),
+        )
+        settings, first = self.trainer.settings, self.step
+        hours = settings.batch_size * window_seconds(self.trainer.spec) / 3600
+        started = time.monotonic()
+        with bar:
+            task = bar.add_task("", total=settings.max_steps, completed=first, loss=float("nan"), rate=0.0)
+
+            def advance(terms: Any) -> None:
+                step = self.step
+                rate = (step - first) * hours / (time.monotonic() - started)
+                bar.update(task, completed=step, loss=terms[0] + terms[1], rate=rate)
+
+            yield advance
