@@ -82,7 +82,7 @@ BEAM = {
         "--temp_location=gs://bucket/tmp",
     ],
     "spark": ["--", "--runner=SparkRunner", "--spark_master_url=spark://127.0.0.1:7077"],
-    "flink": ["--", "--runner=FlinkRunner", "--flink_master=127.0.0.1:8081"],
+    "flink": ["--", "--runner=FlinkRunner", "--flink_master=127.0.0.1:8081", "--parallelism=8"],
     "kubernetes": [],
 }
 

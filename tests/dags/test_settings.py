@@ -49,7 +49,7 @@ def test_everything_is_read() -> None:
         "beam": {
             "dataflow": ("--project=p", "--region=europe-west3", "--temp_location=gs://bucket/tmp"),
             "spark": ("--spark_master_url=spark://127.0.0.1:7077",),
-            "flink": ("--flink_master=127.0.0.1:8081",),
+            "flink": ("--flink_master=127.0.0.1:8081", "--parallelism=8"),
         },
         "environment": {"TF_NUM_INTRAOP_THREADS": "2"},
     }
