@@ -82,4 +82,5 @@ def test_one_that_is_killed_with_the_lock_delays_the_next_and_no_more(twins: Twi
     assert is_held()
     twins.done("extract", twins.far_audio)
     assert not is_held()
-    twins.compare(table=False)
+    # The partition was packed by itself before.
+    twins.compare(table=False, bundles=False)
