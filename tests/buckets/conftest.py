@@ -68,22 +68,28 @@ def here(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """The demo corpus, its features on a disk, and two models, of 4 and of 24 steps; the first is in use."""
-    folder = tmp_path_factory.mktemp("trained")
-    synthesise(str(folder / "audio"), recordings=48)
-    lake = folder / "lake"
-    done("extract", folder / "audio", "--lake", lake, small=True)
+def audio(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo corpus."""
+    folder = tmp_path_factory.mktemp("corpus") / "audio"
+    synthesise(str(folder), recordings=48)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(audio: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """Its features on a disk, and two models, of 4 and of 24 steps; the first is in use."""
+    lake = tmp_path_factory.mktemp("trained") / "lake"
+    done("extract", audio, "--lake", lake, small=True)
     first = json.loads(done("train", "--lake", lake, "--steps", "4", "--json", small=True).out)["model_id"]
     second = json.loads(done("train", "--lake", lake, "--steps", "24", "--json", small=True).out)["model_id"]
-    return Trained(folder / "audio", lake, first, second)
+    return Trained(lake, first, second)
 
 
 @pytest.fixture
-def twins(here: Server, bucket: str, trained: Trained, tmp_path: Path) -> Iterator[Twins]:
+def twins(here: Server, bucket: str, audio: Path, tmp_path: Path) -> Iterator[Twins]:
     """No lakes yet, and the demo corpus on either side."""
     twins = Twins(here, bucket, tmp_path)
-    shutil.copytree(trained.audio, twins.audio)
+    shutil.copytree(audio, twins.audio)
     here.upload(twins.audio, bucket, "audio")
     yield twins
     if twins.again:
