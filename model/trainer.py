@@ -292,7 +292,7 @@ class Trainer:
         return objective.warm_up(self.optimizer.iterations, settings.kl_warm_up) * kl if settings.kl_warm_up else kl
 
     def _train_step(self, batch: dict[str, Any], asked: Any = None) -> Any:
-        """What the step tells, summed over all replicas: `train.TERMS`, and last `asked`, where it is given."""
+        """What the step tells, summed over all replicas: `loop.TERMS`, and last `asked`, where it is given."""
         settings = self.settings
 
         def step(batch: dict[str, Any], asked: Any) -> Any:

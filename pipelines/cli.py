@@ -245,7 +245,10 @@ def train_command(
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Train a VAE on the lake's windows; goes on where a killed training stopped."""
+    """Train a VAE on the lake's windows; goes on where a killed training stopped.
+
+    On several hosts give the same command on each, with TensorFlow's TF_CONFIG in the environment.
+    """
     from pipelines import commands, messages
 
     settings = {"preset": preset, "max_steps": steps, "batch_size": batch_size, "learning_rate": learning_rate}

@@ -5,13 +5,15 @@ import os
 import socket
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from model import hosts
-from model.errors import InputError
+from model.errors import InputError, TryLaterError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -70,6 +72,51 @@ def test_what_is_told_arrives() -> None:
         out, err = process.communicate(timeout=600)
         assert process.returncode == 0, err
         assert out.split() == ["InputError", "TryLaterError"]
+
+
+def of_configs(count: int, monkeypatch: pytest.MonkeyPatch) -> list[hosts.Hosts]:
+    found = []
+    for one in configs(count):
+        monkeypatch.setenv("TF_CONFIG", one)
+        found.append(hosts.from_environment())
+    return found
+
+
+def test_hosts_that_come_one_after_the_other_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each leaves its address when it has seen all; later TensorFlow listens there, here a server."""
+    ended = []
+
+    def meet(here: hosts.Hosts) -> socket.socket:
+        here._meet()
+        ended.append(here.index)
+        return socket.create_server(("127.0.0.1", int(here.addresses[here.index].split(":")[1])))
+
+    with ThreadPoolExecutor() as pool:
+        first, second, third = of_configs(3, monkeypatch)
+        running = [pool.submit(meet, one) for one in (third, first)]
+        time.sleep(1)
+        assert ended == []
+        running.append(pool.submit(meet, second))
+        for one in running:
+            one.result(60).close()
+    assert sorted(ended) == [0, 1, 2]
+
+
+def test_a_host_that_does_not_come_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hosts, "JOINING", 0)
+    here, other = of_configs(2, monkeypatch)
+    with pytest.raises(TryLaterError, match=rf"host 1 of 2 \({other.addresses[1]}\) has not come within 0 s"):
+        here._meet()
+
+
+def test_a_port_in_use_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    here, _ = of_configs(2, monkeypatch)
+    port = int(here.addresses[0].split(":")[1])
+    with (
+        socket.create_server(("127.0.0.1", port)),
+        pytest.raises(TryLaterError, match=f"cannot listen at 127.0.0.1:{port}: Address already in use"),
+    ):
+        here._meet()
 
 
 @pytest.mark.parametrize(
