@@ -49,6 +49,7 @@ def test_a_filter_selects_the_values_and_no_other(
         "true; DROP TABLE t",
         "true; COPY t TO 'OUT'",
         "label = 'bird' label = 'x'",
+        "label = 'bird') UNION SELECT * FROM t --",
         "CREATE EXTERNAL TABLE x STORED AS CSV LOCATION '/etc/passwd'",
         "INSERT INTO t VALUES (1)",
         "read_text('/etc/passwd') = 'x'",
@@ -70,9 +71,8 @@ def test_an_expression_reads_no_other_thing_and_writes_none(made: Made, tmp_path
 
 def test_what_follows_a_parenthesis_of_ones_own_is_not_read(made: Made) -> None:
     """Nothing is done with it: the rows are those of this table that pass what comes before."""
-    for tail in (") UNION SELECT * FROM t --", "); DROP TABLE t; --"):
-        found = commands.search(made.lake, [], k=100, where=f"label = 'bird'{tail}", by="recordings")
-        assert {hit.label for hit in found["results"][0]["hits"]} == {"bird"}
+    found = commands.search(made.lake, [], k=100, where="label = 'bird'); DROP TABLE t; --", by="recordings")
+    assert {hit.label for hit in found["results"][0]["hits"]} == {"bird"}
 
 
 def test_no_function_of_a_filter_knows_of_files_or_of_this_process(made: Made) -> None:

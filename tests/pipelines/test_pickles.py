@@ -89,7 +89,7 @@ opened, unpickled = set(), set()
 def watch(event, arguments):
     if event == "open" and isinstance(arguments[0], (str, bytes)):
         name = os.fsdecode(arguments[0])
-        if name.startswith(lake + "/"):
+        if name.startswith(lake + "/") and not os.path.isdir(name):
             opened.add(name)
     elif event == "pickle.find_class":
         frame, packages = sys._getframe(1), []
