@@ -218,6 +218,8 @@ def number(value: float) -> str:
     """Three digits, with a thousand's comma."""
     if value == 0:
         return "–"
+    if value < 0.001:
+        return "< 0.001"
     digits = max(0, 2 - math.floor(math.log10(abs(value))))
     return f"{round(value, digits):,.{digits}f}" if value < 100 else f"{float(f'{value:.3g}'):,.0f}"
 
