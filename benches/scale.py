@@ -43,11 +43,13 @@ RATES = {
     "plan": Rate(71, "CPU µs a file", "`make bench-planner`: all steps from the listing to a bundle's name"),
     "digest": Rate(1.8e9, "bytes a CPU second", "`hashlib.sha256` of 256 MB, one core"),
     "windows": Rate(3502.6, "windows an hour of sound", "`make bench-planner`: windows of all rows over their hours"),
-    "bundle": Rate(3452, "windows a bundle", "`make bench-planner`"),
+    "bundle": Rate(3505, "windows a bundle", "`make bench-planner`; 2,070 with a bucket a bundle"),
     "encode": Rate(800, "windows a CPU second", "`make bench BENCHES=encode`; docs/figures.md"),
     "train": Rate(229, "windows a CPU second", "`make bench BENCHES=training`: 458 on two cores; docs/figures.md"),
     "scan": Rate(48_000, "windows a second, one process", "`model.dataset.statistics` on warm shards, few taken"),
-    "index": Rate(30, "CPU s for 10⁶ rows of 128", "15 s for 10⁶ rows of 64, Lance, one core; grows with rows^1.5"),
+    "index": Rate(
+        20.6, "CPU s for 10⁶ rows", "`python -m benches.index`, IVF_FLAT; beyond them taken to grow with rows^1.5"
+    ),
     "listed": Rate(81, "bytes a file", "`make bench-planner`: shuffled by uri"),
     "known": Rate(244, "bytes a file", "`make bench-planner`: the ledger, shuffled by uri, in a later run"),
     "contents": Rate(306, "bytes a file", "the same, shuffled by content, where anything is new"),
@@ -56,10 +58,10 @@ RATES = {
     "outcomes": Rate(27, "bytes a new file", "`make bench-planner`: shuffled by recording, of those that are cut"),
     "shard": Rate(32_940, "bytes a window", "shards of a lake, by their windows: 128 × 128 × 16 bits and 172 bytes"),
     "outcome": Rate(4_900, "bytes a bundle", "`outcomes/` of the same lake"),
-    "ledger": Rate(106, "bytes a file", "`make bench-planner`, `held`: a uri of 45 bytes"),
+    "ledger": Rate(106, "bytes a file", "`python -m benches.held`: a uri of 45 bytes"),
     "table": Rate(654, "bytes a window", "the table of the same lake: 512 of them are the embedding"),
-    "IVF_FLAT": Rate(516, "bytes a window", "260 measured at 64 numbers; 128 here"),
-    "IVF_SQ": Rate(132, "bytes a window", "68 measured at 64 numbers; 128 here"),
+    "IVF_FLAT": Rate(515, "bytes a window", "`python -m benches.index`: embeddings of 128 numbers"),
+    "IVF_SQ": Rate(132, "bytes a window", "`python -m benches.index`"),
     "model": Rate(209e6, "bytes a model", "`models/MODEL`, checkpoints and report included"),
 }
 STEPS, BATCH = 4_000, 64
@@ -216,6 +218,8 @@ def number(value: float) -> str:
     """Three digits, with a thousand's comma."""
     if value == 0:
         return "–"
+    if value < 0.001:
+        return "< 0.001"
     digits = max(0, 2 - math.floor(math.log10(abs(value))))
     return f"{round(value, digits):,.{digits}f}" if value < 100 else f"{float(f'{value:.3g}'):,.0f}"
 
@@ -251,7 +255,7 @@ def work() -> str:
         ["train, 4,000 steps", *(number(one.training) for one in sizes)],
         ["train, looking at all windows twice, one process", *(number(one.scanning) for one in sizes)],
         ["encode", *(number(one.encoding) for one in sizes)],
-        ["index, one process, extrapolated from 10⁶ rows", *(number(one.indexing) for one in sizes)],
+        ["index, one process; from 10⁶ rows on extrapolated", *(number(one.indexing) for one in sizes)],
         ["**shuffled**, first run", *(amount(one.shuffled) for one in sizes)],
         ["shuffled, a later run with little new", *(amount(one.shuffled_again) for one in sizes)],
     ]
