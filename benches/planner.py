@@ -142,10 +142,8 @@ def planned(count: int, total: int, folder: str, *, size: int, shares: int, seed
         elements = np.frombuffer(file.read(), PLACED)
         file.close()
         Path(file.name).unlink()
-        if seed:
-            elements = np.random.default_rng(seed).permutation(elements)
         if len(elements):
-            packed(elements, total, found)
+            packed(np.random.default_rng(seed).permutation(elements) if seed else elements, total, found)
         found.fold()
     bundles, lengths, in_bucket = (np.concatenate(part) for part in (found.windows, found.lengths, found.segments))
     assert int(lengths.sum()) == segments, "segments in bundles are not those that were cut"
