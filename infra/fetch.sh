@@ -29,12 +29,12 @@ if [ "$(cat "$root/$name/digest" 2>/dev/null)" != "$digest" ]; then
   pip=$!
 
   jars() {
-    mvn -B -ntp -f "$here/pom.xml" -P "$1" dependency:copy-dependencies -DincludeScope=runtime \
+    mvn -B -ntp -f "$here/pom.xml" -P "$@" dependency:copy-dependencies -DincludeScope=runtime \
       -DoutputDirectory="$part/job-server" >"$part/mvn.log" 2>&1
   }
   version() { sed -n "s:.*<$1>\(.*\)</$1>.*:\1:p" "$here/pom.xml"; }
   mkdir "$part/job-server"
-  if jars shaded; then
+  if jars shaded -DexcludeTransitive=true; then
     told="the job server of Beam $(version beam.version)"
   elif jars modules; then
     told="Beam $(version beam.modules.version)'s modules: the registry has no job server of Beam $(version beam.version)"

@@ -157,7 +157,8 @@ def command(cluster: Cluster, options: Any, *, port: int, folder: str) -> list[s
     if cluster.on_workers:
         properties += [
             f"-Dspark.executor.extraClassPath={path}",
-            f"-Dspark.executor.extraJavaOptions={' '.join(JAVA_17)}",
+            # Not extraJavaOptions: those stay a user's own.
+            f"-Dspark.executor.defaultJavaOptions={' '.join(JAVA_17)}",
         ]
     return [
         java,
@@ -179,7 +180,7 @@ def telling(log: str) -> str:
     """The line of a Java program's log that says best what went wrong: its last error, else its last line."""
     lines = [line.strip() for line in log.splitlines() if line.strip() and not line.startswith(("\tat ", "    at "))]
     errors = [line for line in lines if re.search(r"\b(\w+(Error|Exception)\b|ERROR\b|FATAL\b|SEVERE\b)", line)]
-    return (errors or lines or ["nothing"])[-1][:300]
+    return (errors or lines or ["it said nothing"])[-1][:300]
 
 
 def need_cluster(master: str) -> None:
@@ -280,7 +281,7 @@ def _tell(line: str) -> None:
     print(f"soundlake: {line}", file=sys.stderr)
 
 
-# The one of this process, by what it was started with: `run` has two pipelines, and a start takes seconds.
+# Those of this process, by what it was started with: `run` has two pipelines, and a start takes seconds.
 _running: dict[tuple[Any, ...], JobServer] = {}
 
 

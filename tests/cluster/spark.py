@@ -14,6 +14,8 @@ from tests.cluster.processes import ancestors, command_line, wait_for
 from tests.system.lakes import MARK, ROOT
 
 HOME = job_server.cache("spark").parent / "cluster" / "pyspark"
+# Short lives: what Java compiles in its second round, and a collector with threads, would not pay.
+SHORT = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
 WORKER = "org.apache.spark.deploy.worker.Worker"
 EXECUTOR = "CoarseGrainedExecutorBackend"
 
@@ -52,7 +54,17 @@ class Standalone:
             MARK: self.mark.partition("=")[2],
         }
         with open(self.folder / name, "wb") as log:
-            line = ["java", *job_server.JAVA_17, "-Xmx256m", "-cp", f"{HOME}/jars/*", words[0], "--host", "127.0.0.1"]
+            line = [
+                "java",
+                *job_server.JAVA_17,
+                "-Xmx256m",
+                *SHORT.split(),
+                "-cp",
+                f"{HOME}/jars/*",
+                words[0],
+                "--host",
+                "127.0.0.1",
+            ]
             self._processes.append(
                 subprocess.Popen(
                     [*line, *words[1:]], env=os.environ | environment, stdout=log, stderr=log, start_new_session=True

@@ -14,7 +14,7 @@ from pipelines import job_server
 from pipelines.runners import beam_options
 from tests.cluster.conftest import Local, Timings
 from tests.cluster.processes import harnesses, wait_for, writers
-from tests.cluster.spark import HOME, Standalone
+from tests.cluster.spark import HOME, SHORT, Standalone
 from tests.system.lakes import Command, half_made, ledger_rows, outcomes, shards, table_rows
 
 # A machine with much else to do takes minutes for what a quiet one does in seconds.
@@ -38,7 +38,8 @@ def spark(tmp_path_factory: pytest.TempPathFactory, timings: Timings) -> Iterato
 def beam(cluster: Standalone) -> list[str]:
     """What a user types, and that Spark keeps its log of events."""
     events = f"-Dspark.eventLog.enabled=true -Dspark.eventLog.dir=file:{cluster.events} -Dspark.ui.port=0"
-    given = [f"--job_server_jvm_properties={one}" for one in events.split()]
+    properties = [*SHORT.split(), *events.split(), f"-Dspark.executor.extraJavaOptions={SHORT}"]
+    given = [f"--job_server_jvm_properties={one}" for one in properties]
     return ["--", "--runner=SparkRunner", f"--spark-master={cluster.url}", *given]
 
 
@@ -102,7 +103,7 @@ def test_a_worker_killed_at_work_costs_nothing(
         return None
 
     with timings.of("Spark: extract, a worker killed"):
-        worker, executor, harness = wait_for(at_work, seconds=SECONDS, every=0)
+        worker, executor, harness = wait_for(at_work, seconds=SECONDS, every=0.01)
         finished = len(outcomes(lake))
         for pid in (worker, executor, harness):
             os.kill(pid, signal.SIGKILL)
@@ -152,7 +153,10 @@ def test_what_a_worker_says_about_its_input_comes_back(lake: Path, spark: Standa
 
 
 def test_an_interrupt_ends_all_of_it(local: Local, spark: Standalone, tmp_path: Path) -> None:
+    # Whoever calls these tests may have told them to ignore it, and that is inherited.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     command = Command("extract", local.audio, "--lake", tmp_path / "lake", *beam(spark))
+    signal.signal(signal.SIGINT, before)
     wait_for(lambda: harnesses(spark.mark) or command.process.poll(), seconds=SECONDS)
     # As a terminal does, to all that the command has started.
     os.killpg(command.process.pid, signal.SIGINT)

@@ -166,7 +166,7 @@ def test_who_does_not_answer_is_named(tmp_path: Path, jars: Path, monkeypatch: p
 @pytest.mark.parametrize(
     ("log", "line"),
     [
-        ("", "nothing"),
+        ("", "it said nothing"),
         ("INFO one\nINFO two\n", "INFO two"),
         ("ERROR no room\nINFO stopped\n\tat java.lang.Thread.run(Thread.java:840)\n", "ERROR no room"),
         (
