@@ -85,18 +85,9 @@ def reading(lake: str, what: str) -> tuple[float, float]:
         _, groups = ledger.training_input(open_ledger())
         return lambda: splits.assign(groups)
 
-    def tell_members() -> Callable[[], Any]:
-        from model import dataset
-
-        bundles, groups = ledger.training_input(open_ledger())
-        shards = {f"{lake}/features/{SPEC.spec_id}/shards/{name}.tfrecord": found for name, found in bundles.items()}
-        split_of = splits.assign(groups)
-        return lambda: dataset._membership(shards, split_of, [splits.TRAIN])
-
     work = {
         "training's bundles and groups": lambda: lambda: ledger.training_input(open_ledger()),
         "splits": split,
-        "training's table of members": tell_members,
         "totals of status": lambda: lambda: ledger.summary(open_ledger()),
         "partitions": lambda: lambda: ledger.partitions(open_ledger(), "s3://a-large-corpus/audio"),
     }[what]()
@@ -110,7 +101,6 @@ def reading(lake: str, what: str) -> tuple[float, float]:
 PURPOSES = (
     "training's bundles and groups",
     "splits",
-    "training's table of members",
     "totals of status",
     "partitions",
 )

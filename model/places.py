@@ -127,9 +127,13 @@ def find(shards: Shards, spec: FeatureSpec, split_of: Mapping[str, str], *, here
     each: dict[str, Any] = {}
     for other in here.gathered(told.getvalue()):
         each |= np.load(io.BytesIO(other))
-    found = [each[str(number)] for number in range(len(names))]
-    starts = np.concatenate([[0], np.cumsum([len(windows) for windows in found])]).astype(np.int64)
-    return Places(spec, tuple(names), starts, np.concatenate(found) if found else np.empty(0, _PLACE))
+    counts = [len(each[str(number)]) for number in range(len(names))]
+    starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    windows = np.empty(starts[-1], _PLACE)
+    for number in range(len(names)):
+        # Each is let go as soon as it is copied: of many windows there is no room for two.
+        windows[starts[number] : starts[number + 1]] = each.pop(str(number))
+    return Places(spec, tuple(names), starts, windows)
 
 
 def _of_shard(shard: str, wanted: set[str], spec: FeatureSpec, split_of: Mapping[str, str]) -> npt.NDArray[Any]:
