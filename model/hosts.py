@@ -243,7 +243,8 @@ def from_environment() -> Hosts:
     addresses = [address for job in ("chief", "worker") for address in cluster.get(job, [])]
     if f"{kind}/{index}" not in tasks:
         raise InputError(f"TF_CONFIG says that this is {kind} {index}, and its cluster has none")
-    wrong = [address for address in addresses if not re.fullmatch(r".+:\d+", address)]
+    ports = {address: re.fullmatch(r".+:(\d{1,5})", address) for address in addresses}
+    wrong = [address for address, port in ports.items() if port is None or not 0 < int(port[1]) < 1 << 16]
     if wrong or len(set(addresses)) < len(addresses):
         raise InputError(f"TF_CONFIG: {(wrong or addresses)[0]!r} is not HOST:PORT, or an address is there twice")
     return Hosts(tasks, addresses, tasks.index(f"{kind}/{index}"))

@@ -153,6 +153,7 @@ def test_who_is_who(monkeypatch: pytest.MonkeyPatch, text: str | None, tasks: li
         (config({"worker": ["a:1"]}, index=-1), "this is worker -1"),
         (config({"worker": ["a:1"]}, kind="chief"), "this is chief 0"),
         (config({"worker": ["a", "b:1"]}), "'a' is not HOST:PORT"),
+        (config({"worker": ["a:65536", "b:1"]}), "'a:65536' is not HOST:PORT"),
         (config({"worker": ["a:1", "a:1"]}), "twice"),
     ],
 )
