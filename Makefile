@@ -116,11 +116,11 @@ CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/soundlake
 # Known holes in what is locked (infra/audit/audit.py: exit code 3 for one, 75 where no service of advisories answers).
 # AUDIT= options of pip-audit. The tool has an environment of its own, outside the tree.
 AUDITOR := $(CACHE)/audit
-AUDITED := requirements.lock requirements-airflow.lock infra/audit/requirements.lock
+AUDITED := requirements.lock requirements-airflow.lock requirements-audit.lock
 audit: $(AUDITOR)/ready
 	@$(AUDITOR)/bin/python infra/audit/audit.py $(AUDITED) $(if $(AUDIT),-- $(AUDIT))
 
-$(AUDITOR)/ready: infra/audit/requirements.lock
+$(AUDITOR)/ready: requirements-audit.lock
 	@mkdir -p $(dir $(AUDITOR))
 	$(PYTHON) -m venv --clear $(AUDITOR)
 	@$(AUDITOR)/bin/python -m pip install --quiet --require-hashes -r $< || { \
@@ -149,7 +149,7 @@ lock:
 	  --exclude-newer 2026-09-18T00:00:00Z --generate-hashes --no-emit-index-url --no-emit-find-links --no-header \
 	  --no-annotate -o requirements-airflow.lock
 	uv pip compile infra/audit/requirements.in --universal --python-version 3.11 --generate-hashes \
-	  --no-emit-index-url --no-emit-find-links --no-header --no-annotate -o infra/audit/requirements.lock
+	  --no-emit-index-url --no-emit-find-links --no-header --no-annotate -o requirements-audit.lock
 
 clean:
 	rm -rf $(VENV) $(AIRFLOW) build dist demo .pytest_cache .mypy_cache .ruff_cache
