@@ -43,7 +43,7 @@ RATES = {
     "plan": Rate(71, "CPU µs a file", "`make bench-planner`: all steps from the listing to a bundle's name"),
     "digest": Rate(1.8e9, "bytes a CPU second", "`hashlib.sha256` of 256 MB, one core"),
     "windows": Rate(3502.6, "windows an hour of sound", "`make bench-planner`: windows of all rows over their hours"),
-    "bundle": Rate(3505, "windows a bundle", "`make bench-planner`; 2,070 with a bucket a bundle"),
+    "bundle": Rate(3500, "windows a bundle", "`make bench-planner`; 2,070 with a bucket a bundle"),
     "encode": Rate(800, "windows a CPU second", "`make bench BENCHES=encode`; docs/figures.md"),
     "train": Rate(229, "windows a CPU second", "`make bench BENCHES=training`: 458 on two cores; docs/figures.md"),
     "scan": Rate(48_000, "windows a second, one process", "`model.dataset.statistics` on warm shards, few taken"),
