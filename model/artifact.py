@@ -15,7 +15,6 @@ import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,8 +38,6 @@ MANIFEST, WEIGHTS, ENCODER, DECODER, REPORT = (
 VERIFIED = {WEIGHTS, ENCODER, DECODER}
 # What evaluate found.
 METRICS = "metrics.json"
-# What was found whenever the model was to be promoted, and whether it was.
-PROMOTIONS = "promotions.json"
 # Largest difference of the ONNX copies from the Keras model, relative to the largest value.
 PARITY = 1e-4
 
@@ -412,76 +409,3 @@ def is_finished(directory: Path) -> bool:
 def models(models_dir: str | Path) -> list[str]:
     """Ids of the finished models, sorted."""
     return sorted(path.parent.name for path in Path(models_dir).glob(f"*/{MANIFEST}") if is_id(path.parent.name))
-
-
-def current_of(data: bytes, where: str) -> dict[str, Any]:
-    """What a current.json says.
-
-    Raises
-    ------
-    InputError
-        If it is damaged.
-    """
-    try:
-        found = json.loads(data)
-        if not (isinstance(found["history"], list) and all(map(is_id, found["promoted"].values()))):
-            raise ValueError("it names what is no model")
-    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
-        raise InputError(f"{where} is damaged: {error}; delete it and promote a model again") from error
-    return dict(found)
-
-
-def _current(models_dir: str | Path) -> dict[str, Any]:
-    path = inside(str(models_dir), "current.json")
-    try:
-        return current_of(Path(regular(path)).read_bytes(), path)
-    except FileNotFoundError:
-        return nothing_promoted()
-
-
-def promoted(models_dir: str | Path, spec_id: str) -> str | None:
-    """The promoted model of a spec, or None."""
-    found: str | None = _current(models_dir)["promoted"].get(spec_id)
-    return found
-
-
-def promote(models_dir: str | Path, model: Model, *, reason: str) -> None:
-    """Make a model the one that its spec's commands use; the history keeps when and why."""
-    current = promoting(_current(models_dir), promotion(model, reason=reason))
-    write_json(Path(models_dir) / "current.json", current)
-
-
-def nothing_promoted() -> dict[str, Any]:
-    """What current.json says where no model was ever promoted."""
-    return {"promoted": {}, "history": []}
-
-
-def promotion(model: Model, *, reason: str) -> dict[str, str]:
-    """What the history keeps of a promotion."""
-    return {"model_id": model.model_id, "spec_id": model.spec.spec_id, "reason": reason, "at": _now()}
-
-
-def promoting(current: Mapping[str, Any], entry: Mapping[str, str]) -> dict[str, Any]:
-    """What current.json says after a `promotion`."""
-    promoted = {**current["promoted"], entry["spec_id"]: entry["model_id"]}
-    return {**current, "promoted": promoted, "history": [*current["history"], entry]}
-
-
-def log_promotion(model: Model, entry: Mapping[str, Any]) -> None:
-    """Add to the log, in the model's own folder, of what came of promoting it.
-
-    Raises
-    ------
-    InputError
-        If the log is damaged.
-    """
-    path = model.directory / PROMOTIONS
-    try:
-        before = json.loads(_text(path)) if path.exists() else []
-    except ValueError as error:
-        raise InputError(f"{path} is damaged: {error}; delete it and promote again") from error
-    write_json(path, [*before, {**entry, "at": _now()}])
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

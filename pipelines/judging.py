@@ -107,10 +107,10 @@ def _through_the_gate(
 
 
 def _log(lake: Lake, model: Any, entry: dict[str, Any]) -> None:
-    from model import artifact
+    from model import promotion
 
-    artifact.log_promotion(model, entry)
-    models.keep(lake, model, artifact.PROMOTIONS)
+    promotion.log_promotion(model, entry)
+    models.keep(lake, model, promotion.PROMOTIONS)
 
 
 def _folds(path: str | None) -> dict[str, str] | None:

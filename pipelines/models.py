@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from model import artifact
+from model import artifact, promotion
 from model.errors import InputError, TryLaterError, storage_errors
 from model.paths import checked_id, is_id
 from pipelines import store
@@ -23,7 +23,7 @@ from pipelines.bucket import Bucket, endpoint
 from pipelines.lake import Lake
 from pipelines.store import Info
 
-CURRENT = "models/current.json"
+CURRENT = f"models/{promotion.CURRENT}"
 CHECKPOINTS = "checkpoints"
 # Files fetched or sent side by side.
 SIDE_BY_SIDE = 8
@@ -67,14 +67,14 @@ def _current(lake: Lake) -> tuple[dict[str, Any], Any]:
     try:
         data, version = _bucket(lake).read_version(CURRENT)
     except FileNotFoundError:
-        return artifact.nothing_promoted(), None
-    return artifact.current_of(data, lake.uri(CURRENT)), version
+        return promotion.nothing_promoted(), None
+    return promotion.current_of(data, lake.uri(CURRENT)), version
 
 
 def promoted(lake: Lake, spec_id: str) -> str | None:
     """The promoted model of a spec, or None."""
     if lake.is_local:
-        return artifact.promoted(folder(lake), spec_id)
+        return promotion.promoted(folder(lake), spec_id)
     return _current(lake)[0]["promoted"].get(spec_id)
 
 
@@ -86,15 +86,15 @@ def promote(lake: Lake, model: artifact.Model, *, reason: str, first: bool = Fal
     if lake.is_local:
         with lake.locked("models/current"):
             if not (first and promoted(lake, model.spec.spec_id)):
-                artifact.promote(folder(lake), model, reason=reason)
+                promotion.promote(folder(lake), model, reason=reason)
         return
-    entry = artifact.promotion(model, reason=reason)
+    entry = promotion.promotion(model, reason=reason)
     while True:
         current, version = _current(lake)
         # The second: written, and its answer lost, and another promotion came after it.
         if (first and model.spec.spec_id in current["promoted"]) or entry in current["history"]:
             return
-        text = json.dumps(artifact.promoting(current, entry), indent=1, sort_keys=True) + "\n"
+        text = json.dumps(promotion.promoting(current, entry), indent=1, sort_keys=True) + "\n"
         with storage_errors(lake.uri(CURRENT)):
             if _bucket(lake).swap(CURRENT, text.encode(), version) is not None:
                 return
@@ -144,7 +144,7 @@ def _fetch(lake: Lake, model_id: str, *, only_manifest: bool = False) -> None:
         lacking = [one for one, digest in own.items() if not artifact.is_file(directory / one, digest)]
         # These two may be written anew, wherever evaluate and promote ran last.
         _copy(lake, name, directory, lacking)
-        _copy(lake, name, directory, [artifact.METRICS, artifact.PROMOTIONS], if_there=True)
+        _copy(lake, name, directory, [artifact.METRICS, promotion.PROMOTIONS], if_there=True)
     with storage_errors(directory), here.create(artifact.MANIFEST) as file:
         file.write(data)
 

@@ -98,13 +98,13 @@ def train(
 
 
 def _told(lake: Lake, model: Any, *, trained: bool, run_id: str | None) -> dict[str, Any]:
-    from model import artifact
+    from model import promotion
 
     return {
         "model_id": model.model_id,
         "trained": trained,
         "promoted": models.promoted(lake, model.spec.spec_id) == model.model_id,
-        "judged": (model.directory / artifact.PROMOTIONS).exists(),
+        "judged": (model.directory / promotion.PROMOTIONS).exists(),
         "metrics": model.metrics,
         "report": models.report(lake, model),
         "run_id": run_id,

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import pytest
 
-from model import artifact
+from model import artifact, promotion
 from model.errors import InputError
 from model.features import FeatureSpec
 from model.train import TrainSettings, train
@@ -232,7 +232,7 @@ def _written(path: Path, data: bytes) -> Path:
 def test_a_damaged_list_of_promotions(directory: Path, tmp_path: Path, text: str) -> None:
     (tmp_path / "current.json").write_text(text.replace("SPEC", SPEC.spec_id))
     with pytest.raises(InputError, match="damaged"):
-        artifact.promoted(tmp_path, SPEC.spec_id)
+        promotion.promoted(tmp_path, SPEC.spec_id)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format_version": 99}'])
@@ -244,12 +244,12 @@ def test_a_damaged_manifest(copy: Path, text: str) -> None:
 
 def test_promotion_is_by_spec_and_remembered(directory: Path, tmp_path: Path) -> None:
     model = artifact.load(directory)
-    assert artifact.promoted(tmp_path, SPEC.spec_id) is None
-    artifact.promote(tmp_path, model, reason="first")
-    artifact.promote(tmp_path, model, reason="again")
-    assert artifact.promoted(tmp_path, SPEC.spec_id) == model.model_id
+    assert promotion.promoted(tmp_path, SPEC.spec_id) is None
+    promotion.promote(tmp_path, model, reason="first")
+    promotion.promote(tmp_path, model, reason="again")
+    assert promotion.promoted(tmp_path, SPEC.spec_id) == model.model_id
     other = FeatureSpec(**(SPEC.model_dump() | {"hop_length": 128}))
-    assert artifact.promoted(tmp_path, other.spec_id) is None
+    assert promotion.promoted(tmp_path, other.spec_id) is None
     history = json.loads((tmp_path / "current.json").read_text())["history"]
     assert [entry["reason"] for entry in history] == ["first", "again"]
 

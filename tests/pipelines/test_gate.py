@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from model import artifact, splits
+from model import artifact, promotion, splits
 from model.features import dequantise
 from pipelines import commands, evaluation, gate, judging, ledger, lookup, table
 from pipelines.lake import Lake
@@ -32,7 +32,7 @@ def worse(lake: Lake) -> str:
 
 
 def log_of(lake: Lake, model_id: str) -> list[dict]:
-    return json.loads((Path(lake.root) / "models" / model_id / artifact.PROMOTIONS).read_text())
+    return json.loads((Path(lake.root) / "models" / model_id / promotion.PROMOTIONS).read_text())
 
 
 def test_figures_by_other_routes(lake: Lake, worse: str) -> None:
