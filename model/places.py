@@ -126,7 +126,7 @@ def find(shards: Shards, spec: FeatureSpec, split_of: Mapping[str, str], *, here
     np.savez(told, allow_pickle=False, **mine)
     each: dict[str, Any] = {}
     for other in here.gathered(told.getvalue()):
-        each |= np.load(io.BytesIO(other))
+        each |= np.load(io.BytesIO(other), allow_pickle=False)
     counts = [len(each[str(number)]) for number in range(len(names))]
     starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     windows = np.empty(starts[-1], _PLACE)

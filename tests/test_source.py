@@ -47,8 +47,9 @@ def dangers(tree: ast.AST) -> Iterator[str]:
             yield str(node.module)
         elif isinstance(node, ast.Call):
             name = ast.unparse(node.func)
-            # `re.compile` runs no text.
-            if name != "re.compile" and any(name == call or name.endswith("." + call) for call in CALLS):
+            # `re.compile` runs no text, and arrays alone hold no code.
+            arrays = any(ast.unparse(keyword) == "allow_pickle=False" for keyword in node.keywords)
+            if name != "re.compile" and not arrays and any(name == call or name.endswith("." + call) for call in CALLS):
                 yield name
             for keyword in node.keywords:
                 if isinstance(keyword.value, ast.Constant) and (keyword.arg, keyword.value.value) in KEYWORDS:
@@ -114,6 +115,8 @@ PATTERNS = {
 EXCEPTIONS = {
     ("infra/airflow/values.yaml", "USER:PASSWORD"): "says in capitals what is to be filled in",
     ("tests/dags/test_settings.py", "me:hidden"): "settings that must be refused",
+    ("tests/buckets/server.py", "AWS_"): "keys of a server that a test starts on loopback",
+    ("tests/buckets/test_words.py", '"nobody"'): "a key that the server must refuse",
     ("tests/pipelines/test_secrecy.py", "canary-"): "canaries: the test looks for them in what is written",
 }
 

@@ -476,7 +476,7 @@ def test_what_a_worker_says_is_what_the_command_says(server: Google, tmp_path: P
     done = by_command(server, audio, lake, tmp_path)
     assert server.job["currentState"] == "JOB_STATE_FAILED"
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == f"soundlake: {audio}/labels.csv has no column `uri`; it has: name, label\n"
+    assert done.stderr == f"soundlake: {audio}/labels.csv has no column `uri`: the first line must name the columns\n"
     assert [one["result"] for one in manifests(lake)] == ["failed"]
 
 

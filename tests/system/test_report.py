@@ -48,7 +48,7 @@ def report(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_it_is_one_file(report: Path, made: Made) -> None:
     text = report.read_text()
     assert text.startswith("<!doctype html>")
-    assert "http" not in text
+    assert "://" not in text
     assert not re.findall(r'(?:src|href)="(?!data:)', text)
     assert made.result["model"]["model_id"] in text
 
