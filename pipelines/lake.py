@@ -133,8 +133,10 @@ class Lake:
 
     def read(self, name: str) -> bytes:
         """A whole small file; ``FileNotFoundError`` if there is none."""
-        with self.open(name) as file:
-            return file.read()
+        path = self.path(name)
+        if self.is_local:
+            regular(path)
+        return self.store.read(name)
 
     def open(self, name: str, *, block: int = 8 << 20) -> BinaryIO:
         """A file to read from, seekable; of one in a bucket `block` bytes are fetched at a time."""

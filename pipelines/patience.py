@@ -63,6 +63,8 @@ def told(error: Exception, where: str) -> Exception | None:
         return InputError(f"no credentials for {bucket}: set the variables that docs/storage.md names")
     if status == "403":
         return PermissionError(errno.EACCES, f"no permission ({code or status}): look at the credentials", where)
+    if code == "NoSuchUpload":
+        return None  # an upload in parts whose end was not heard of: it is sent again as a whole
     if status == "404" and code not in ("", "NoSuchKey", "NotFound"):
         return InputError(f"the request for {where} was refused: {code}")
     if status == "404" or (isinstance(error, FileNotFoundError) and not status):

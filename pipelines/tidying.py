@@ -8,6 +8,7 @@ from typing import Any
 
 from model.errors import TryLaterError
 from pipelines import fragments, table
+from pipelines.patience import patiently
 
 # Fragments with fewer rows are put together, to at most twice as many. Not Lance's million: pipelines read fragments
 # side by side, and `pipelines.export.recordings` holds all recordings of one.
@@ -45,7 +46,8 @@ class Tidying:
         self.told |= {"versions_removed": 0, "bytes_removed": 0}
         self._rows = 0 if dataset is None else dataset.count_rows()
         self._added = 0
-        versions = [] if dataset is None else sorted(dataset.versions(), key=lambda one: one["version"])
+        found = [] if dataset is None else patiently(dataset.uri, dataset.versions)
+        versions = sorted(found, key=lambda one: one["version"])
         self.old = [one["version"] for one, after in pairwise(versions) if after["timestamp"].timestamp() < since]
         self.current = [one["version"] for one in versions[len(self.old) :]]
 
@@ -54,7 +56,7 @@ class Tidying:
         uri, version = self.dataset.uri, int(self.dataset.version)
         if fragments.commit(uri, version, self.dataset.schema, [], []) is None:
             raise TryLaterError(f"commit conflict at {uri}")
-        self.dataset.checkout_latest()
+        patiently(uri, self.dataset.checkout_latest)
 
     def compact(self) -> None:
         """Put small fragments together, and leave rows out that were taken out."""
@@ -95,7 +97,7 @@ class Tidying:
         parts, incomplete = self._index()
         found: dict[str, Any] = {"kind": "IVF_FLAT" if parts else "exact", "rows": self._rows}
         if parts:
-            found["recall"] = table.recall(self.dataset)
+            found["recall"] = patiently(self.dataset.uri, lambda: table.recall(self.dataset))
         if self.dry_run:
             return found | {"due": parts > 1 or (incomplete and (parts > 0 or self._rows >= table.INDEX_ROWS))}
         if not parts or (found["recall"] < floor and not anew):
@@ -129,7 +131,8 @@ class Tidying:
 
     def _index(self) -> tuple[int, bool]:
         """How many parts the index has (0: there is none), and whether rows are in none of them."""
-        found = [part for one in self.dataset.describe_indices() if one.name == INDEX for part in one.segments]
+        told = patiently(self.dataset.uri, self.dataset.describe_indices)
+        found = [part for one in told if one.name == INDEX for part in one.segments]
         indexed = {number for part in found for number in part.fragment_ids}
         return len(found), not indexed.issuperset(fragments.numbers(self.dataset))
 
