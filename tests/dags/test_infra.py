@@ -226,7 +226,9 @@ def test_nothing_in_infra_looks_like_a_secret() -> None:
     """No long run of characters that a person would not write."""
     for path in (REPOSITORY / "infra").rglob("*"):
         if path.is_file() and "__pycache__" not in path.parts and path.name != ".env":
-            for word in re.findall(r"[A-Za-z0-9+/_=-]{32,}", path.read_text()):
+            # What a requirement is held to is no secret.
+            text = re.sub(r"--hash=sha256:[0-9a-f]{64}\b", "", path.read_text())
+            for word in re.findall(r"[A-Za-z0-9+/_=-]{32,}", text):
                 assert not re.search(r"\d.*\d.*\d.*\d", word), f"{path.name}: {word}"
 
 
