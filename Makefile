@@ -99,7 +99,7 @@ flink-jars: $(VENV)/ready
 test-flink: flink-jars
 	$(BIN)/python -m pytest -q -rs tests/cluster/test_flink.py
 
-# A training on two hosts, here two processes on loopback: killed, stopped, started again. About 15 minutes on 2 cores.
+# A training on two hosts, here two processes on loopback: killed, stopped, started again. About 9 minutes on 2 cores.
 test-hosts: $(VENV)/ready
 	$(BIN)/python -m pytest -q -rs tests/hosts
 
@@ -128,7 +128,7 @@ $(AUDITOR)/ready: requirements-audit.lock
 	touch $@
 
 # Lake and corpus in a bucket: a real S3 server on loopback, built once from source (Go 1.25 or newer; some minutes, kept
-# outside the tree), faults between it and the commands, two writers at once, writers that are killed. Half an hour.
+# outside the tree), faults between it and the commands, two writers at once, writers that are killed. A quarter of an hour.
 VERSITYGW_VERSION := v1.8.0
 VERSITYGW := $(CACHE)/versitygw/$(VERSITYGW_VERSION)/versitygw
 test-s3: $(VENV)/ready $(VERSITYGW)
