@@ -211,7 +211,7 @@ class Folder:
             except BlockingIOError as error:
                 raise TryLaterError(f"another process is at {self._path(name)}: run the same command later") from error
             except OSError:
-                pass
+                pass  # a file system without locks
             yield
         finally:
             os.close(handle)

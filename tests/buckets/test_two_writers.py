@@ -43,16 +43,25 @@ def test_two_encodes_at_once(twins: Twins, trained: Trained, attempt: int) -> No
 
 
 def test_killed_again_and_again(twins: Twins) -> None:
-    """SIGKILL at moments by a seed; what each left is found, and the lake is that of one that was never killed."""
+    """SIGKILL soon after a bundle is done; what each left is found, and the lake is that of one never killed."""
     done("extract", twins.audio, "--lake", twins.near, small=True)
     drawn, killed = random.Random(3), 0
     twins.environment = {"SOUNDLAKE_LEASE_SECONDS": "4"}
+    client = twins.server.client()
+
+    def bundles() -> int:
+        pages = client.get_paginator("list_objects_v2").paginate(Bucket=twins.bucket, Prefix="lake/features/")
+        return sum("/outcomes/" in item["Key"] for page in pages for item in page.get("Contents", []))
+
     for _ in range(6):
-        command = twins.started("extract", twins.far_audio)
-        if command.ended_before(drawn.uniform(3, 15)):
+        before, command = bundles(), twins.started("extract", twins.far_audio)
+        while bundles() == before and not command.ended_before(0.02):
+            pass
+        if command.ended_before(drawn.uniform(0, 0.2)):
             break
         killed += command.kill(group=True)
     print("killed:", killed)
+    assert killed
     twins.done("extract", twins.far_audio)
     twins.compare(table=False)
 
