@@ -1,4 +1,4 @@
-# make run · make run AUDIO=folder · make test · make check · make bench · make bench-learning · make bench-cuts
+# make run · make run AUDIO=folder · make test · make test-slow · make check · make bench · make bench-learning · make bench-cuts
 # make bench-planner · make audit · make spark-jars · make test-spark · make flink-jars · make test-flink · make test-hosts · make test-s3
 # make airflow · make test-dags · make test-airflow-live · make airflow-demo · make lock
 # PYTHON=python3.12 picks another interpreter (3.11 or 3.12), LAKE= another place for the lake.
@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 AIRFLOW := .venv-airflow
 LAKE ?= $(if $(AUDIO),lake,demo/lake)
 
-.PHONY: run test check audit bench bench-learning bench-cuts bench-planner spark-jars test-spark flink-jars test-flink test-hosts test-s3 airflow test-dags test-airflow-live airflow-demo lock clean
+.PHONY: run test test-slow check audit bench bench-learning bench-cuts bench-planner spark-jars test-spark flink-jars test-flink test-hosts test-s3 airflow test-dags test-airflow-live airflow-demo lock clean
 .DELETE_ON_ERROR:
 
 # The main job. Without AUDIO on a small corpus made from nothing: fewer steps, since it holds ten minutes of sound.
@@ -33,9 +33,14 @@ $(VENV)/ready: requirements.lock pyproject.toml
 	touch $@
 
 # A file of tests stays with one of the two processes: what it sets up is set up once.
+TESTS := -q -rs -n 2 --dist loadfile --ignore tests/dags --ignore tests/live --ignore tests/cluster --ignore tests/hosts \
+  --ignore tests/buckets
 test: $(VENV)/ready
-	$(BIN)/python -m pytest -q -rs -n 2 --dist loadfile --ignore tests/dags --ignore tests/live --ignore tests/cluster \
-	  --ignore tests/hosts --ignore tests/buckets
+	$(BIN)/python -m pytest $(TESTS) -m "not slow"
+
+# More of the same: kills at many more moments, further trainings. Five minutes on 2 cores.
+test-slow: $(VENV)/ready
+	$(BIN)/python -m pytest $(TESTS) -m slow
 
 # Airflow, in an environment of its own.
 airflow: $(AIRFLOW)/ready

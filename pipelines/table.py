@@ -89,7 +89,7 @@ def index(dataset: Any) -> dict[str, Any]:
         nearest windows that a query finds, over 100 rows of the table.
     """
     rows = dataset.count_rows()
-    indexed = any(found["name"] == "embedding_idx" for found in dataset.list_indices())
+    indexed = any(found.name == "embedding_idx" for found in dataset.describe_indices())
     # One that was built stays in use if rows leave.
     if rows < INDEX_ROWS and not indexed:
         return {"kind": "exact", "rows": rows}

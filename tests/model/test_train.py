@@ -95,7 +95,7 @@ def test_the_model_directory_is_complete(whole: dict) -> None:
     )
 
 
-@pytest.mark.parametrize("killer", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("killer", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_killed_and_taken_up_again_ends_with_the_same_weights(
     tiny: Tiny, tmp_path: Path, whole: dict, killer: signal.Signals
 ) -> None:
@@ -120,6 +120,7 @@ def test_killed_and_taken_up_again_ends_with_the_same_weights(
     assert found == wanted
 
 
+@pytest.mark.slow
 def test_two_devices_compute_what_one_does(tiny: Tiny, tmp_path: Path) -> None:
     """Same global batch, same noise: only the order of float32 sums differs. SGD-like small step count, Adam amplifies.
 

@@ -129,7 +129,7 @@ def size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) >> 10
 
 
-@pytest.mark.parametrize("place", ["checkpoint", "weights"])
+@pytest.mark.parametrize("place", ["checkpoint", pytest.param("weights", marks=pytest.mark.slow)])
 def test_train_finds_no_room(disk: Disk, made: Made, place: str) -> None:
     """TensorFlow and HDF5 have errors of their own for it."""
     disk.copy(made.lake.root, "models", "tables", "runs")

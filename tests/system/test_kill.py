@@ -26,7 +26,8 @@ from tests.system.lakes import (
 
 RECORDINGS = 32
 STEPS = ("--steps", "12", "--batch-size", "8", "--latent-dim", "4")
-KILLS = {"extract": 14, "train": 4, "encode": 8}
+# By the name of the fixture's parameter.
+KILLS = {"few": {"extract": 5, "train": 2, "encode": 3}, "many": {"extract": 14, "train": 4, "encode": 8}}
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Undisturbed:
 class Disturbed:
     """Lakes by the command that was killed and brought to its end in them, and all commands that were killed."""
 
+    kills: dict[str, int]
     lakes: dict[str, list[Path]]
     killed: list[tuple[Command, bool]]
 
@@ -56,7 +58,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
     folder = tmp_path_factory.mktemp("undisturbed")
     synthesise(str(folder / "audio"), recordings=RECORDINGS)
     found = Undisturbed(folder / "audio", folder / "lake", {})
-    for command in KILLS:
+    for command in KILLS["few"]:
         began = time.monotonic()
         done(*found.call(command, found.lake), small=True)
         found.seconds[command] = time.monotonic() - began
@@ -68,28 +70,30 @@ def copy_without(lake: Path, target: Path, *left_out: str) -> Path:
     return target
 
 
-@pytest.fixture(scope="module")
-def disturbed(undisturbed: Undisturbed, tmp_path_factory: pytest.TempPathFactory) -> Disturbed:
+@pytest.fixture(scope="module", params=["few", pytest.param("many", marks=pytest.mark.slow)])
+def disturbed(
+    request: pytest.FixtureRequest, undisturbed: Undisturbed, tmp_path_factory: pytest.TempPathFactory
+) -> Disturbed:
     """Each command killed again and again, at moments drawn over the time that it takes undisturbed.
 
     A command that comes to its end before enough kills begins again, on a lake that does not have its results.
     """
     folder, draw = tmp_path_factory.mktemp("disturbed"), random.Random(20240)
-    found = Disturbed({name: [] for name in KILLS}, [])
+    found = Disturbed(KILLS[request.param], {name: [] for name in KILLS[request.param]}, [])
 
     def kill_until(command: str, fresh: Callable[[int], Path]) -> None:
         kills, lakes, span = 0, found.lakes[command], undisturbed.seconds[command]
-        while kills < KILLS[command]:
+        while kills < found.kills[command]:
             lake = fresh(len(lakes))
             while True:
                 call = Command(*undisturbed.call(command, lake), small=True)
                 began, moment = time.monotonic(), draw.uniform(0, span)
-                if kills == KILLS[command] or call.ended_before(moment):
+                if kills == found.kills[command] or call.ended_before(moment):
                     assert call.end() == 0, call.err
                     # Less was to be done than undisturbed, or the machine is faster now.
                     span = min(span, time.monotonic() - began)
                     break
-                group = draw.random() < 0.4
+                group = len(found.killed) % 2 == 1
                 if call.kill(group=group):
                     found.killed.append((call, group))
                     kills += 1
@@ -145,7 +149,7 @@ def test_nothing_half_made_is_seen(disturbed: Disturbed) -> None:
 
 def test_no_process_is_left_behind(disturbed: Disturbed) -> None:
     """Neither the server of the decoders nor one of them, whether they were killed as well or not."""
-    assert sum(KILLS.values()) <= len(disturbed.killed)
+    assert sum(disturbed.kills.values()) <= len(disturbed.killed)
     assert {group for _, group in disturbed.killed} == {True, False}
     assert [command.left() for command, _ in disturbed.killed if not command.is_gone(15)] == []
 

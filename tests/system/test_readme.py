@@ -24,7 +24,7 @@ def test_the_walk_through(tmp_path: Path) -> None:
     said = {}
     for command in commands:
         # Fewer steps here: what is shown is that the commands work, not how good the model is.
-        command = command.replace("--steps 600", "--steps 120")
+        command = command.replace("--steps 600", "--steps 60")
         done = subprocess.run(
             command, shell=True, cwd=tmp_path, env={**os.environ, "PATH": path}, capture_output=True, text=True
         )

@@ -10,6 +10,7 @@ from tests.conftest import Made
 from tests.system.lakes import Command, done, half_made, ledger_rows, shards, table_rows
 
 STEPS = ("--steps", "4")
+ATTEMPTS = pytest.mark.parametrize("attempt", [0, pytest.param(1, marks=pytest.mark.slow)])
 
 
 def both(*call: str | Path) -> list[Command]:
@@ -36,7 +37,7 @@ def alone(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return lake
 
 
-@pytest.mark.parametrize("attempt", range(2))
+@ATTEMPTS
 def test_two_extracts(alone: Path, made: Made, tmp_path: Path, attempt: int) -> None:
     lake = tmp_path / "lake"
     for command in both("extract", made.audio, "--lake", lake):
@@ -46,7 +47,7 @@ def test_two_extracts(alone: Path, made: Made, tmp_path: Path, attempt: int) -> 
     assert once_each(lake, table=False)
 
 
-@pytest.mark.parametrize("attempt", range(2))
+@ATTEMPTS
 def test_two_encodes(alone: Path, tmp_path: Path, attempt: int) -> None:
     lake = tmp_path / "lake"
     shutil.copytree(alone, lake, ignore=lambda _, names: [name for name in names if name == "tables"])
@@ -56,6 +57,7 @@ def test_two_encodes(alone: Path, tmp_path: Path, attempt: int) -> None:
     assert once_each(lake)
 
 
+@pytest.mark.slow
 def test_two_runs(alone: Path, made: Made, tmp_path: Path) -> None:
     """Two would train the same model: the second is told to come back, in one line, and then finds all done."""
     lake = tmp_path / "lake"
