@@ -1,7 +1,8 @@
 """The model directory: written once, read and verified by digest, with ONNX copies that need no TensorFlow.
 
 MODEL_ID/ holds weights.weights.h5, encoder.onnx (log-mel in nats → posterior mean, log-variance and embedding),
-decoder.onnx (latent → normalised log-mel), logs/ and checkpoints/; model.json comes last and names their digests.
+decoder.onnx (latent → normalised log-mel), trained.npy (by what the recordings are known that it was trained on), logs/
+and checkpoints/; model.json comes last and names the files' digests.
 report.html and metrics.json beside them tell what the model is worth, and may be written anew.
 """
 
@@ -26,16 +27,17 @@ from model.errors import InputError, TryLaterError, storage_errors
 from model.features import FeatureSpec
 from model.paths import checked_id, inside, is_id, no_links, regular
 
-FORMAT_VERSION = 3
-MANIFEST, WEIGHTS, ENCODER, DECODER, REPORT = (
+FORMAT_VERSION = 4
+MANIFEST, WEIGHTS, ENCODER, DECODER, TRAINED, REPORT = (
     "model.json",
     "weights.weights.h5",
     "encoder.onnx",
     "decoder.onnx",
+    "trained.npy",
     "report.html",
 )
 # What model.json tells the digests of: all that is ever loaded.
-VERIFIED = {WEIGHTS, ENCODER, DECODER}
+VERIFIED = {WEIGHTS, ENCODER, DECODER, TRAINED}
 # What evaluate found.
 METRICS = "metrics.json"
 # Largest difference of the ONNX copies from the Keras model, relative to the largest value.
@@ -110,6 +112,8 @@ class _Session:
 
     @cached_property
     def _session(self) -> Any:
+        # Else it keeps an id of this machine in the user's home, and reports to its maker.
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -229,6 +233,14 @@ class Model:
     def decoder(self, *, threads: int = 1, gpu: bool = False) -> Decoder:
         """The decoder."""
         return Decoder(self.directory / DECODER, threads, self.manifest["files"][DECODER], gpu)
+
+    def trained(self) -> npt.NDArray[np.uint64]:
+        """`splits.digests` of the recordings that it was trained on, sorted."""
+        try:
+            found = np.load(self.directory / TRAINED, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{self.directory / TRAINED} is damaged: {error}") from error
+        return np.asarray(found, np.uint64)
 
     @property
     def embedding_dim(self) -> int:
@@ -369,9 +381,12 @@ def export(vae: Any, directory: Path, *, mean: Array, std: Array, examples: Arra
     return worst
 
 
-def finish(directory: Path, manifest: Mapping[str, Any]) -> None:
-    """Write model.json, with the digest of each file: from now on the model exists."""
-    files = {name: _digest(directory / name) for name in (WEIGHTS, ENCODER, DECODER)}
+def finish(directory: Path, manifest: Mapping[str, Any], *, trained: npt.NDArray[np.uint64]) -> None:
+    """Write what it was trained on, and model.json with the digest of each file: from now on the model exists."""
+    part = directory / f"part-{TRAINED}"
+    np.save(part, np.sort(trained))
+    os.replace(part, directory / TRAINED)
+    files = {name: _digest(directory / name) for name in sorted(VERIFIED)}
     write_json(directory / MANIFEST, {"format_version": FORMAT_VERSION, **manifest, "files": files})
 
 

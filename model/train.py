@@ -204,7 +204,8 @@ def _made(
         "origin": dict(origin),
         "metrics": metrics,
     }
-    _write_model(directory, manifest, loop, statistics.normalisation, examples)
+    trained = splits.digests(one for one, split in split_of.items() if split == splits.TRAIN)
+    _write_model(directory, manifest, loop, statistics.normalisation, examples, trained)
     return metrics
 
 
@@ -235,6 +236,7 @@ def _write_model(
     loop: Loop,
     normalisation: dataset.Normalisation,
     examples: np.ndarray,
+    trained: np.ndarray,
 ) -> None:
     """Weights, ONNX copies, report and, last, the manifest."""
     # Spread over the split, so that the report shows several recordings.
@@ -248,7 +250,7 @@ def _write_model(
     manifest["history"] = loop.history
     pairs = [report.Pair(f"window {i}", *both) for i, both in enumerate(zip(examples, rebuilt, strict=True), 1)]
     report.write(directory / artifact.REPORT, manifest, history=loop.history, pairs=pairs)
-    artifact.finish(directory, manifest)
+    artifact.finish(directory, manifest, trained=trained)
 
 
 def _metrics(

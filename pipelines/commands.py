@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import logging
+import os
 import re
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -20,14 +21,27 @@ from pipelines.training import train
 log = logging.getLogger(__name__)
 
 
-def _root_of(lake: Lake, audio: str) -> str:
+def _root_of(lake: Lake, audio: str, *, may_be_gone: bool = False) -> str:
     """The uri of a corpus, checked."""
     from pipelines import corpus
 
-    root = corpus.corpus_root(audio)
-    if root == lake.root or root.startswith(lake.root + "/"):
+    root = corpus.corpus_root(audio, may_be_gone=may_be_gone)
+    corpus_place, lake_place = (os.path.realpath(one) if "://" not in one else one for one in (root, lake.root))
+    if f"{corpus_place}/".startswith(f"{lake_place}/"):
         raise InputError(f"the corpus {audio} lies inside the lake {lake.root}: keep them apart")
+    if f"{lake_place}/".startswith(f"{corpus_place}/"):
+        raise InputError(
+            f"the lake {lake.root} lies inside the corpus {audio}, and would be taken for recordings: name another "
+            "place, with --lake"
+        )
     return root
+
+
+def _gone(lake: Lake, root: str, spec_id: str) -> None:
+    """Raise `InputError` if a corpus is not there, and the ledger knows nothing of it either."""
+    if "://" in root or os.path.isdir(root) or ledger.partitions(ledger.open_ledger(lake, spec_id), root):
+        return
+    raise InputError(f"cannot read the corpus {root}: there is no such folder, and the ledger knows no file of it")
 
 
 def _retried(reason: str | None) -> frozenset[str]:
@@ -97,7 +111,8 @@ def extract(
     """
     if repair:
         refuse_template(beam, "extract --repair")
-    root = _root_of(lake, audio)
+    root = _root_of(lake, audio, may_be_gone=allow_empty)
+    _gone(lake, root, spec.spec_id)
     retried = _retried(retry)
     from pipelines import corpus, estimate, finish
     from pipelines.runners import beam_options

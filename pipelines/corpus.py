@@ -98,26 +98,28 @@ class Entry:
     mtime_ns: int
 
 
-def corpus_root(audio: str) -> str:
+def corpus_root(audio: str, *, may_be_gone: bool = False) -> str:
     """The uri of a corpus as given on the command line, checked.
 
     Raises
     ------
     InputError
-        If there is no such folder, or a URI holds a password.
+        If there is no such folder, unless it may have gone, or a URI holds a password.
     """
     refuse_secrets(audio)
+    if not audio:
+        raise InputError("the corpus is an empty word: name a folder, such as . for this one")
     if audio.startswith("file://"):
         audio = os.fsdecode(unquote_to_bytes(audio.removeprefix("file://")))
     if "://" in audio:
         return audio.rstrip("/")
-    root = os.path.abspath(audio)
-    if not os.path.isdir(root):
+    root = os.path.abspath(os.path.expanduser(audio))
+    if not os.path.isdir(root) and not (may_be_gone and not os.path.exists(root)):
         what = "it is a file: name the folder that holds it" if os.path.exists(root) else "there is no such folder"
         raise InputError(f"cannot read the corpus {audio}: {what}")
-    if not os.access(root, os.R_OK | os.X_OK):
+    if os.path.exists(root) and not os.access(root, os.R_OK | os.X_OK):
         raise InputError(f"cannot read the corpus {audio}: no permission")
-    return root
+    return uri_of(os.fsencode(root))
 
 
 def uri_of(path: bytes) -> str:
@@ -132,7 +134,7 @@ def local_path(uri: str) -> bytes | None:
     """The local path of a uri; None for one in a bucket."""
     if uri.startswith("file://"):
         return unquote_to_bytes(uri.removeprefix("file://"))
-    return None if "://" in uri else uri.encode()
+    return None if "://" in uri else os.fsencode(uri)
 
 
 def _left_out(name: bytes) -> bool:
@@ -189,6 +191,9 @@ def listing(root: str, partition: str | None = None) -> Iterator[tuple[str, Entr
         return
     start = local_path(root)
     assert start is not None
+    if not os.path.isdir(start):
+        # Gone: whether the ledger may be emptied is asked when all are counted.
+        return
     waiting, seen = [start], {os.path.realpath(start)}
     while waiting:
         folder = waiting.pop()
@@ -328,12 +333,16 @@ def read_labels(
             raise InputError(f"cannot read {labels}: {error}") from error
     else:
         try:
-            rows = list(csv.DictReader(io.StringIO(data.decode("utf-8-sig"))))
+            reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig")))
+            reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
+            rows = list(reader)
         except (UnicodeDecodeError, csv.Error) as error:
             raise InputError(f"cannot read {labels}: not a CSV file in UTF-8 ({error})") from error
     if rows and "uri" not in rows[0]:
         # What it has instead is not told: a link may stand for any file of this user, and the message is kept.
         raise InputError(f"{labels} has no column `uri`: the first line must name the columns")
+    if rows and not set(columns) & rows[0].keys():
+        raise InputError(f"{labels} has no column {' or '.join(f'`{name}`' for name in columns)} beside `uri`")
     for values in rows:
         uri = str(values["uri"] or "")
         full = uri if uri.startswith("/") or "://" in uri else f"{root}/{uri.removeprefix('./')}"

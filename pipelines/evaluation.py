@@ -5,7 +5,8 @@ components of windows, and the same encoder with random weights. What is learned
 from the training split; errors of reconstruction are those of the recordings held out.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -27,6 +28,8 @@ WINDOWS, WINDOWS_EACH = 8192, 64
 BATCH_WINDOWS = 64
 # Recordings whose windows are disturbed, and are to be found again.
 DISTURBED = 500
+
+log = logging.getLogger(__name__)
 
 Array = npt.NDArray[np.float32]
 Embed = Callable[[Array], Array]
@@ -110,6 +113,20 @@ def sample(lake: Lake, spec: FeatureSpec, known: Any, groups: Mapping[str, str])
             group = groups[recording_id] or recording_id
             clips.append(Clip(recording_id, row["uri"], group, row["label"], np.array(numbers), values, valid))
     return clips
+
+
+def held_out_of(clips: Sequence[Clip], groups: Mapping[str, str], *models: Model) -> npt.NDArray[np.bool_]:
+    """Which clips are held out of training, and are new to some models; says so if these know what should be."""
+    held = splits.held_out(groups, *(model.trained() for model in models))
+    split = splits.assign(groups)
+    known = sum(split[clip.recording_id] != splits.TRAIN and clip.recording_id not in held for clip in clips)
+    if known:
+        log.warning(
+            "groups have changed since the training: of the recordings held out now, %d were trained on, or share a "
+            "group with one that was, and are left out",
+            known,
+        )
+    return np.array([clip.recording_id in held for clip in clips])
 
 
 def _batches(clips: list[Clip], spec: FeatureSpec) -> Iterator[Array]:
@@ -230,7 +247,7 @@ def evaluation(lake: Lake, model: Model, *, folds: Mapping[str, str] | None = No
     _, groups = ledger.training_input(known)
     split = splits.assign(groups)
     clips = sample(lake, model.spec, known, groups)
-    places = [i for i, clip in enumerate(clips) if split[clip.recording_id] != splits.TRAIN]
+    places = [i for i, is_held in enumerate(held_out_of(clips, groups, model)) if is_held]
     training = [clip for clip in clips if split[clip.recording_id] == splits.TRAIN]
     held_out = [clips[i] for i in places]
     if len(held_out) < 2:

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from model import evaluate, splits
+from model import evaluate
 from model.artifact import Model, pooled
 from model.errors import InputError
 from model.features import dequantise
 from pipelines import ledger
-from pipelines.evaluation import BATCH_WINDOWS, Clip, folds_of, sample
+from pipelines.evaluation import BATCH_WINDOWS, Clip, folds_of, held_out_of, sample
 from pipelines.lake import Lake
 from pipelines.messages import WORDS
 
@@ -99,9 +99,8 @@ def compare(
     if known is None:
         raise InputError(f"the lake {lake.root} has no features of spec {spec.spec_id}: nothing to compare models on")
     _, groups = ledger.training_input(known)
-    split = splits.assign(groups)
     clips = sample(lake, spec, known, groups)
-    held_out = np.array([split[clip.recording_id] != splits.TRAIN for clip in clips])
+    held_out = held_out_of(clips, groups, candidate, current)
     groups_held_out = len({clip.group for clip, held in zip(clips, held_out, strict=True) if held})
     if groups_held_out < LEAST_GROUPS:
         raise InputError(f"{groups_held_out} groups of recordings are held out: at least {LEAST_GROUPS} are needed")

@@ -1,6 +1,7 @@
 """Evaluate and promote: what a model is worth, and whether it may take another's place; each with its manifest."""
 
 import logging
+import shlex
 from typing import Any
 
 from model.errors import HeldError, InputError
@@ -86,7 +87,7 @@ def _through_the_gate(
     """Compare with the model in use, log what came of it, and refuse one that is worse or cannot be compared."""
     with quiet():
         from pipelines import gate
-    by_force = f"soundlake promote {model.model_id} --force promotes it all the same"
+    by_force = f"soundlake promote {model.model_id} --lake {shlex.quote(lake.root)} --force promotes it all the same"
     try:
         current = models.load(lake, there)
         measures = gate.compare(lake, model, current, folds=folds)

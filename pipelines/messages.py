@@ -12,6 +12,7 @@ def files(totals: dict[str, Any]) -> str:
     """One line on what extract did."""
     new = totals["done"] + totals["rejected"] + totals["gone"]
     left = f", {totals['left_out']} left out by name" if totals["left_out"] else ""
+    left += _labels_without_file(totals)
     gone = f", {totals['gone']} gone" if totals["gone"] else ""
     if not new:
         return f"nothing to do: all {totals['listed']} files are as they were{left}"
@@ -19,6 +20,12 @@ def files(totals: dict[str, Any]) -> str:
         f"{totals['listed']} files: {totals['unchanged']} unchanged, {totals['done']} done, "
         f"{totals['rejected']} rejected{gone}{left}"
     )
+
+
+def _labels_without_file(totals: dict[str, Any], before: str = ", ") -> str:
+    """Labels with a wrong folder before each name would leave a lake without any."""
+    count = totals["labels_without_file"]
+    return f"{before}{count} label{'s' * (count > 1)} without a file" if count else ""
 
 
 def rejects(summary: dict[str, Any], say: Callable[[str], None]) -> None:
@@ -44,6 +51,7 @@ def plan(found: dict[str, Any], say: Callable[[str], None]) -> None:
     moved = f", {found['relabelled']} under another label or corpus" if found["relabelled"] else ""
     gone = f"; {found['gone']} gone" if found["gone"] else ""
     left = f"; {found['left_out']} left out by name" if found["left_out"] else ""
+    left += _labels_without_file(found, "; ")
     say(
         f"{found['listed']} files: {found['unchanged']} unchanged, {found['new']} new, {found['changed']} changed"
         f"{again}{moved}{gone}{left}"

@@ -272,3 +272,21 @@ def test_onnx_that_differs_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(artifact, "PARITY", -1.0)
     with pytest.raises(RuntimeError, match="differ"):
         artifact.export(vae, tmp_path, mean=zeros, std=ones, examples=examples)
+
+
+def test_nothing_is_kept_of_who_uses_it(directory: Path, tmp_path: Path) -> None:
+    """ONNX Runtime would write an id of the machine into the user's home, to report with."""
+    script = (
+        "import sys; from pathlib import Path; from model import artifact; import numpy as np;"
+        "artifact.Encoder(Path(sys.argv[1]), 1).encode(np.zeros((1, 16, 16), np.float32))"
+    )
+    kept = {name: str(tmp_path) for name in ("HOME", "TMPDIR", "XDG_CACHE_HOME")}
+    environment = {key: value for key, value in os.environ.items() if key != "ORT_DISABLE_TELEMETRY"} | kept
+    subprocess.run(
+        [sys.executable, "-c", script, directory / artifact.ENCODER],
+        check=True,
+        cwd=Path(__file__).parents[2],
+        env=environment,
+        timeout=300,
+    )
+    assert list(tmp_path.rglob("*")) == []

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from model.splits import TEST, TRAIN, VALIDATION, assign, split_of
+from model.splits import TEST, TRAIN, VALIDATION, assign, digests, held_out, split_of
 
 
 def test_shares() -> None:
@@ -44,3 +44,23 @@ def test_small_corpora(count: int) -> None:
         found = Counter(assign({f"{corpus}:{i}": "" for i in range(count)}).values())
         assert found[TRAIN] >= 1
         assert found[VALIDATION] >= (count > 1)
+
+
+def test_what_a_model_was_trained_on_is_not_held_out() -> None:
+    """Nor is what shares a group with it, when groups have changed since."""
+    before = {f"r{i}": f"g{i % 60}" for i in range(600)}
+    trained = digests(r for r, split in assign(before).items() if split == TRAIN)
+    assert held_out(before, trained) == {r for r, split in assign(before).items() if split != TRAIN}
+    after = {f"r{i}": f"h{i % 250}" for i in range(600)}
+    rule, found = assign(after), held_out(after, trained)
+    known = {r for r, split in assign(before).items() if split == TRAIN}
+    assert found
+    for recording_id, group in after.items():
+        mates = {r for r in after if after[r] == group}
+        assert (recording_id in found) == (rule[recording_id] != TRAIN and not mates & known)
+
+
+def test_digests() -> None:
+    """By the shell: printf r1 | sha256sum | cut -c-16."""
+    assert [f"{one:016x}" for one in digests(["r1", ""])] == ["82f3e9c695dc6b8d", "e3b0c44298fc1c14"]
+    assert digests([]).shape == (0,)

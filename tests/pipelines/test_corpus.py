@@ -79,15 +79,25 @@ def test_roots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert corpus_root(".") == str(tmp_path)
     assert corpus_root(f"file://{tmp_path}") == str(tmp_path)
     assert corpus_root("s3://bucket/a/") == "s3://bucket/a"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert corpus_root("~") == str(tmp_path)
+    name = os.fsdecode(b"n\xff")
+    (tmp_path / name).mkdir()
+    assert corpus_root(name) == corpus_root(f"file://{tmp_path}/n%ff") == f"file://{tmp_path}/n%FF"
+    touch(tmp_path / name / "a.wav")
+    assert [found[0] for found in listing(corpus_root(name)) if found] == [f"file://{tmp_path}/n%FF/a.wav"]
     with pytest.raises(InputError, match="no such folder"):
         corpus_root("nowhere")
+    assert corpus_root("nowhere", may_be_gone=True) == f"{tmp_path}/nowhere"
+    with pytest.raises(InputError, match="empty word"):
+        corpus_root("")
     touch(tmp_path / "a.wav")
     with pytest.raises(InputError, match="it is a file"):
         corpus_root("a.wav")
 
 
 def test_labels(tmp_path: Path) -> None:
-    text = "\ufeffuri,label,group\na.wav,dog,g1\n./sub/b.wav,cat,\n/abs/c.wav,,g2\n"
+    text = "\ufeffuri, label,group \na.wav,dog,g1\n./sub/b.wav,cat,\n/abs/c.wav,,g2\n"
     touch(tmp_path / "labels.csv", text)
     found = find_labels(str(tmp_path), None)
     assert found == f"{tmp_path}/labels.csv"
@@ -108,6 +118,7 @@ def test_labels_in_parquet(tmp_path: Path) -> None:
     ("name", "data", "said"),
     [
         ("l.csv", b"file,label\na,b\n", "no column `uri`"),
+        ("l.csv", b"uri,kind\na,b\n", "no column `label` or `group`"),
         ("l.csv", b"uri\n\xff\xfe", "UTF-8"),
         ("l.parquet", b"PAR1", "cannot read"),
     ],

@@ -1,5 +1,6 @@
 """Evaluate, on a lake that the real commands made: its figures by other routes, and its words."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -104,6 +105,27 @@ def test_figures_by_other_routes(lake: Lake, clips: list[evaluation.Clip]) -> No
     again = judging.evaluate(lake)
     assert {key: again[key] for key in found} | {"run_id": 0} == found | {"run_id": 0}
     assert artifact.load(model.directory).model_id == model.model_id
+
+
+def test_a_recording_that_was_trained_on_is_not_held_out(
+    lake: Lake, clips: list[evaluation.Clip], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever groups the labels have now."""
+    model = lookup.find_model(lake, None)
+    groups = {clip.recording_id: clip.group for clip in clips}
+    trained = {name for name, split in splits.assign(groups).items() if split == splits.TRAIN}
+    assert list(model.trained()) == sorted(int(hashlib.sha256(name.encode()).hexdigest()[:16], 16) for name in trained)
+    assert {
+        c.recording_id for c, held in zip(clips, evaluation.held_out_of(clips, groups, model), strict=True) if held
+    } == (groups.keys() - trained)
+    assert not caplog.records
+    alone = dict.fromkeys(groups, "")
+    held = evaluation.held_out_of(clips, alone, model)
+    rule = splits.assign(alone)
+    assert not {clip.recording_id for clip, is_held in zip(clips, held, strict=True) if is_held} & trained
+    lost = sum(rule[name] != splits.TRAIN for name in trained)
+    assert lost
+    assert f"of the recordings held out now, {lost} were trained on" in caplog.text
 
 
 def test_what_it_says(lake: Lake, capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,7 +24,7 @@ from apache_beam.testing.util import assert_that, equal_to
 from model.errors import InputError
 from model.features import PRESETS
 from model.records import decode, read_framed
-from pipelines import account, commands, extract, ledger, plan, survey
+from pipelines import account, commands, extract, ledger, messages, plan, survey
 from pipelines.account import Candidate, Work
 from pipelines.audio import REASONS, Probe, probe
 from pipelines.corpus import uri_of
@@ -203,10 +203,40 @@ def test_a_corpus_that_is_suddenly_empty_empties_nothing(tmp_path: Path) -> None
     assert rows(lake) == {}
 
 
+def test_a_corpus_that_was_moved_may_be_taken_leave_of(tmp_path: Path) -> None:
+    """But not one of another name, which is a slip of the pen."""
+    audio, lake = corpus(tmp_path / "audio"), Lake.at(str(tmp_path / "lake"))
+    run(lake, audio)
+    moved = Path(shutil.move(audio, tmp_path / "moved"))
+    run(lake, moved)
+    with pytest.raises(InputError, match=r"there is no such folder$"):
+        run(lake, audio)
+    with pytest.raises(InputError, match="the ledger knows no file of it"):
+        run(lake, tmp_path / "audoi", allow_empty=True)
+    assert run(lake, audio, allow_empty=True)["gone"] == 7
+    assert set(rows(lake)) == {f"{moved}/{i}.wav" for i in range(7)}
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_lake_and_corpus_are_kept_apart(tmp_path: Path, link: bool) -> None:
+    """A lake in the corpus would be listed, and grow by what was listed."""
+    audio = corpus(tmp_path / "audio")
+    if link:
+        (tmp_path / "link").symlink_to(audio)
+    lake = Lake.at(str(tmp_path / ("link" if link else "audio") / "lake"))
+    with pytest.raises(InputError, match=r"lies inside the corpus .*--lake"):
+        run(lake, audio)
+    assert not os.path.exists(lake.root)
+    beside = Lake.at(f"{audio}-lake")
+    assert run(beside, audio)["done"] == 7
+    with pytest.raises(InputError, match="lies inside the lake"):
+        run(beside, Path(beside.root) / "features")
+
+
 def test_labels_come_and_change_without_work(tmp_path: Path) -> None:
     audio, lake = corpus(tmp_path / "audio"), Lake.at(str(tmp_path / "lake"))
     (audio / "labels.csv").write_text("uri,label,group\n0.wav,dog,a\nnowhere.wav,cat,b\n")
-    assert run(lake, audio)["labels_without_file"] == 1
+    assert messages.files(run(lake, audio)).endswith(", 1 label without a file")
     assert rows(lake)[f"{audio}/0.wav"]["label"] == "dog"
     files = shards(lake)
     (audio / "labels.csv").write_text("uri,label,group\n0.wav,wolf,a\n")
