@@ -342,7 +342,7 @@ def read_labels(
         # What it has instead is not told: a link may stand for any file of this user, and the message is kept.
         raise InputError(f"{labels} has no column `uri`: the first line must name the columns")
     if rows and not set(columns) & rows[0].keys():
-        raise InputError(f"{labels} has no column {' or '.join(f'`{name}`' for name in columns)} beside `uri`")
+        raise InputError(f"{labels} needs columns `uri` and {' or '.join(f'`{name}`' for name in columns)}")
     for values in rows:
         uri = str(values["uri"] or "")
         full = uri if uri.startswith("/") or "://" in uri else f"{root}/{uri.removeprefix('./')}"

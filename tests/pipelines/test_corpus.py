@@ -118,7 +118,7 @@ def test_labels_in_parquet(tmp_path: Path) -> None:
     ("name", "data", "said"),
     [
         ("l.csv", b"file,label\na,b\n", "no column `uri`"),
-        ("l.csv", b"uri,kind\na,b\n", "no column `label` or `group`"),
+        ("l.csv", b"uri,kind\na,b\n", "needs columns `uri` and `label` or `group`"),
         ("l.csv", b"uri\n\xff\xfe", "UTF-8"),
         ("l.parquet", b"PAR1", "cannot read"),
     ],

@@ -56,7 +56,7 @@ def test_files_of_a_model_are_refused_by_digest(
     made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str], planted: tuple[bytes, Path]
 ) -> None:
     data, path = planted
-    for name in (artifact.WEIGHTS, artifact.ENCODER, artifact.DECODER):
+    for name in sorted(artifact.VERIFIED):
         lake = made.copy(tmp_path)
         folder = Path(lake.root, "models", model_of(made))
         (folder / name).write_bytes(data)
@@ -163,8 +163,9 @@ def test_no_command_unpickles_what_lies_in_a_lake(made: Made, tmp_path: Path, pl
 
 
 PLAIN = {"status", "search", "export"}
-# What a lake holds: JSON, TFRecord, Parquet, HDF5 (weights, verified and not read), ONNX, a report; locks are empty.
-KINDS = (".json", ".tfrecord", ".parquet", ".weights.h5", ".onnx", ".html", ".lock")
+# What a lake holds: JSON, TFRecord, Parquet, HDF5 (weights, verified and not read), ONNX, numbers (verified), a report;
+# locks are empty.
+KINDS = (".json", ".tfrecord", ".parquet", ".weights.h5", ".onnx", "/trained.npy", ".html", ".lock")
 
 
 def test_every_file_of_a_lake_is_of_a_kind_we_know(made: Made) -> None:
@@ -177,7 +178,7 @@ def test_every_file_of_a_lake_is_of_a_kind_we_know(made: Made) -> None:
             assert kind is not None, path
             assert not head.startswith((b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK")), path
             seen.add(kind)
-    assert seen >= {"JSON", "Parquet", "TFRecord", "HDF5", "ONNX", "HTML", "Lance", "Lance manifest"}
+    assert seen >= {"JSON", "Parquet", "TFRecord", "HDF5", "ONNX", "NumPy", "HTML", "Lance", "Lance manifest"}
 
 
 def _is_json(path: Path) -> bool:
@@ -193,6 +194,7 @@ FORMATS: dict[str, Callable[[Path, bytes, bytes], bool]] = {
     "JSON": lambda path, head, tail: path.suffix == ".json" and _is_json(path),
     "Parquet": lambda path, head, tail: head[:4] == tail[-4:] == b"PAR1",
     "HDF5": lambda path, head, tail: head == b"\x89HDF\r\n\x1a\n",
+    "NumPy": lambda path, head, tail: head[:6] == b"\x93NUMPY" and b"{'descr': '<u8'," in path.read_bytes()[:128],
     "HTML": lambda path, head, tail: head == b"<!doctyp",
     "ONNX": lambda path, head, tail: path.suffix == ".onnx" and head[0] == 8,
     "Lance": lambda path, head, tail: path.suffix in (".lance", ".idx") and tail[-4:] == b"LANC",
