@@ -39,6 +39,11 @@ class HeldError(RuntimeError):
         self.found = found or {}
 
 
+# What the next call would meet, too.
+_OF_THE_CALL = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
+_OF_THE_CALL |= {errno.ENAMETOOLONG, errno.ELOOP}
+
+
 @contextlib.contextmanager
 def storage_errors(where: str | os.PathLike[str]) -> Iterator[None]:
     """Turn what a file system says into one line and the right exit code.
@@ -46,9 +51,10 @@ def storage_errors(where: str | os.PathLike[str]) -> Iterator[None]:
     Raises
     ------
     InputError
-        Missing, not a folder, read-only, or not permitted: the same call fails again.
+        Missing, not a folder, or one where a file is wanted, a name too long, read-only, or not permitted: the same
+        call fails again.
     TryLaterError
-        Full, or anything else that storage says.
+        Full, a file larger than it may be, or anything else that storage says.
     """
     try:
         yield
@@ -60,6 +66,10 @@ def storage_errors(where: str | os.PathLike[str]) -> Iterator[None]:
             said = os.strerror(number)
         if number in (errno.ENOSPC, errno.EDQUOT):
             raise TryLaterError(f"no space left for {where}: free some and run the same command again") from error
-        if number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EEXIST):
+        if number == errno.EFBIG:
+            raise TryLaterError(
+                f"a file at {where} may not grow so large: raise the limit (ulimit -f) and run the same command again"
+            ) from error
+        if number in _OF_THE_CALL:
             raise InputError(f"cannot use {where}: {said}") from error
         raise TryLaterError(f"storage failed at {where}: {said}; run the same command again") from error

@@ -385,7 +385,7 @@ def search(
     searcher = Searcher(lake, model, dataset)
     results: list[dict[str, Any]] = []
     if not queries:
-        results.append({"query": None, "hits": searcher.by_filter(str(where), k=k)})
+        results.append({"query": None, "hits": searcher.by_filter(str(where), k=k, by=by)})
     for query in queries:
         if re.fullmatch(r"[0-9a-f]{64}", query) and dataset.count_rows(fragments.in_list("recording_id", [query])):
             hits = searcher.by_recording(query, k=k, where=where, by=by)

@@ -1,17 +1,17 @@
 """What comes out of a table: its windows, or its recordings, as a stream and as files for other tools."""
 
-import contextlib
 import logging
 import os
 from collections.abc import Iterator
-from typing import Any, BinaryIO, Literal
+from typing import IO, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from model.artifact import pooled_width
-from model.errors import InputError
+from model.errors import InputError, storage_errors
+from pipelines.store import Folder
 from pipelines.table import filter_error, whole
 
 log = logging.getLogger(__name__)
@@ -128,38 +128,40 @@ def export(
     Raises
     ------
     InputError
-        If the ending is unknown or the filter wrong.
+        If the ending is unknown, the filter wrong, or there can be no such file.
+    TryLaterError
+        If the disk is full.
     """
     kind = os.path.splitext(target)[1].lower()
     if kind not in (".parquet", ".csv", ".npz"):
         raise InputError(f"cannot export to {target}: the name must end in .parquet, .csv or .npz")
-    rows = (recordings if by == "recordings" else windows)(dataset, where=whole(where))
-    part = f"{target}.part"
-    try:
-        _remove(part)
-        # New: what somebody else put there, a link say, is not written to.
-        with open(part, "xb") as file:
+    rows = _read(dataset, where, by)
+    with storage_errors(target):
+        folder, name = os.path.split(os.path.abspath(target))
+        # What is wrong with the place is said before the table is read; and no folder is made.
+        os.stat(f"{folder}/.")
+        there = Folder(folder).info(name)
+        if there is not None and there.is_folder:
+            raise InputError(f"cannot export to {target}: it is a folder")
+        with Folder(folder).create(name) as file:
             count = _write_npz(rows, file) if kind == ".npz" else _write_blocks(rows, file, kind)
-        if not count:
-            raise InputError("nothing to export: no row of the table passes the filter")
-        os.replace(part, target)
-    except InputError:
-        raise
-    except (ValueError, OSError) as error:
-        if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError | FileExistsError):
-            raise InputError(f"cannot write {target}: {error.strerror}") from error
-        raise filter_error(dataset, where, error) from error
-    finally:
-        _remove(part)
+            if not count:
+                raise InputError("nothing to export: no row of the table passes the filter")
     return count
 
 
-def _remove(path: str) -> None:
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        os.unlink(path)
+def _read(dataset: Any, where: str | None, by: str) -> Iterator[pa.RecordBatch]:
+    """The rows; an error on the way is one of the table or the filter, and none of the file that is written."""
+    try:
+        yield from (recordings if by == "recordings" else windows)(dataset, where=whole(where))
+    except (ValueError, OSError) as error:
+        if where is not None:
+            raise filter_error(dataset, where, error) from error
+        with storage_errors(dataset.uri):
+            raise
 
 
-def _write_npz(rows: Iterator[pa.RecordBatch], file: BinaryIO) -> int:
+def _write_npz(rows: Iterator[pa.RecordBatch], file: IO[bytes]) -> int:
     batches = list(rows)
     if not batches:
         return 0
@@ -173,7 +175,7 @@ def _write_npz(rows: Iterator[pa.RecordBatch], file: BinaryIO) -> int:
     return len(found)
 
 
-def _write_blocks(rows: Iterator[pa.RecordBatch], file: BinaryIO, kind: str) -> int:
+def _write_blocks(rows: Iterator[pa.RecordBatch], file: IO[bytes], kind: str) -> int:
     from pyarrow import csv, parquet
 
     count = formulas = 0

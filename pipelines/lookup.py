@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from model.errors import InputError
+from model.errors import InputError, storage_errors
 from model.features import PRESETS, FeatureSpec
 from pipelines import ledger, models
 from pipelines.lake import Lake
@@ -20,20 +20,29 @@ def parse_spec(name: str) -> FeatureSpec:
     if name in PRESETS:
         return PRESETS[name]
     path = Path(name)
-    if not path.is_file():
-        raise InputError(f"no spec {name!r}: name a preset ({', '.join(sorted(PRESETS))}) or a JSON file")
-    return _read_spec(path.read_text(), str(path))
+    with storage_errors(name):
+        if not path.is_file():
+            raise InputError(f"no spec {name!r}: name a preset ({', '.join(sorted(PRESETS))}) or a JSON file")
+        data = path.read_bytes()
+    return _read_spec(data, str(path))
 
 
-def _read_spec(text: str, where: str) -> FeatureSpec:
+def _read_spec(data: bytes, where: str) -> FeatureSpec:
     from pydantic import ValidationError
 
     try:
-        return FeatureSpec.model_validate_json(text)
+        return FeatureSpec.model_validate_json(data)
     except ValidationError as error:
         first = error.errors()[0]
+        # Of what is no JSON at all, or holds together badly, there is no place.
         place = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"the spec in {where} is not valid: {place}: {first['msg']}") from error
+        said = f"{place}: {first['msg']}" if place else first["msg"]
+        raise InputError(f"the spec in {where} is not valid: {said}") from error
+
+
+def _spec_id(lake: Lake, name: str) -> str:
+    """What a preset, a file or a spec_id of the lake names."""
+    return name if name in ledger.specs(lake) else parse_spec(name).spec_id
 
 
 def spec_of_lake(lake: Lake, name: str | None) -> FeatureSpec:
@@ -45,16 +54,11 @@ def spec_of_lake(lake: Lake, name: str | None) -> FeatureSpec:
         If the lake has no features of it, or holds several and none is named.
     """
     lake.check()
-    if name is None:
-        spec_id = ledger.only_spec(lake)
-    elif name in ledger.specs(lake):
-        spec_id = name
-    else:
-        spec_id = parse_spec(name).spec_id
+    spec_id = ledger.only_spec(lake) if name is None else _spec_id(lake, name)
     if spec_id not in ledger.specs(lake):
         raise InputError(f"the lake {lake.root} has no features of the spec {name}: run extract with it first")
     where = f"{Lake.spec(spec_id)}/spec.json"
-    spec = _read_spec(lake.read(where).decode(), lake.uri(where))
+    spec = _read_spec(lake.read(where), lake.uri(where))
     if spec.spec_id != spec_id:
         raise InputError(f"{lake.uri(where)} is not the spec that its folder is named for: restore it")
     return spec
@@ -66,7 +70,7 @@ def find_model(lake: Lake, model_id: str | None, spec: str | None = None) -> Any
     Raises
     ------
     InputError
-        If there is none.
+        If there is none, or the one named is not of the spec named.
     """
     lake.check()
     if model_id is None:
@@ -77,4 +81,10 @@ def find_model(lake: Lake, model_id: str | None, spec: str | None = None) -> Any
     elif model_id not in models.known(lake):
         known = ", ".join(models.known(lake)) or "none"
         raise InputError(f"the lake has no model {model_id!r}; it has: {known}")
-    return models.load(lake, model_id)
+    found = models.load(lake, model_id)
+    # What was named is not dropped without a word.
+    if spec is not None and found.spec.spec_id != (wanted := _spec_id(lake, spec)):
+        raise InputError(
+            f"the model {model_id} is of the spec {found.spec.spec_id}, and --spec {spec} is {wanted}: name one of them"
+        )
+    return found

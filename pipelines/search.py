@@ -14,15 +14,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from model.errors import InputError
+from model.errors import InputError, storage_errors
 from model.features import FeatureSpec, dequantise, log_mel, windows
 from model.records import DamagedShardError, decode, read_framed
 from pipelines import fragments, table
-from pipelines.audio import Rejected, probe
-from pipelines.corpus import at_hand, local_path
+from pipelines.audio import REASONS, Rejected, probe
+from pipelines.corpus import at_hand, local_path, uri_of
 from pipelines.lake import Lake
 from pipelines.resampling import resampled
 from pipelines.secrecy import refuse_secrets
+from pipelines.store import is_bucket
 
 # Mean square difference, of unit variance a mel band, below which two stretches of log-mel are the same sound. A cut of
 # a file differs from it by less than 0.005 (half a hop of misalignment), other files of one class by more than 0.03.
@@ -37,6 +38,8 @@ SILENT_NATS = 0.5
 MIN_CANDIDATES = 128
 MIN_SOUNDING_FRAMES = 4
 MAX_QUERY_SECONDS = 600.0
+# No recording is longer, and samples up to here can be counted.
+MAX_PLACE_SECONDS = 1e9
 
 COLUMNS = ["id", "recording_id", "window", "uri", "label", "group", "start_s", "end_s", "bundle", "record_offset"]
 
@@ -84,7 +87,7 @@ def parse_query(query: str) -> tuple[str, float | None, float | None]:
     Raises
     ------
     InputError
-        If the part after ``@`` is no span, there is no such file, or a URI holds a password.
+        If the part after ``@`` is no span, there is no such file, or a URI names none or holds a password.
     """
     refuse_secrets(query)
     path = query
@@ -92,12 +95,18 @@ def parse_query(query: str) -> tuple[str, float | None, float | None]:
     if not os.path.exists(query) and "@" in query:
         path, _, span = query.rpartition("@")
         first, dash, last = span.partition("-")
+        wrong = f"cannot read the span {span!r} of {query}: write FILE@start-end in seconds"
         try:
             start, end = float(first), float(last) if last else None
         except ValueError:
-            raise InputError(f"cannot read the span {span!r} of {query}: write FILE@start-end in seconds") from None
-        if not dash or start < 0 or (end is not None and end <= start):
-            raise InputError(f"cannot read the span {span!r} of {query}: write FILE@start-end, start before end")
+            raise InputError(wrong) from None
+        # In this way round not-a-number is refused, too.
+        if not dash or not 0 <= start < (MAX_PLACE_SECONDS if end is None else end) <= MAX_PLACE_SECONDS:
+            raise InputError(f"{wrong}, start before end")
+    if not path:
+        raise InputError(f"the query {query!r} names no file: give FILE, FILE@start-end in seconds, or a recording_id")
+    if is_bucket(path) and not path.partition("://")[2].partition("/")[2].rpartition("/")[2]:
+        raise InputError(f"cannot search for {path}: name a file in the bucket, as s3://BUCKET/FILE")
     if "://" not in path and not os.path.exists(path):
         raise InputError(f"cannot search for {path}: there is no such file, and no recording of the table has this id")
     return path, start, end
@@ -109,13 +118,18 @@ def load_query(query: str, spec: FeatureSpec) -> npt.NDArray[np.float32]:
     Raises
     ------
     InputError
-        If it cannot be decoded, is empty, or lasts longer than ten minutes.
+        If it cannot be read or decoded, is empty, or lasts longer than ten minutes.
     """
     path, start, end = parse_query(query)
+    if end is not None and round(end * spec.sample_rate) == round((start or 0) * spec.sample_rate):
+        raise InputError(f"cannot search for {query}: shorter than a sample; name a longer part")
+    uri = path if "://" in path else uri_of(os.path.abspath(os.fsencode(path)))
     try:
-        samples = stretch(path if "://" in path else os.path.abspath(path), spec, start=start or 0, end=end)
+        with storage_errors(path):
+            samples = stretch(uri, spec, start=start or 0, end=end)
     except Rejected as error:
-        raise InputError(f"cannot search for {query}: {error.reason}: {error.detail}") from error
+        said = error.detail or REASONS[error.reason]
+        raise InputError(f"cannot search for {query}: {error.reason}: {said}") from error
     if len(samples) == 0:
         raise InputError(f"cannot search for {query}: the recording ends before {start:.3f} s")
     if len(samples) > MAX_QUERY_SECONDS * spec.sample_rate:
@@ -225,11 +239,15 @@ class Searcher:
         self.spec: FeatureSpec = model.spec
         self.notes: list[str] = []
 
-    def by_filter(self, where: str, *, k: int) -> list[Hit]:
-        """The first `k` recordings with a row that passes a filter, in order of uri."""
+    def by_filter(self, where: str, *, k: int, by: str) -> list[Hit]:
+        """The first `k` recordings with a row that passes a filter, in order of uri; or rows, in the table's order."""
         found: dict[str, dict[str, Any]] = {}
+        given = table.whole(where)
         try:
-            batches = self.dataset.to_batches(columns=COLUMNS, filter=table.whole(where))
+            if by == "windows":
+                rows = self.dataset.to_table(columns=COLUMNS, filter=given, limit=k).to_pylist()
+                return [_hit(row, None, False) for row in rows]
+            batches = self.dataset.to_batches(columns=COLUMNS, filter=given)
             for batch in batches:
                 for row in batch.to_pylist():
                     known = found.setdefault(row["recording_id"], row)
@@ -258,10 +276,13 @@ class Searcher:
         Raises
         ------
         InputError
-            If the query is silent.
+            If the query is silent, or too short to tell.
         """
         frames = query_frames(samples, self.spec)
         shifts = _shifts(frames, self.spec)
+        if not shifts and len(samples) < self.spec.hop_length:
+            seconds = len(samples) / self.spec.sample_rate
+            raise InputError(f"the query lasts {seconds:.2g} s, too short to hold a sound: choose a longer stretch")
         if not shifts:
             raise InputError("the query holds no sound, only silence: choose another stretch")
         asked = self.model.encoder().encode(np.stack([shift.seen for shift in shifts])).embedding

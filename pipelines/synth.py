@@ -5,15 +5,20 @@ between machines).
 """
 
 import csv
+import errno
+import functools
 import hashlib
 import io
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import IO
 
 import numpy as np
 import numpy.typing as npt
 
 from model.errors import InputError, storage_errors
+from pipelines.store import Folder
 
 Signal = npt.NDArray[np.float64]
 Rng = np.random.Generator
@@ -148,7 +153,7 @@ KINDS: dict[str, Callable[[Rng, float, int], Signal]] = {
 
 
 def synthesise(folder: str, *, recordings: int = 96, seed: int = 0) -> int:
-    """Write the demo corpus into a new or empty folder, or leave it alone where it is already.
+    """Write the demo corpus into a new or empty folder, or into its own what is missing there.
 
     Parameters
     ----------
@@ -166,12 +171,45 @@ def synthesise(folder: str, *, recordings: int = 96, seed: int = 0) -> int:
     Raises
     ------
     InputError
-        If the folder holds something else, or `recordings` is not between 1 and 100,000.
+        If the folder holds something else, also a demo corpus of another size or seed, or `recordings` is not between
+        1 and 100,000.
     """
-    import soundfile
-
     if not 1 <= recordings <= 100_000:
         raise InputError(f"--recordings must lie between 1 and 100000, not {recordings}")
+    plan, labels = _planned(recordings)
+    with storage_errors(folder):
+        files = Folder(os.path.abspath(folder))
+        if files.exists("") and os.listdir(files.root):
+            _refuse_others(folder, plan, labels, seed)
+        # First: by it, what a run that was stopped has made is known for a part of this corpus.
+        _make(files, "labels.csv", lambda file: file.write(labels))
+        for one in plan:
+            _make(files, one.name, functools.partial(_write_sound, one, seed))
+        silent = functools.partial(_encode, sound=np.zeros(16_000 * 3), rate=16_000, container="WAV", subtype="PCM_16")
+        _make(files, "recorder-off.wav", silent)
+        _make(files, "not-a-sound.wav", lambda file: file.write(b"Someone saved a note under a sound's name.\n"))
+    return recordings + 2
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """A recording of the corpus: its name, its kind, the source it shares with another, its form."""
+
+    name: str
+    kind: str
+    source: str
+    container: str
+    subtype: str
+    rate: int
+
+    def rng(self, seed: int) -> tuple[Rng, float]:
+        """Its own random numbers, and its length in seconds, the first of them."""
+        rng = _seeded(seed, self.name)
+        return rng, rng.uniform(4, 9)
+
+
+def _planned(recordings: int) -> tuple[list[_Planned], bytes]:
+    """The recordings, and the label file that lists them."""
     labels = io.StringIO()
     writer = csv.writer(labels, lineterminator="\n")
     writer.writerow(["uri", "label", "group"])
@@ -180,34 +218,66 @@ def synthesise(folder: str, *, recordings: int = 96, seed: int = 0) -> int:
         kind = sorted(KINDS)[i % len(KINDS)]
         # Two recordings of one source: they must stay on one side of a split.
         source = f"{kind}-{i // len(KINDS) // 2:03d}"
-        form = FORMATS[(i + i // len(KINDS)) % len(FORMATS)]
-        plan.append((f"{kind}/{kind}-{i // len(KINDS):03d}{form[2]}", kind, source, form))
-        writer.writerow([plan[-1][0], kind, source])
-    marker = os.path.join(folder, "labels.csv")
-    if os.path.exists(folder) and os.listdir(folder):
-        if os.path.exists(marker):
-            with open(marker) as file:
-                if file.read() == labels.getvalue():
-                    return recordings + 2
+        container, subtype, ending, rate = FORMATS[(i + i // len(KINDS)) % len(FORMATS)]
+        plan.append(_Planned(f"{kind}/{kind}-{i // len(KINDS):03d}{ending}", kind, source, container, subtype, rate))
+        writer.writerow([plan[-1].name, kind, source])
+    return plan, labels.getvalue().encode()
+
+
+def _seeded(seed: int, name: str) -> Rng:
+    return np.random.default_rng(int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8], "big"))
+
+
+def _refuse_others(folder: str, plan: list[_Planned], labels: bytes, seed: int) -> None:
+    """Raise `InputError` unless a folder holds this corpus, or a part of it."""
+    found = b""
+    if os.path.isfile(marker := os.path.join(folder, "labels.csv")):
+        with open(marker, "rb") as file:
+            found = file.read()
+    shorter, longer = sorted((found, labels), key=len)
+    # The label files of two sizes begin alike; the first line alone says nothing.
+    if found != labels and shorter.count(b"\n") > 1 and longer.startswith(shorter):
+        count = found.count(b"\n") - 1
+        raise InputError(f"{folder} holds a demo corpus of {count} recordings, not {len(plan)}: name another folder")
+    there = [one for one in plan if os.path.isfile(os.path.join(folder, one.name))]
+    if found not in (b"", labels) or not (found or there):
         raise InputError(f"{folder} holds something else: name a new or empty folder")
-    with storage_errors(folder):
-        for name, kind, source, (container, subtype, _, rate) in plan:
-            rng = np.random.default_rng(int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8], "big"))
-            voice = np.random.default_rng(
-                int.from_bytes(hashlib.sha256(f"{seed}:{source}".encode()).digest()[:8], "big")
-            )
-            seconds = rng.uniform(4, 9)
-            sound = KINDS[kind](voice, seconds, rate)
-            sound = sound / (np.abs(sound).max() + 1e-9) * rng.uniform(0.3, 0.8) + 0.002 * rng.standard_normal(
-                len(sound)
-            )
-            path = os.path.join(folder, name)
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            soundfile.write(path, sound.clip(-1, 1), rate, format=container, subtype=subtype)
-        soundfile.write(os.path.join(folder, "recorder-off.wav"), np.zeros(16_000 * 3), 16_000, subtype="PCM_16")
-        with open(os.path.join(folder, "not-a-sound.wav"), "w") as file:
-            file.write("Someone saved a note under a sound's name.\n")
-        # Last: its presence means that the corpus is whole.
-        with open(marker, "w") as file:
-            file.write(labels.getvalue())
-    return recordings + 2
+    # Lengths tell seeds apart. One that is right will do: the user may have changed the others, and they stay.
+    if there and not any(_frames(os.path.join(folder, p.name)) == round(p.rng(seed)[1] * p.rate) for p in there):
+        what = "a demo corpus of another seed" if found else "something else"
+        raise InputError(f"{folder} holds {what}: name another folder")
+
+
+def _frames(path: str) -> int | None:
+    """Length of a sound file; None if it is none."""
+    import soundfile
+
+    try:
+        return int(soundfile.info(os.fsencode(path)).frames)
+    except soundfile.LibsndfileError:
+        return None
+
+
+def _make(files: Folder, name: str, write: Callable[[IO[bytes]], object]) -> None:
+    """A file, whole or not at all, unless it is there."""
+    if not files.exists(name):
+        with files.create(name, durable=False) as file:
+            write(file)
+
+
+def _write_sound(one: _Planned, seed: int, file: IO[bytes]) -> None:
+    (rng, seconds), voice = one.rng(seed), _seeded(seed, one.source)
+    sound = KINDS[one.kind](voice, seconds, one.rate)
+    sound = sound / (np.abs(sound).max() + 1e-9) * rng.uniform(0.3, 0.8) + 0.002 * rng.standard_normal(len(sound))
+    _encode(file, sound=sound.clip(-1, 1), rate=one.rate, container=one.container, subtype=one.subtype)
+
+
+def _encode(file: IO[bytes], *, sound: Signal, rate: int, container: str, subtype: str) -> None:
+    import soundfile
+
+    try:
+        # By name: through a Python file, Ctrl-C would be lost in a callback.
+        soundfile.write(os.fsencode(file.name), sound, rate, format=container, subtype=subtype)
+    except soundfile.LibsndfileError as error:
+        # A full disk is a "system error" to it, no more.
+        raise OSError(errno.EIO, str(error).rstrip(".")) from error

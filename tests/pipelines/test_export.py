@@ -1,5 +1,7 @@
 """The view of recordings: clip embeddings as the model pools them, wherever a recording's windows lie."""
 
+import errno
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,11 @@ import pytest
 from pyarrow import csv, parquet
 
 from model.artifact import pooled
+from model.errors import InputError, TryLaterError
 from pipelines import export, lookup, table
 from pipelines.program import main
 from tests.conftest import Made
+from tests.pipelines import limits
 
 
 def row(recording: str, window: int, vector: list[float], label: str | None = "bird") -> dict[str, Any]:
@@ -100,3 +104,54 @@ def test_nothing_to_export(capsys: pytest.CaptureFixture[str], made: Made, tmp_p
     assert main(arguments) == 2
     assert "no row of the table passes" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("ending", ["parquet", "csv", "npz"])
+@pytest.mark.parametrize("where", [[], ["--where", "uri is not null"]])
+def test_a_file_that_may_not_grow_so_large(
+    capsys: pytest.CaptureFixture[str], made: Made, tmp_path: Path, ending: str, where: list[str]
+) -> None:
+    """Nothing is left of it, and with or without a filter it is told as what it is."""
+    target = tmp_path / f"t.{ending}"
+    with limits.file_size(8192):
+        code = main(["export", str(target), *where, "--lake", made.lake.root])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert (code, line.startswith(f"soundlake: a file at {target} may not grow so large")) == (75, True)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("where", [[], ["--where", "label is not null"]])
+@pytest.mark.parametrize("name", ["a-file/x.csv", "a-file/y/x.csv", "a-folder.csv", f"{'x' * 300}.csv", "no/x.csv"])
+def test_places_for_no_file(
+    capsys: pytest.CaptureFixture[str], made: Made, tmp_path: Path, name: str, where: list[str]
+) -> None:
+    (tmp_path / "a-file").touch()
+    (tmp_path / "a-folder.csv").mkdir()
+    assert main(["export", str(tmp_path / name), *where, "--lake", made.lake.root]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert name in line
+    assert "filter" not in line
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a-file", "a-folder.csv"]
+
+
+def test_what_lies_beside_stays(scattered: Any, tmp_path: Path) -> None:
+    """Another's unfinished export, say; and the file that was there, until the new one is whole."""
+    for name in ("x.csv", "x.csv.part"):
+        (tmp_path / name).write_text("mine")
+    with pytest.raises(InputError, match="cannot use the filter"):
+        export.export(scattered, str(tmp_path / "x.csv"), where="nonsense = 3")
+    assert (tmp_path / "x.csv").read_text() == "mine"
+    assert export.export(scattered, str(tmp_path / "x.csv")) == 6
+    assert (tmp_path / "x.csv.part").read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["t.lance", "x.csv", "x.csv.part"]
+
+
+def test_a_table_that_cannot_be_read(scattered: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told of the table, not of the file that is written."""
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise OSError(errno.EIO, "said")
+
+    monkeypatch.setattr(export, "windows", fail)
+    with pytest.raises(TryLaterError, match=re.escape(f"storage failed at {scattered.uri}: said")):
+        export.export(scattered, str(tmp_path / "x.csv"))

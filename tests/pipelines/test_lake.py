@@ -73,10 +73,12 @@ def test_unknown_scheme() -> None:
     [
         (errno.ENOSPC, TryLaterError),
         (errno.EDQUOT, TryLaterError),
+        (errno.EFBIG, TryLaterError),
         (errno.EIO, TryLaterError),
         (errno.EACCES, InputError),
         (errno.EROFS, InputError),
         (errno.ENOENT, InputError),
+        (errno.ENAMETOOLONG, InputError),
     ],
 )
 def test_what_storage_says(number: int, kind: type[Exception]) -> None:

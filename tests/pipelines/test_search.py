@@ -1,6 +1,7 @@
 """Search: a cut finds its file and its place; filters, play lists, and queries that are no good."""
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,8 @@ import soundfile
 
 from model import artifact
 from model.errors import InputError
-from pipelines import commands, search, table
+from model.features import PRESETS
+from pipelines import commands, corpus, lookup, search, table
 from pipelines.search import Hit, align, parse_query, playlist
 from tests.conftest import Made
 
@@ -54,6 +56,14 @@ def test_filter_comes_before_the_search(made: Made) -> None:
 def test_filter_alone_lists(made: Made) -> None:
     hits = commands.search(made.lake, [], k=100, where="label = 'bell'", by="recordings")["results"][0]["hits"]
     assert [hit.uri for hit in hits] == [str(path) for path in sorted(made.audio.glob("bell/*"))]
+
+
+def test_filter_alone_lists_windows(made: Made) -> None:
+    dataset = table.need_table(made.lake, made.result["model"]["model_id"])
+    rows = dataset.to_table(columns=["uri", "window", "start_s", "end_s"], filter="label = 'bell'").to_pylist()
+    for k in (4, 1000):
+        found = commands.search(made.lake, [], k=k, where="label = 'bell'", by="windows")["results"][0]["hits"]
+        assert [(h.uri, h.window, h.start_s, h.end_s) for h in found] == [tuple(row.values()) for row in rows[:k]]
 
 
 def test_a_recording_finds_others(made: Made) -> None:
@@ -107,6 +117,32 @@ def test_silence_is_said(made: Made, tmp_path: Path) -> None:
         commands.search(made.lake, [str(tmp_path / "silent.wav")], k=5, where=None, by="recordings")
 
 
+@pytest.mark.parametrize(("end", "said"), [("0.0001", "too short"), ("0.00001", "shorter than a sample")])
+def test_too_short_is_no_silence(made: Made, tmp_path: Path, end: str, said: str) -> None:
+    soundfile.write(tmp_path / "quiet.wav", np.full(32_000, 1e-4), 16_000)
+    with pytest.raises(InputError, match=said):
+        commands.search(made.lake, [f"{tmp_path / 'quiet.wav'}@0-{end}"], k=5, where=None, by="recordings")
+
+
+def test_a_name_that_is_not_utf8(made: Made, tmp_path: Path) -> None:
+    path = sorted(made.audio.glob("bell/*"))[0]
+    odd = os.fsencode(tmp_path) + b"/b\xff" + os.fsencode(path.suffix)
+    shutil.copy(path, odd)
+    found = [
+        commands.search(made.lake, [query], k=3, where=None, by="recordings")["results"][0]["hits"]
+        for query in (os.fsdecode(odd), corpus.uri_of(odd), str(path))
+    ]
+    assert found[0] == found[1] == found[2]
+    assert found[0][0].uri == str(path)
+
+
+@pytest.mark.parametrize(("kind", "said"), [("folder", "directory: This is"), ("pipe", "named-pipe: This is")])
+def test_what_is_no_file(made: Made, tmp_path: Path, kind: str, said: str) -> None:
+    (tmp_path / "x").mkdir() if kind == "folder" else os.mkfifo(tmp_path / "x")
+    with pytest.raises(InputError, match=said):
+        commands.search(made.lake, [str(tmp_path / "x")], k=3, where=None, by="recordings")
+
+
 def test_mostly_silent_query(made: Made, tmp_path: Path) -> None:
     """0.4 s of a file, the rest silence: what is silent elsewhere is no answer."""
     path = sorted(made.audio.glob("drum/*"))[0]
@@ -149,7 +185,22 @@ def test_no_such_file(query: str) -> None:
         parse_query(query)
 
 
-@pytest.mark.parametrize("span", ["@", "@3", "@3-1", "@-1-2", "@a-b", "@1-2-3"])
+@pytest.mark.parametrize("query", ["", "@1-2"])
+def test_no_name(query: str) -> None:
+    with pytest.raises(InputError, match="names no file"):
+        parse_query(query)
+
+
+@pytest.mark.parametrize("query", ["s3://bucket", "s3://bucket/", "gs://bucket/folder/", "s3://bucket@1-2", "s3://"])
+def test_a_bucket_is_no_file(query: str) -> None:
+    with pytest.raises(InputError, match="name a file in the bucket"):
+        parse_query(query)
+
+
+SPANS = ["@", "@3", "@3-1", "@-1-2", "@a-b", "@1-2-3", "@nan-nan", "@0-nan", "@nan-", "@0-inf", "@inf-", "@1e300-"]
+
+
+@pytest.mark.parametrize("span", SPANS)
 def test_wrong_spans(tmp_path: Path, span: str) -> None:
     (tmp_path / "a.wav").write_bytes(b"x")
     with pytest.raises(InputError, match="span"):
@@ -206,6 +257,36 @@ def test_search_needs_no_tensorflow(made: Made) -> None:
 
 def test_model_of_the_lake_verifies(made: Made) -> None:
     assert artifact.load(made.result["report"].rsplit("/", 1)[0]).model_id == made.result["model"]["model_id"]
+
+
+def test_a_model_of_another_spec_than_the_one_named(made: Made, tmp_path: Path) -> None:
+    model_id, spec = made.result["model"]["model_id"], PRESETS["general"]
+    for name in ("general", spec.spec_id):
+        assert lookup.find_model(made.lake, model_id, name).model_id == model_id
+    other = tmp_path / "other.json"
+    other.write_text(spec.model_copy(update={"n_mels": 32}).model_dump_json())
+    for call in (
+        lambda: commands.search(made.lake, [], k=1, where="true", by="windows", spec=str(other), model_id=model_id),
+        lambda: commands.encode(made.lake, spec=str(other), model_id=model_id),
+    ):
+        with pytest.raises(InputError, match=f"{model_id} is of the spec {spec.spec_id}, and --spec {other}"):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"\xff\xfe{}", "not valid: Invalid JSON"),
+        (b"{", "not valid: Invalid JSON"),
+        (b'{"n_fft": 1}', "valid: sample_rate: "),
+    ],
+)
+def test_files_that_hold_no_spec(tmp_path: Path, data: bytes, said: str) -> None:
+    (tmp_path / "s.json").write_bytes(data)
+    with pytest.raises(InputError, match=said):
+        lookup.parse_spec(str(tmp_path / "s.json"))
+    with pytest.raises(InputError, match="too long"):
+        lookup.parse_spec("x" * 300)
 
 
 def test_searcher_keeps_k(made: Made) -> None:
