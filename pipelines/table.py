@@ -134,6 +134,8 @@ def filter_error(dataset: Any, where: str | None, error: Exception) -> Exception
     if where is None:
         return error
     said = str(error).replace("\n)", ")").split("\n")[0].split(", /")[0].split(", rust/")[0]
+    # Ours follow; Lance's list has its hidden ones, too.
+    said = said.partition(". Valid fields are")[0]
     names = ", ".join(name for name in dataset.schema.names if name not in ("embedding", "bundle", "record_offset"))
     return InputError(f"cannot use the filter {where!r}: {said}. Columns: {names}")
 

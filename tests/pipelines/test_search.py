@@ -109,6 +109,7 @@ def test_a_wrong_filter_is_one_line(made: Made, where: str) -> None:
     with pytest.raises(InputError, match="cannot use the filter") as caught:
         commands.search(made.lake, [], k=5, where=where, by="recordings")
     assert "\n" not in str(caught.value)
+    assert "_rowid" not in str(caught.value)
 
 
 def test_silence_is_said(made: Made, tmp_path: Path) -> None:

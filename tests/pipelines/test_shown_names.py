@@ -158,7 +158,7 @@ def test_an_export_writes_through_no_link(made: Made, tmp_path: Path) -> None:
     (tmp_path / "t.csv.part").symlink_to(tmp_path / "mine")
     export(table.need_table(made.lake, model_of(made)), str(tmp_path / "t.csv"))
     assert (tmp_path / "mine").read_text() == "mine"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "t.csv"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "t.csv", "t.csv.part"]
 
 
 def test_a_report_shows_names_and_runs_none(nasty: Made, tmp_path: Path) -> None:
