@@ -83,7 +83,7 @@ class TrainSettings(BaseModel):
         Compile steps with XLA, for a GPU. On processors it is slower.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     preset: Literal["default", "seed"] = "default"
     latent_dim: int = Field(ge=1, le=4096)
@@ -123,6 +123,11 @@ class TrainSettings(BaseModel):
         if self.contrastive and (self.batch_size % 2 or self.batch_size < 4):
             raise ValueError(f"batch_size {self.batch_size}: the contrastive term takes windows in pairs, two at least")
         return self
+
+    def check(self, spec: FeatureSpec) -> None:
+        """Raise `InputError` unless windows of this spec can be trained on so."""
+        if self.pitch >= spec.n_mels:
+            raise InputError(f"--pitch {self.pitch} moves windows out of sight: they have {spec.n_mels} mel bands")
 
     @property
     def network(self) -> dict[str, Any]:
@@ -179,7 +184,7 @@ class Trainer:
     Raises
     ------
     InputError
-        If the batch cannot be shared evenly among the replicas.
+        If the batch cannot be shared evenly among the replicas, or `pitch` would leave nothing of a window.
     """
 
     def __init__(
@@ -191,6 +196,7 @@ class Trainer:
         components: vae.Components | None = None,
         strategy: Any = None,
     ) -> None:
+        settings.check(spec)
         self.spec, self.settings = spec, settings
         self.strategy = strategy or strategy_for_devices()
         replicas = self.strategy.num_replicas_in_sync

@@ -39,6 +39,7 @@ from pipelines.options import (
     Verbose,
     Workers,
     Xla,
+    finite,
 )
 from pipelines.terminal import lake_at, out, say, tell
 
@@ -100,10 +101,14 @@ def plan_command(
     workers: Workers = 0,
     retry_rejected: Retry = None,
     price_cpu: Annotated[
-        float | None, typer.Option("--price-cpu", min=0, help="Of an hour of one core, for an estimate of the money.")
+        float | None,
+        typer.Option(
+            "--price-cpu", min=0, callback=finite, help="Of an hour of one core, for an estimate of the money."
+        ),
     ] = None,
     price_storage: Annotated[
-        float | None, typer.Option("--price-storage", min=0, help="Of a gigabyte of storage for a month.")
+        float | None,
+        typer.Option("--price-storage", min=0, callback=finite, help="Of a gigabyte of storage for a month."),
     ] = None,
     as_json: Json = False,
     verbose: Verbose = False,
@@ -239,7 +244,10 @@ def train_command(
     if_grown: Annotated[
         float | None,
         typer.Option(
-            "--if-grown", min=0, help="Do nothing unless the lake has this share more windows than its models saw."
+            "--if-grown",
+            min=0,
+            callback=finite,
+            help="Do nothing unless the lake has this share more windows than its models saw.",
         ),
     ] = None,
     as_json: Json = False,

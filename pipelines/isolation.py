@@ -10,6 +10,8 @@ import contextlib
 import gc
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.forkserver
+import multiprocessing.resource_tracker
 import os
 import signal
 import sys
@@ -98,6 +100,17 @@ def _serve(calls: Any, seconds: float, memory: int) -> None:
             calls.send((False, RuntimeError(f"{type(answer[1]).__name__}: {answer[1]} ({error})")))
 
 
+def _start_server() -> None:
+    """Start what children are forked from, unless it runs, deaf to Ctrl-C: Python makes it so after its preloading."""
+    # First, for it lets SIGINT in again.
+    multiprocessing.resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        multiprocessing.forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class Sandbox:
     """A child process that calls functions; started at the first call, again after each death.
 
@@ -125,6 +138,7 @@ class Sandbox:
         with theirs:
             try:
                 with _exit_codes:
+                    _start_server()
                     process.start()
             except (OSError, EOFError) as error:
                 raise TryLaterError(

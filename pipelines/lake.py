@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from typing import IO, Any, BinaryIO
+from urllib.parse import unquote_to_bytes
 
 from model.errors import InputError, TryLaterError, storage_errors
 from model.paths import checked_id, inside, regular
@@ -27,6 +28,8 @@ FORMAT_VERSION = 1
 OWN = ("features", "lake.json", "models", "runs", "tables")
 # Runs whose manifests are looked at.
 LAST_RUNS = 50
+# Begins the note on an error that the manifest of its run tells about, too.
+MANIFEST = "told in the lake's runs/"
 
 
 @dataclass(frozen=True)
@@ -43,16 +46,24 @@ class Lake:
 
     @classmethod
     def at(cls, root: str) -> "Lake":
-        """The lake at `root`; a relative path is made absolute, ``file://`` is taken off.
+        """The lake at `root`; a relative path is made absolute, ``~`` is the home folder, ``file://`` is taken off.
 
         Raises
         ------
         InputError
-            If a URI holds a password.
+            If it names nothing, is not UTF-8, or a URI holds a password.
         """
         refuse_secrets(root)
         if root.startswith("file://"):
-            root = root.removeprefix("file://")
+            root = os.fsdecode(unquote_to_bytes(root.removeprefix("file://")))
+        elif root.startswith("~"):  # a shell leaves it in --lake=~/lake
+            root = os.path.expanduser(root)
+        if not root:
+            raise InputError("--lake is empty: name a folder, or a bucket's prefix")
+        try:
+            root.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"the lake's path {root} is not UTF-8, and Lance takes no other: name another") from error
         return cls(root.rstrip("/") if "://" in root else os.path.abspath(root))
 
     @property
@@ -222,8 +233,11 @@ class Lake:
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{self.uri('lake.json')} is damaged: {error}") from error
         if version != FORMAT_VERSION:
+            todo = "make a new lake of the corpus"
+            if isinstance(version, int) and version > FORMAT_VERSION:
+                todo = "update soundlake"
             raise InputError(
-                f"the lake {self.root} has format {version}, this soundlake reads {FORMAT_VERSION}: update it"
+                f"the lake {self.root} has format {version!r}, this soundlake reads {FORMAT_VERSION}: {todo}"
             )
 
 
@@ -248,14 +262,22 @@ class Run:
         """Folder of the lake for what the run needs while it goes on; it is removed at the end."""
         return f"runs/{self.run_id}"
 
-    def end(self, result: str) -> None:
-        """Write the manifest and remove the folder; a full disk does not hide the error that it caused."""
+    def end(self, result: str) -> bool:
+        """Write the manifest and remove the folder; a full disk does not hide the error that it caused.
+
+        Returns
+        -------
+        bool
+            Whether the manifest is written.
+        """
         took = datetime.now(UTC) - datetime.fromisoformat(self.manifest["started"])
         self.manifest |= {"result": result, "seconds": self.manifest.get("seconds", took.total_seconds())}
         with contextlib.suppress(OSError, InputError, TryLaterError):
             self.lake.remove(self.folder)
             text = json.dumps(self.manifest, indent=1, sort_keys=True)
             self.lake.write(f"runs/{self.run_id}.json", text.encode() + b"\n")
+            return True
+        return False
 
 
 class HandedOver(Exception):
@@ -286,25 +308,33 @@ def versions() -> dict[str, str]:
     return found
 
 
+def interrupted(error: BaseException | None) -> bool:
+    """Whether an error is Ctrl-C, or comes of it: Beam, for one, makes another error of what a step raises."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
 @contextlib.contextmanager
 def run_manifest(lake: Lake, command: str, settings: dict[str, Any]) -> Iterator[Run]:
     """Record a command: ``runs/RUN_ID.json`` is written when it ends, however it ends, traceback included."""
     run, clock = Run.begin(lake, command, settings), time.monotonic()
 
-    def end(result: str) -> None:
+    def end(result: str) -> bool:
         run.manifest["seconds"] = round(time.monotonic() - clock, 3)
-        run.end(result)
+        return run.end(result)
 
     try:
         yield run
     except HandedOver:
         raise
-    except KeyboardInterrupt:
-        end("interrupted")
-        raise
     except BaseException as error:
+        if interrupted(error):
+            end("interrupted")
+            raise
         run.manifest |= {"error": str(error), "traceback": traceback.format_exc()}
-        end("failed")
+        if end("failed"):
+            error.add_note(f"{MANIFEST}{run.run_id}.json")
         raise
     end("done")
 

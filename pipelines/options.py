@@ -1,5 +1,6 @@
 """Options that several commands share: each is described once, and reads the same everywhere."""
 
+import math
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -21,6 +22,13 @@ def _set_verbose(value: bool) -> None:
 def verbose() -> bool:
     """Whether ``--verbose`` was given."""
     return _verbose
+
+
+def finite(value: float | None) -> float | None:
+    """The same, as a callback of options that are numbers; neither ``inf`` nor ``nan``, which JSON cannot tell."""
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not a finite number.")
+    return value
 
 
 def is_template(beam: Sequence[str]) -> bool:

@@ -1,17 +1,26 @@
 """The `soundlake` program around its commands: quiet libraries, exit codes, one line for whatever goes wrong."""
 
+import contextlib
 import os
+import signal
 import sys
+import threading
+import time
 import warnings
+from collections.abc import Iterator
+from typing import Any
 
 import typer
 
 from model.errors import HeldError, InputError, TryLaterError
 from pipelines.cli import app
-from pipelines.lake import HandedOver
+from pipelines.lake import MANIFEST, HandedOver, interrupted
 from pipelines.options import verbose
-from pipelines.terminal import Told, say, say_all
+from pipelines.terminal import OURS, Answer, Told, say, say_all
 from pipelines.worker_boot import WORKER, work
+
+# After a Ctrl-C another one is part of the same wish for so long: `timeout`, for one, always signals twice.
+ONE_WISH_S = 10.0
 
 
 def prepare() -> None:
@@ -23,12 +32,14 @@ def prepare() -> None:
         os.environ.setdefault(name, "1")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("LANCE_LOG", "error")
+    # Words of ours and names of files have letters that not every terminal's encoding has.
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError):  # none, or not a file's
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     # Ours, and what is serious; the libraries' own warnings are about things that a user cannot change.
     handler = Told()
-    handler.addFilter(
-        lambda record: record.name.startswith(("model.", "pipelines.")) or record.levelno >= logging.ERROR
-    )
-    logging.basicConfig(handlers=[handler], level=logging.WARNING)
+    handler.addFilter(lambda record: record.name.startswith(OURS) or record.levelno >= logging.ERROR)
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, format="%(message)s")
     if not verbose():
         warnings.simplefilter("ignore")
 
@@ -36,9 +47,38 @@ def prepare() -> None:
 def _reasons_filled_in(arguments: list[str]) -> list[str]:
     """The same with ``all`` after a ``--retry-rejected`` without a reason: Typer wants a value for each option."""
     filled = []
-    for argument, after in zip(arguments, [*arguments[1:], "-"], strict=True):
+    for argument, after in zip(arguments, [*arguments[1:], "-"], strict=False):
         filled += [argument, "all"] if argument == "--retry-rejected" and after.startswith("-") else [argument]
     return filled
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """Let SIGTERM, a scheduler's, end a command as Ctrl-C does, and neither spoil the clean-up after the first.
+
+    A signal that this process was started to ignore, as by ``nohup``, stays ignored. Processes that it starts have
+    none of this: the system gives a new program its own handlers.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    last = float("-inf")
+
+    def stop(*_: Any) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last > ONE_WISH_S:
+            last = now
+            # With a word: Beam adds the step to it, and makes another error of one that has none.
+            raise KeyboardInterrupt("interrupted")
+
+    numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -48,38 +88,59 @@ def main(arguments: list[str] | None = None) -> int:
     75 may go through later, 130 interrupted.
     """
     prepare()
+    with _stoppable():
+        try:
+            try:
+                return _run(sys.argv[1:] if arguments is None else arguments)
+            finally:
+                # Here, not at Python's exit, where nobody tells of an error in words.
+                if sys.stdout is not None:  # closed from the beginning
+                    sys.stdout.flush()
+        except BaseException as error:
+            return _told(error)
+
+
+def _run(arguments: list[str]) -> int:
+    """Run the command line; return the exit code, where nothing went wrong."""
+    streams = sys.stdout, sys.stderr
     try:
-        code = app(args=_reasons_filled_in(sys.argv[1:] if arguments is None else arguments), standalone_mode=False)
-        if code == 130:  # Typer's own answer to Ctrl-C
-            raise KeyboardInterrupt
-        return code if isinstance(code, int) else 0
-    except (KeyboardInterrupt, typer.Abort) as error:
-        return _fail(130, "interrupted; what is done is kept, the same command goes on from there", error)
-    except InputError as error:
-        return _fail(2, str(error), error)
-    except HandedOver:
-        print("soundlake: the pipeline is written down; the run ends with the job that is made of it", file=sys.stderr)
-        return 0
-    except HeldError as error:
-        return _fail(3, str(error), error)
-    except TryLaterError as error:
-        return _fail(75, str(error), error)
-    except BrokenPipeError:
-        # The reader of a pipe has enough; not ours to complain about, nor Python's at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        code = app(args=_reasons_filled_in(arguments), standalone_mode=False)
+    except SystemExit as error:
+        # Of Beam's own parser. And Typer's answer to any broken pipe, for which it takes the streams away: stdout's
+        # come to nothing (`Answer`), so that it is one of the command's work.
+        sys.stdout, sys.stderr = streams
+        if isinstance(error.__context__, BrokenPipeError):
+            raise error.__context__ from None
+        return error.code if isinstance(error.code, int) else 1
     except Exception as error:
-        # Typer brings a parser of its own, or uses click's: its usage errors are known by what they can do.
-        if hasattr(error, "format_message") and hasattr(error, "exit_code"):
-            context = getattr(error, "ctx", None)
-            if type(error).__name__ == "NoArgsIsHelpError":
-                print(context.get_help() if context else "")
-                return 2
-            return _fail(
-                2, f"{error.format_message()} See {context.command_path if context else 'soundlake'} --help", error
-            )
-        where = "" if verbose() else "; -v shows where, and so does the newest manifest in the lake's runs/"
-        return _fail(1, f"a fault of soundlake's own: {type(error).__name__}: {_one_line(error)}{where}", error)
+        if type(error).__name__ == "NoArgsIsHelpError":
+            print(error.ctx.get_help())  # type: ignore[attr-defined]
+            return 2
+        raise
+    if code == 130:  # Typer's own answer to Ctrl-C
+        raise KeyboardInterrupt
+    return code if isinstance(code, int) else 0
+
+
+def _told(error: BaseException) -> int:
+    """Tell of what a command ended with; the exit code."""
+    if interrupted(error) or isinstance(error, typer.Abort):
+        return _fail(130, "interrupted; what is done is kept, the same command goes on from there", error)
+    if isinstance(error, HandedOver):
+        say("soundlake: the pipeline is written down; the run ends with the job that is made of it")
+        return 0
+    for kind, code in ((InputError, 2), (HeldError, 3), (TryLaterError, 75)):
+        if isinstance(error, kind):
+            return _fail(code, str(error), error)
+    # Typer brings a parser of its own, or uses click's: its usage errors are known by what they can do.
+    if hasattr(error, "format_message") and hasattr(error, "exit_code"):
+        context = getattr(error, "ctx", None)
+        path = context.command_path if context else "soundlake"
+        return _fail(2, f"{error.format_message().rstrip(' .')}. See {path} --help", error)
+    where = "" if verbose() else "; -v shows where"
+    if where and any(note.startswith(MANIFEST) for note in getattr(error, "__notes__", [])):
+        where += ", and so does the newest manifest in the lake's runs/"
+    return _fail(1, f"a fault of soundlake's own: {type(error).__name__}: {_one_line(error)}{where}", error)
 
 
 def _one_line(error: BaseException) -> str:
@@ -102,4 +163,10 @@ def script() -> None:
         prepare()
         work(sys.argv[1:])
         return
-    sys.exit(main())
+    Answer.install()
+    code = main()
+    if code == 130:
+        # What is left to Python's exit, such as temporary folders, has no handler any more.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(code)

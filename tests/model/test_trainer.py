@@ -13,6 +13,7 @@ import tensorflow as tf
 from pydantic import ValidationError
 
 from model.dataset import Normalisation
+from model.errors import InputError
 from model.trainer import Trainer, TrainSettings
 from tests.model.conftest import SPEC
 from tests.model.test_hosts import configs
@@ -193,3 +194,10 @@ def test_a_preset_decides_what_is_not_given() -> None:
 def test_settings_refuse(bad: dict[str, Any], said: str) -> None:
     with pytest.raises(ValidationError, match=said):
         TrainSettings(**bad)
+
+
+def test_windows_stay_in_sight() -> None:
+    with pytest.raises(InputError, match=r"--pitch 16 .* 16 mel bands"):
+        trainer(pitch=16)
+    with pytest.raises(ValidationError, match="finite"):
+        TrainSettings(contrastive=float("inf"))

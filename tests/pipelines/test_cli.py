@@ -1,6 +1,7 @@
 """The command line: exit codes, one clear line, JSON alone on stdout, nothing heavy on the way to help."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 from pipelines.cli import app
 from pipelines.lake import Lake
 from pipelines.program import main
+from pipelines.terminal import out
 from tests.conftest import Made
 
 
@@ -34,6 +36,12 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str,
         (["extract", ".", "--retry-rejected", "ugly"], "no reason 'ugly'"),
         (["plan", "/nonexistent"], "no such folder"),
         (["plan", ".", "--price-cpu", "-1"], "--price-cpu"),
+        (["plan", ".", "--price-cpu", "inf"], "not a finite number"),
+        (["plan", ".", "--price-storage", "nan"], "--price-storage"),
+        (["train", "--if-grown", "inf"], "not a finite number"),
+        (["extract", ".", "--lake", "la\udcffke"], "is not UTF-8"),
+        (["extract", ".", "--lake", ""], "--lake is empty"),
+        (["search", "x.wav", "-k", "-1"], "equal to 1. See "),
         (["run", ".", "--spec", "opera"], "opera"),
         (["synth", "/dev/null/x"], "/dev/null"),
     ],
@@ -51,7 +59,13 @@ def test_a_wrong_call_is_one_line_and_2(
 
 
 def test_wrong_settings(capsys: pytest.CaptureFixture[str], made: Made) -> None:
-    for option, value in (("--batch-size", "0"), ("--learning-rate", "-1"), ("--preset", "opera")):
+    for option, value in (
+        ("--batch-size", "0"),
+        ("--learning-rate", "-1"),
+        ("--preset", "opera"),
+        ("--free-bits", "inf"),
+        ("--temperature", "nan"),
+    ):
         code, _, err = call(capsys, "train", "--lake", made.lake.root, option, value)
         assert (code, len(err.splitlines())) == (2, 1)
 
@@ -78,26 +92,101 @@ def test_a_lake_that_cannot_be_written(capsys: pytest.CaptureFixture[str], made:
     assert "/proc/lake" in err
 
 
-@pytest.mark.parametrize("command", ["extract", "train"])
-def test_interrupted_is_130_and_says_what_is_kept(made: Made, tmp_path: Path, command: str) -> None:
+# A shell starts what it puts in the background with SIGINT ignored, and these tests may be that.
+LISTEN = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)"
+
+
+@pytest.mark.parametrize(
+    ("command", "number"), [("extract", signal.SIGINT), ("extract", signal.SIGTERM), ("train", signal.SIGINT)]
+)
+def test_interrupted_is_130_and_says_what_is_kept(
+    made: Made, tmp_path: Path, command: str, number: signal.Signals
+) -> None:
+    """Twice, as by ``timeout``, and with all that the command has started."""
     lake = made.copy(tmp_path) if command == "train" else Lake.at(str(tmp_path / "lake"))
     arguments = ["extract", str(made.audio)] if command == "extract" else ["train", "--steps", "100000", "--seed", "5"]
-    # A shell starts what it puts in the background with SIGINT ignored, and these tests may be that.
-    listen = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)"
-    code = f"{listen}; from pipelines.program import main; sys.exit(main({[*arguments, '--lake', lake.root]!r}))"
-    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
-    # Once it is at work: extract has made the lake, train has its first checkpoint's folder or its logs.
-    sign = "features/*" if command == "extract" else "models/*/logs/*"
+    (tmp_path / "tmp").mkdir()
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"{LISTEN}; from pipelines.program import script; script()", *arguments],
+        env={**os.environ, "TMPDIR": str(tmp_path / "tmp"), "SOUNDLAKE_LAKE": lake.root},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    # Once it is at work: extract has listed the files, train has its first checkpoint's folder or its logs.
+    sign = "runs/*/*" if command == "extract" else "models/*/logs/*"
     before = len(list(Path(lake.root).glob(sign)))
     deadline = time.monotonic() + 120
     while len(list(Path(lake.root).glob(sign))) == before and time.monotonic() < deadline:
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
+    for _ in range(2):
+        os.killpg(process.pid, number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert err.splitlines()[-1].startswith("soundlake: interrupted; what is done is kept")
+    (said,) = err.splitlines()
+    assert said.startswith("soundlake: interrupted; what is done is kept")
+    assert list((tmp_path / "tmp").iterdir()) == []
     manifests = [json.loads(path.read_text()) for path in Path(lake.root).glob("runs/*.json")]
     assert "interrupted" in {manifest["result"] for manifest in manifests}
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    ("arguments", "end"),
+    [(["status"], 0), (["status", "--json"], 0), (["--help"], 0), ([], 2), (["status", "--spec", "opera"], 2)],
+)
+def test_a_stdout_that_takes_nothing(made: Made, arguments: list[str], end: int, unbuffered: str) -> None:
+    """Once the reader of a pipe has enough, that is the reader's business; a full disk is ours to tell."""
+    line = [sys.executable, "-c", "from pipelines.program import script; script()", *arguments]
+    environment = {**os.environ, "SOUNDLAKE_LAKE": made.lake.root, "PYTHONUNBUFFERED": unbuffered}
+    nobody, pipe = os.pipe()
+    os.close(nobody)
+    with os.fdopen(pipe, "wb") as unread, open("/dev/full", "wb") as full:
+        done = [
+            subprocess.run(line, stdout=out, stderr=subprocess.PIPE, env=environment, text=True)
+            for out in (unread, full)
+        ]
+    if "opera" in arguments:  # nothing to write
+        assert [(d.returncode, len(d.stderr.splitlines())) for d in done] == [(2, 1)] * 2
+        return
+    assert (done[0].returncode, done[0].stderr) == (end, "")
+    assert done[1].returncode == 75
+    assert done[1].stderr == "soundlake: the output could not be written: No space left on device\n"
+
+
+def test_a_terminal_without_letters(made: Made) -> None:
+    line = [sys.executable, "-c", "from pipelines.program import script; script()", "search", "--lake", made.lake.root]
+    clip = str(sorted(made.audio.glob("bird/*"))[0])
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([*line, clip], capture_output=True, env=environment, text=True, check=True)
+    assert "\\u2013" in done.stdout
+
+
+def test_json_has_no_infinity(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match="not JSON"):
+        out({"a": float("inf")})
+
+
+def test_what_is_logged_reads_like_what_is_said(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    code = "from pipelines.program import script; script()"
+    line = [sys.executable, "-c", code, "extract", str(tmp_path / "empty"), "--lake", str(tmp_path / "lake")]
+    assert "soundlake: the corpus " in subprocess.run(line, capture_output=True, text=True, check=True).stderr
+
+
+def test_a_manifest_is_named_where_there_is_one(
+    capsys: pytest.CaptureFixture[str], made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fault(*_: object, **__: object) -> None:
+        raise RuntimeError("oh")
+
+    lake = made.copy(tmp_path)
+    monkeypatch.setattr("pipelines.status.status", fault)
+    monkeypatch.setattr("pipelines.extract.extract", fault)
+    code, _, err = call(capsys, "status", "--lake", lake.root)
+    assert (code, "-v shows where" in err, "manifest" in err) == (1, True, False)
+    code, _, err = call(capsys, "extract", str(made.audio), "--lake", lake.root)
+    assert (code, "newest manifest in the lake's runs/" in err) == (1, True)
 
 
 def test_a_corpus_without_sound(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

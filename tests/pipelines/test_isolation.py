@@ -4,6 +4,8 @@ import functools
 import os
 import signal
 import struct
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -165,6 +167,31 @@ def test_ctrl_c_is_for_the_parent(patient: Sandbox, tmp_path: Path) -> None:
     os.kill(pid, signal.SIGTERM)
     thread.join()
     assert "stopped from outside" in str(raised[0])
+
+
+# A server of its own, to which Ctrl-C comes as soon as it is there: long before it has loaded anything.
+EARLY = """
+import multiprocessing.forkserver, os, signal, threading, time
+from pipelines.isolation import Sandbox
+from tests.pipelines import misbehaving
+server = multiprocessing.forkserver._forkserver
+def interrupt():
+    while server._forkserver_pid is None:
+        time.sleep(0.001)
+    for _ in range(100):
+        os.kill(server._forkserver_pid, signal.SIGINT)
+        time.sleep(0.01)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+threading.Thread(target=interrupt).start()
+box = Sandbox()
+print(box.call(misbehaving.add, 2, 3, stage="decode"))
+box.close()
+"""
+
+
+def test_ctrl_c_is_not_for_the_server() -> None:
+    done = subprocess.run([sys.executable, "-c", EARLY], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "5\n", "")
 
 
 def test_stop_ends_what_goes_on(tmp_path: Path) -> None:

@@ -9,6 +9,10 @@ import pytest
 from model.errors import InputError, TryLaterError, storage_errors
 from pipelines.lake import Lake, run_manifest
 
+# As Beam makes it of Ctrl-C in a step.
+WRAPPED = RuntimeError("KeyboardInterrupt [while running 'probe']")
+WRAPPED.__context__ = KeyboardInterrupt()
+
 
 @pytest.fixture
 def lake(tmp_path: Path) -> Lake:
@@ -51,11 +55,34 @@ def test_a_folder_with_other_things_is_left_alone(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.doc"]
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format_version": 2}'])
-def test_lakes_that_cannot_be_read(lake: Lake, text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "damaged"),
+        ("[]", "damaged"),
+        ("{}", "damaged"),
+        ('{"format_version": 0}', "make a new lake"),
+        ('{"format_version": 2}', "update soundlake"),
+    ],
+)
+def test_lakes_that_cannot_be_read(lake: Lake, text: str, said: str) -> None:
     Path(lake.root, "lake.json").write_text(text)
-    with pytest.raises(InputError, match="lake"):
+    with pytest.raises(InputError, match=f"lake.*{said}"):
         lake.check()
+
+
+def test_names_of_one_lake(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/heron")
+    for name in ("/home/heron/my lake", "~/my lake", "file:///home/heron/my%20lake", "/home/heron/x/../my lake/"):
+        assert Lake.at(name).root == "/home/heron/my lake"
+    assert Lake.at("s3://b/my%20lake/").root == "s3://b/my%20lake"
+    assert Lake.at("./~").root.endswith("/~")
+
+
+@pytest.mark.parametrize("name", ["", "file://", "la\udcffke", "file:///la%ffke"])
+def test_names_of_no_lake(name: str) -> None:
+    with pytest.raises(InputError, match=r"empty|UTF-8"):
+        Lake.at(name)
 
 
 def test_no_lake(tmp_path: Path) -> None:
@@ -99,7 +126,13 @@ def test_a_full_disk_leaves_nothing(lake: Lake) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "result"), [(None, "done"), (ValueError("oh"), "failed"), (KeyboardInterrupt(), "interrupted")]
+    ("error", "result"),
+    [
+        (None, "done"),
+        (ValueError("oh"), "failed"),
+        (KeyboardInterrupt(), "interrupted"),
+        (WRAPPED, "interrupted"),
+    ],
 )
 def test_a_manifest_however_it_ends(lake: Lake, error: BaseException | None, result: str) -> None:
     def go() -> None:
