@@ -310,9 +310,14 @@ def versions() -> dict[str, str]:
 
 def interrupted(error: BaseException | None) -> bool:
     """Whether an error is Ctrl-C, or comes of it: Beam, for one, makes another error of what a step raises."""
-    while error is not None and not isinstance(error, KeyboardInterrupt):
+    # Beam raises an error of an older one that it was the context of: such a chain goes round.
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        seen.add(id(error))
         error = error.__cause__ or error.__context__
-    return error is not None
+    return False
 
 
 @contextlib.contextmanager

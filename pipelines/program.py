@@ -137,6 +137,10 @@ def _told(error: BaseException) -> int:
         context = getattr(error, "ctx", None)
         path = context.command_path if context else "soundlake"
         return _fail(2, f"{error.format_message().rstrip(' .')}. See {path} --help", error)
+    # By its words: Lance's errors of reading have no class of their own. What may pass was tried again before.
+    if "LanceError(IO)" in str(error):
+        said = _one_line(error).partition("LanceError(IO): ")[2].split(", /")[0]
+        return _fail(2, f"a ledger or table of the lake is damaged ({said}): restore its folder from a copy", error)
     where = "" if verbose() else "; -v shows where"
     if where and any(note.startswith(MANIFEST) for note in getattr(error, "__notes__", [])):
         where += ", and so does the newest manifest in the lake's runs/"

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -276,11 +277,15 @@ def run_pipeline(build: Callable[[beam.Pipeline], None], engine: Engine) -> None
         If the pipeline is a template now.
     """
     with _submitting(engine) as endpoint:
-        pipeline = beam.Pipeline(options=engine.options)
-        build(pipeline)
-        if engine.options.view_as(StandardOptions).runner != "DataflowRunner":
-            pipeline.visit(_WithoutHints())
-        result = None
+        pipeline, result = beam.Pipeline(options=engine.options), None
+        try:
+            build(pipeline)
+            if engine.options.view_as(StandardOptions).runner != "DataflowRunner":
+                pipeline.visit(_WithoutHints())
+        except BaseException:
+            # Beam removes it where a pipeline has run, and not before.
+            shutil.rmtree(pipeline.local_tempdir, ignore_errors=True)
+            raise
         try:
             result = pipeline.run()
             state = result.wait_until_finish()

@@ -130,8 +130,8 @@ def nearest(
 
 
 def filter_error(dataset: Any, where: str | None, error: Exception) -> Exception:
-    """`InputError` for a filter that the table does not understand; the error itself if there was no filter."""
-    if where is None:
+    """`InputError` for a filter that the table does not understand; the error itself if it is about something else."""
+    if where is None or "LanceError(IO)" in str(error):
         return error
     said = str(error).replace("\n)", ")").split("\n")[0].split(", /")[0].split(", rust/")[0]
     # Ours follow; Lance's list has its hidden ones, too.

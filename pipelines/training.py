@@ -67,6 +67,7 @@ def train(
         first = error.errors()[0]
         place, said = ".".join(str(part) for part in first["loc"]), first["msg"].removeprefix("Value error, ")
         raise InputError(f"{place}: {said}" if place else said) from error
+    resolved.check(found)
     names = {Lake.shard(found.spec_id, bundle): recordings for bundle, recordings in bundles.items()}
     model_id = id_of(identity(names, found, groups, resolved))
 

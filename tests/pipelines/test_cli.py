@@ -369,3 +369,19 @@ def test_status_imports_no_engine(made: Made) -> None:
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("part", ["data/*.lance", "_versions/*.manifest"])
+@pytest.mark.parametrize("command", ["status", "extract", "search"])
+def test_a_broken_file_of_a_dataset_is_no_fault_of_ours(
+    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str], part: str, command: str
+) -> None:
+    lake = made.copy(tmp_path)
+    for path in [
+        *Path(lake.root).glob(f"features/*/ledger.lance/{part}"),
+        *Path(lake.root).glob(f"tables/*.lance/{part}"),
+    ]:
+        path.write_bytes(path.read_bytes()[:20])
+    given = {"status": [], "extract": [str(made.audio)], "search": ["--where", "label = 'bell'"]}[command]
+    assert main([command, *given, "--lake", lake.root]) == 2
+    assert "damaged" in capsys.readouterr().err

@@ -10,6 +10,10 @@ from model.errors import InputError, TryLaterError, storage_errors
 from pipelines.lake import Lake, run_manifest
 
 # As Beam makes it of Ctrl-C in a step.
+# Its context's context is itself.
+ROUND = RuntimeError("said again")
+ROUND.__cause__ = ValueError()
+ROUND.__cause__.__context__ = ROUND
 WRAPPED = RuntimeError("KeyboardInterrupt [while running 'probe']")
 WRAPPED.__context__ = KeyboardInterrupt()
 
@@ -132,6 +136,7 @@ def test_a_full_disk_leaves_nothing(lake: Lake) -> None:
         (ValueError("oh"), "failed"),
         (KeyboardInterrupt(), "interrupted"),
         (WRAPPED, "interrupted"),
+        (ROUND, "failed"),
     ],
 )
 def test_a_manifest_however_it_ends(lake: Lake, error: BaseException | None, result: str) -> None:
