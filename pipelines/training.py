@@ -1,6 +1,7 @@
 """Train: a model of the lake's windows, with its manifest; or nothing, where there is one that will do."""
 
 import contextlib
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,8 @@ def train(
         from model.artifact import model_id as id_of
         from model.train import TrainSettings, identity
         from model.train import train as train_model
+    # TensorFlow writes modules among the temporary files, and takes them away at the end, but not their bytecode.
+    sys.dont_write_bytecode = True
 
     try:
         resolved = TrainSettings(**{k: v for k, v in settings.items() if v is not None})

@@ -33,7 +33,7 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str,
         (["search", "x.wav", "--by", "files"], "--by"),
         (["train", "--steps", "many"], "--steps"),
         (["status", "--lake", "/nonexistent"], "no lake"),
-        (["extract", ".", "--retry-rejected", "ugly"], "no reason 'ugly'"),
+        (["extract", ".", "--lake", "/nonexistent", "--retry-rejected", "ugly"], "no reason 'ugly'"),
         (["plan", "/nonexistent"], "no such folder"),
         (["plan", ".", "--price-cpu", "-1"], "--price-cpu"),
         (["plan", ".", "--price-cpu", "inf"], "not a finite number"),
@@ -108,7 +108,12 @@ def test_interrupted_is_130_and_says_what_is_kept(
     (tmp_path / "tmp").mkdir()
     process = subprocess.Popen(
         [sys.executable, "-c", f"{LISTEN}; from pipelines.program import script; script()", *arguments],
-        env={**os.environ, "TMPDIR": str(tmp_path / "tmp"), "SOUNDLAKE_LAKE": lake.root},
+        env={
+            **os.environ,
+            "TMPDIR": str(tmp_path / "tmp"),
+            "SOUNDLAKE_LAKE": lake.root,
+            "PYTHONDONTWRITEBYTECODE": "",  # that is: written
+        },
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
