@@ -123,6 +123,8 @@ class LocalAirflow:
     def _kept_secrets(self) -> dict[str, str]:
         path = self.home / "secrets.json"
         if not path.exists():
+            # A database that an earlier home of this name left elsewhere has another password.
+            shutil.rmtree(self._data, ignore_errors=True)
             fresh = {name: secrets.token_hex(48) for name in ("jwt", "api", "database")}
             fresh |= {"fernet": base64.urlsafe_b64encode(secrets.token_bytes(32)).decode()}
             fresh |= {"password": secrets.token_urlsafe(12)}
