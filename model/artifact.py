@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from model.errors import InputError, TryLaterError, storage_errors
+from model.errors import NO_LOCKS, InputError, TryLaterError, storage_errors
 from model.features import FeatureSpec
 from model.paths import checked_id, inside, is_id, no_links, regular
 
@@ -42,9 +42,6 @@ VERIFIED = {WEIGHTS, ENCODER, DECODER, TRAINED}
 METRICS = "metrics.json"
 # Largest difference of the ONNX copies from the Keras model, relative to the largest value.
 PARITY = 1e-4
-
-# What a file system without locks says.
-NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP}
 
 Array = npt.NDArray[np.float32]
 

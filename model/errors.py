@@ -39,6 +39,9 @@ class HeldError(RuntimeError):
         self.found = found or {}
 
 
+# What a file system without locks says.
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP}
+
 # What the next call would meet, too.
 _OF_THE_CALL = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
 _OF_THE_CALL |= {errno.ENAMETOOLONG, errno.ELOOP}

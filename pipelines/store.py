@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO, BinaryIO, Protocol
 
-from model.errors import InputError, storage_errors
+from model.errors import NO_LOCKS, InputError, storage_errors
 
 # What buckets are known by; a root without a scheme is a folder.
 SCHEMES = ("gs", "s3")
@@ -210,8 +210,10 @@ class Folder:
                 fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except BlockingIOError as error:
                 raise TryLaterError(f"another process is at {self._path(name)}: run the same command later") from error
-            except OSError:
-                pass  # a file system without locks
+            except OSError as error:
+                if error.errno not in NO_LOCKS:
+                    with storage_errors(path):
+                        raise
             yield
         finally:
             os.close(handle)

@@ -1,6 +1,7 @@
 """The lake: whole writes only, the right folder only, a manifest however a run ends."""
 
 import errno
+import fcntl
 import json
 from pathlib import Path
 
@@ -163,3 +164,20 @@ def test_ids_of_runs_differ(lake: Lake) -> None:
         with run_manifest(lake, "x", {}):
             pass
     assert len(lake.names("runs")) == 20
+
+
+def test_a_file_system_without_locks(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is done without; what is wrong otherwise is said."""
+    said = errno.ENOLCK
+
+    def no_lock(*_: object) -> None:
+        raise OSError(said, "said")
+
+    monkeypatch.setattr(fcntl, "flock", no_lock)
+    entered = False
+    with lake.locked("models/current"):
+        entered = True
+    assert entered
+    said = errno.EIO
+    with pytest.raises(TryLaterError, match="storage failed"), lake.locked("models/current"):
+        pass
