@@ -137,8 +137,7 @@ def _missing(
     accounted = set(ledger.uris_of(lake, spec_id, written))
     known: dict[str, Row] = {}
     if before is not None:
-        for batch in before.to_batches(columns=["uri", *account.KNOWN]):
-            known |= {row["uri"]: row for row in batch.to_pylist()}
+        known = {row["uri"]: row for row in ledger.read(before, ["uri", *account.KNOWN])}
     missing = []
     for found in listing(corpus, partition):
         if found is None or found[0] in accounted:

@@ -224,7 +224,7 @@ def commit(
             after, ours = _since(uri, version, transaction.uuid)
             if ours is not None:
                 return ours
-            if after and _is_conflict(error):
+            if after and is_conflict(error):
                 return None
             raise
 
@@ -267,7 +267,8 @@ def _since(uri: str, version: int, name: str) -> tuple[bool, int | None]:
     return int(newest.version) > version, None
 
 
-def _is_conflict(error: Exception) -> bool:
+def is_conflict(error: Exception) -> bool:
+    """Whether an error of a commit says that another commit was faster."""
     said = f"{type(error).__name__}: {error}"
     # A strict first commit asks for the version 0 that there never was.
     return any(words in said for words in ("onflict", "already exists", "0.manifest was not found"))

@@ -177,7 +177,7 @@ def repair(lake: Lake, spec: FeatureSpec, *, run: Run, engine: Engine) -> dict[s
     TryLaterError
         If the ledger changed meanwhile, and rows have to say another bundle.
     """
-    known = ledger.open_ledger(lake, spec.spec_id)
+    known = ledger.open_for_writing(lake, spec.spec_id)
     if known is None:
         return {"shards": 0, "damaged": []}
     run_pipeline(functools.partial(build, lake=lake, spec=spec, known=known, run=run, threads=engine.threads), engine)
