@@ -23,7 +23,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from model.errors import NO_LOCKS, InputError, TryLaterError, storage_errors
+from model import durable
+from model.errors import NO_LOCKS, InputError, TryLaterError, number_of, storage_errors
 from model.features import FeatureSpec
 from model.paths import checked_id, inside, is_id, no_links, regular
 
@@ -67,7 +68,7 @@ def write_text(path: Path, text: str) -> None:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(part, path)
+            durable.replace(part, path)
         except BaseException:
             part.unlink(missing_ok=True)
             raise
@@ -126,6 +127,8 @@ class _Session:
         try:
             session = onnxruntime.InferenceSession(data, options, providers=there)
         except Exception as error:
+            if number_of(error) is not None or isinstance(error, MemoryError):
+                raise
             said = str(error).split("\n")[0][:200]
             raise InputError(f"ONNX Runtime cannot use {self.path}: {said}; train again, or restore it") from error
         # It falls back to the CPU by itself, and the GPU would be paid for.
@@ -234,8 +237,11 @@ class Model:
     def trained(self) -> npt.NDArray[np.uint64]:
         """`splits.digests` of the recordings that it was trained on, sorted."""
         try:
-            found = np.load(self.directory / TRAINED, allow_pickle=False)
-        except (OSError, ValueError) as error:
+            with storage_errors(self.directory / TRAINED):
+                found = np.load(self.directory / TRAINED, allow_pickle=False)
+        except InputError:
+            raise
+        except (ValueError, EOFError) as error:
             raise InputError(f"{self.directory / TRAINED} is damaged: {error}") from error
         return np.asarray(found, np.uint64)
 
@@ -384,6 +390,10 @@ def finish(directory: Path, manifest: Mapping[str, Any], *, trained: npt.NDArray
     part = directory / f"part-{TRAINED}"
     np.save(part, np.sort(trained))
     os.replace(part, directory / TRAINED)
+    # model.json names them: none may be lost in a power cut that it survives.
+    for name in sorted(VERIFIED):
+        durable.sync(directory / name)
+    durable.sync(directory)
     files = {name: _digest(directory / name) for name in sorted(VERIFIED)}
     write_json(directory / MANIFEST, {"format_version": FORMAT_VERSION, **manifest, "files": files})
 

@@ -19,6 +19,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from model.errors import OF_THE_MACHINE
+
 # Counted up when some file is decoded otherwise than before: `extract --recheck` decodes again what an older one read.
 DECODER_VERSION = 2
 
@@ -129,6 +131,8 @@ def opened(path: str | os.PathLike[str], stage: str) -> BufferedReader:
             raise Rejected(stage, "empty")
         return open(path, "rb")
     except (OSError, ValueError) as error:
+        if getattr(error, "errno", None) in OF_THE_MACHINE:
+            raise  # the file is not to blame
         reason = _OS_REASONS.get(getattr(error, "errno", None) or 0, "unreadable")
         raise Rejected(stage, reason, detail=_say(error)) from error
 

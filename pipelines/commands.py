@@ -5,7 +5,7 @@ import functools
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from model.errors import HeldError, InputError
@@ -98,6 +98,7 @@ def extract(
     allow_empty: bool = False,
     retry: str | None = None,
     repair: bool = False,
+    begin: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Bring the features of a corpus up to date; see `pipelines.extract.extract` for what comes back.
 
@@ -110,6 +111,8 @@ def extract(
     repair : bool
         Then check every shard of the spec, and make again what is damaged; adds ``repair``
         (`pipelines.repair.repair`).
+    begin : callable
+        Called once the call is known to be right, before the work begins.
     """
     if repair:
         refuse_template(beam, "extract --repair")
@@ -128,6 +131,7 @@ def extract(
     settings = {"audio": root, "labels": found, "spec_id": spec.spec_id, "retry": retry, "beam": list(beam)}
     settings["partition"] = partition
     rates = estimate.rates(lake, spec.spec_id)
+    begin()
     with run_manifest(lake, "extract", settings) as run:
         with watching(Progress(lake, run.folder), verb="extracting") as watch:
             totals = extract_features(
@@ -323,8 +327,9 @@ def run(
             "run works on one host only: extract there, then run `soundlake train` on all hosts of TF_CONFIG"
         )
     refuse_template(beam, "run")
-    step("extract")
-    extracted = extract(lake, audio, spec=spec, labels=labels, beam=beam, workers=workers)
+    extracted = extract(
+        lake, audio, spec=spec, labels=labels, beam=beam, workers=workers, begin=lambda: step("extract")
+    )
     known = ledger.open_ledger(lake, spec.spec_id)
     if known is None or not known.count_rows(f"status = '{ledger.DONE}'"):
         raise InputError(f"no usable recording in {audio}; for the reasons run: {lake.command('status')}")
