@@ -334,7 +334,7 @@ def encode_command(
     did = f"{result['encoded']} windows encoded" if result["encoded"] else "nothing to do"
     gone = f", rows of {result['stale_recordings']} recordings replaced or gone" if result["stale_recordings"] else ""
     search = f", search is {result['index']['kind']}" if result["index"] else ""
-    tell(f"{did}{gone}; the table holds {result['rows']} windows{search}")
+    tell(f"{did}{gone}; the table holds {result['rows']} rows{search}")
 
 
 @app.command("evaluate", epilog="Example: soundlake evaluate --lake ~/lake")

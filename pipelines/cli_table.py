@@ -55,7 +55,7 @@ def export(
     where: Annotated[str | None, typer.Option("--where", help="SQL filter on the table's columns.")] = None,
     by: Annotated[
         Literal["windows", "recordings"],
-        typer.Option("--by", help="A row a window, or a recording with its clip embedding."),
+        typer.Option("--by", help="A row for each window of each file, or for each file with its clip embedding."),
     ] = "windows",
     spec: SpecToRead = None,
     model: ModelId = None,
@@ -69,7 +69,8 @@ def export(
     if as_json:
         out(result)
     else:
-        tell(f"{result['rows']} {result['by']} written to {result['file']}")
+        what = "window of each file" if by == "windows" else "file"
+        tell(f"{result['rows']} rows, one for each {what}, written to {result['file']}")
 
 
 def maintain(

@@ -165,6 +165,14 @@ def partitions(dataset: Any, corpus: str) -> set[str]:
     return found
 
 
+def one_place(places: Iterable[Sequence[str]]) -> list[str]:
+    """The bundles that a recording is read from, sorted, of those that the rows of its files name; empty for none.
+
+    They differ where one of the files was decoded again by itself.
+    """
+    return min((sorted(bundles) for bundles in places), default=[])
+
+
 def training_input(dataset: Any) -> tuple[dict[str, list[str]], dict[str, str]]:
     """Bundles and groups of what is done.
 

@@ -136,7 +136,7 @@ def run(result: dict[str, Any], say: Callable[[str], None]) -> None:
     how = "trained" if made["trained"] and made["model_id"] == model["model_id"] else "there already"
     say(f"model       {model['model_id']} {how}: {elbo(model['metrics'])}")
     did = f"{encoded['encoded']} windows encoded" if encoded["encoded"] else "nothing to encode"
-    say(f"table       {encoded['rows']} windows, {did}, search is {encoded['index']['kind']}")
+    say(f"table       {encoded['rows']} rows, {did}, search is {encoded['index']['kind']}")
     judged = result["evaluation"]
     if judged is not None:
         other = "" if judged["model_id"] == model["model_id"] else f"of {judged['model_id']}, which was trained now: "
@@ -204,7 +204,7 @@ def status(result: dict[str, Any], say: Callable[[str], None]) -> None:
         say(f"  features {spec_id}{' (' + found['preset'] + ')' if found['preset'] else ''}")
         say(
             f"    {found['listed']} files = {found['done']} done + {found['rejected']} rejected; "
-            f"{found['recordings']} recordings, {found['hours']:.2f} hours, {found['windows']} windows, "
+            f"{_recordings(found)}, {found['hours']:.2f} hours, {found['windows']} windows, "
             f"{found['shards']} shards"
         )
         other_length(found, say)
@@ -223,9 +223,16 @@ def status(result: dict[str, Any], say: Callable[[str], None]) -> None:
         kind = (found["index"] or {}).get("kind", "exact")
         recall = (found["index"] or {}).get("recall")
         say(
-            f"  table {model_id}: {found['rows']} windows, {fresh}, search is {kind}"
+            f"  table {model_id}: {found['rows']} rows, {fresh}, search is {kind}"
             + (f", recall {recall:.3f}" if recall is not None else "")
         )
+
+
+def _recordings(found: dict[str, Any]) -> str:
+    """How many recordings files hold, and how many files are copies of others."""
+    copies = found["done"] - found["recordings"]
+    said = f" ({found['done']} files hold them: {copies} are copies of others, byte for byte)" if copies else ""
+    return f"{found['recordings']} recordings{said}"
 
 
 def hits(results: Sequence[dict[str, Any]], say: Callable[[str], None], *, filtered: bool) -> None:
