@@ -19,6 +19,9 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+# Counted up when some file is decoded otherwise than before: `extract --recheck` decodes again what an older one read.
+DECODER_VERSION = 2
+
 BLOCK_FRAMES = 65536
 RATE_RANGE = (1000, 768_000)
 CHANNELS_RANGE = (1, 1024)

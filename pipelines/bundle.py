@@ -13,7 +13,7 @@ import pyarrow as pa
 from model.features import FeatureSpec
 from pipelines import plan
 from pipelines.account import Work
-from pipelines.audio import Rejected
+from pipelines.audio import DECODER_VERSION, Rejected
 from pipelines.corpus import at_hand
 from pipelines.isolation import Sandbox, sandbox
 from pipelines.lake import Lake
@@ -37,6 +37,7 @@ OUTCOMES = pa.schema(
         ("windows", pa.int64()),
         ("silent_windows", pa.int64()),
         ("samples", pa.int64()),  # at the spec's rate, from the recording's start to where reading stopped
+        ("decoder", pa.int32()),  # `audio.DECODER_VERSION`; null for 1, and not in files of that time
     ]
 )
 
@@ -169,7 +170,8 @@ def _outcome(work: Work) -> Row:
     segment, file = work.segment, work.files[0]
     outcome: Row = dict.fromkeys(OUTCOMES.names) | {"recording_id": segment.recording_id, "uri": file.uri}
     outcome |= {"size": file.size, "mtime_ns": file.mtime_ns, "probe": json.dumps(astuple(work.probe))}
-    return outcome | {"first": segment.first, "count": segment.key()[2], "expected": segment.windows}
+    outcome |= {"first": segment.first, "count": segment.key()[2], "expected": segment.windows}
+    return outcome | {"decoder": DECODER_VERSION}
 
 
 def _rejection(work: Work, error: Rejected) -> Row:

@@ -269,7 +269,7 @@ def extract(
         lake.write(spec_name, spec.canonical_json().encode() + b"\n")
     keep_freed_memory(False)
     for _ in range(ATTEMPTS):
-        before = ledger.open_ledger(lake, spec.spec_id)
+        before = ledger.open_for_writing(lake, spec.spec_id)
         committed = functools.partial(
             finish.extract,
             run,

@@ -44,7 +44,9 @@ def last_step(run: Run, committed: Callable[[], dict[str, Any] | None], note: Ca
 
 def others(lake: Lake) -> TryLaterError:
     """What to say if other runs were faster, each time."""
-    return TryLaterError(f"other runs keep changing the lake {lake.root}: run the same command when they are done")
+    return TryLaterError(
+        f"other runs keep changing the lake {lake.root}: run the same command again when they are done"
+    )
 
 
 def extract(
@@ -103,8 +105,8 @@ def _refuse_to_empty(corpus: str, totals: dict[str, Any]) -> None:
     """A disk that is not mounted looks like this, and must not empty the ledger, and the table after it."""
     if totals["gone"] and not totals["listed"]:
         raise InputError(
-            f"the corpus {corpus} is empty now, and the ledger knows {totals['gone']} files of it: is it mounted? "
-            "If they are to leave the ledger, add --allow-empty"
+            f"the corpus {corpus} is empty, but the ledger has {totals['gone']} files of it: is it mounted? "
+            "To remove them from the ledger, add --allow-empty"
         )
 
 
@@ -137,8 +139,7 @@ def _missing(
     accounted = set(ledger.uris_of(lake, spec_id, written))
     known: dict[str, Row] = {}
     if before is not None:
-        for batch in before.to_batches(columns=["uri", *account.KNOWN]):
-            known |= {row["uri"]: row for row in batch.to_pylist()}
+        known = {row["uri"]: row for row in ledger.read(before, ["uri", *account.KNOWN])}
     missing = []
     for found in listing(corpus, partition):
         if found is None or found[0] in accounted:

@@ -1,6 +1,9 @@
 """The ledger: one row a recording and uri, what became of it and where its windows are.
 
 Workers write its rows, the driver makes one commit (`pipelines.fragments`). Readers pin a version.
+
+A ledger that an earlier version of soundlake made lacks the columns that came later. Readers take a missing column for
+one of nulls (`read`); a run that writes rows adds it before it plans (`open_for_writing`).
 """
 
 import sys
@@ -9,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from model.errors import InputError
+from model.errors import InputError, TryLaterError
 from model.paths import is_id
 from pipelines import fragments
 from pipelines.bucket import lance_options
@@ -45,6 +48,9 @@ SCHEMA = pa.schema(
         pa.field("bundles", pa.list_(pa.string())),
         pa.field("label", pa.string()),
         pa.field("group", pa.string()),
+        # Later columns: nullable, and at the end, since that is where they are added to an existing ledger.
+        pa.field("decoder", pa.int32()),  # `audio.DECODER_VERSION` that read the file; null for 1
+        pa.field("notes", pa.list_(pa.string())),  # what is odd about a file that was read all the same
     ]
 )
 
@@ -83,6 +89,62 @@ def open_ledger(lake: Lake, spec_id: str, version: int | None = None) -> Any:
     return fragments.of_lake(lake, Lake.ledger(spec_id), version)
 
 
+def open_for_writing(lake: Lake, spec_id: str) -> Any:
+    """`open_ledger` for a run that writes rows: columns that the ledger lacks are added, as nulls.
+
+    Lance refuses rows with columns that a dataset does not have, so this comes before a run plans. It changes no row
+    and rewrites no file. A commit that was planned before it conflicts with it, and its run plans again.
+
+    Raises
+    ------
+    TryLaterError
+        If another run changes the ledger at the same moment.
+    """
+    dataset = open_ledger(lake, spec_id)
+    if dataset is None or not _lacking(dataset):
+        return dataset
+
+    def add(dataset: Any) -> None:
+        lacking = _lacking(dataset)
+        if lacking:
+            dataset.add_columns(pa.schema(lacking))
+
+    with lake.locked(f"{Lake.spec(spec_id)}/ledger"):
+        try:
+            fragments.changed(dataset, add)
+        except (OSError, ValueError, RuntimeError) as error:
+            if not fragments.is_conflict(error):
+                raise
+            # Another run may have added them, or this one in a try whose answer was lost.
+            dataset.checkout_latest()
+            if _lacking(dataset):
+                raise TryLaterError(
+                    f"another run changed {dataset.uri} meanwhile: run the same command again"
+                ) from error
+    return dataset
+
+
+def _lacking(dataset: Any) -> list[pa.Field]:
+    return [field for field in SCHEMA if field.name not in dataset.schema.names]
+
+
+def read(part: Any, columns: Sequence[str], *, where: str | None = None) -> Iterator[Row]:
+    """Rows of a ledger or of one of its fragments; columns that it lacks are null.
+
+    Parameters
+    ----------
+    part : lance.LanceDataset or lance.LanceFragment
+    columns : sequence of str
+        The keys of each row, in this order.
+    where : str or None
+        An SQL filter over columns that every ledger has.
+    """
+    there = [name for name in columns if name in part.schema.names]
+    for batch in part.to_batches(columns=there, filter=where):
+        for row in batch.to_pylist():
+            yield {name: row.get(name) for name in columns}
+
+
 def specs(lake: Lake) -> list[str]:
     """Ids of the specs that have a ledger, sorted."""
     return [n for n in lake.names("features") if is_id(n) and fragments.is_there(lake, Lake.ledger(n))]
@@ -98,9 +160,9 @@ def only_spec(lake: Lake) -> str:
     """
     found = specs(lake)
     if not found:
-        raise InputError(f"the lake {lake.root} holds no features yet: soundlake extract AUDIO --lake {lake.root}")
+        raise InputError(f"the lake {lake.root} has no features yet; run: {lake.command('extract AUDIO')}")
     if len(found) > 1:
-        raise InputError(f"the lake holds features of {len(found)} specs ({', '.join(found)}): name one with --spec")
+        raise InputError(f"the lake has features of {len(found)} specs ({', '.join(found)}): choose one with --spec")
     return found[0]
 
 

@@ -47,10 +47,9 @@ class _ReadLedger(beam.DoFn):
     def process(self, fragment: int, wanted: int = 1) -> Iterator[tuple[str, bytes]]:
         if not wanted:
             return
-        for batch in fragments.of(self.uri, self.version, fragment).to_batches(columns=self.columns):
-            for row in batch.to_pylist():
-                if row[self.columns[0]] is not None:
-                    yield row[self.columns[0]], packed([fragment, *(row[name] for name in self.columns)])
+        for row in ledger.read(fragments.of(self.uri, self.version, fragment), self.columns):
+            if row[self.columns[0]] is not None:
+                yield row[self.columns[0]], packed([fragment, *row.values()])
 
 
 class _Leftovers(beam.DoFn):
