@@ -181,6 +181,7 @@ def extract_command(
         out(result | {"ledger": summary}, where)
     else:
         tell(messages.files(result))
+        messages.labels(result, tell)
         if summary is not None:
             tell(
                 f"ledger: {summary['listed']} files = {summary['done']} done + {summary['rejected']} rejected; "

@@ -116,11 +116,12 @@ def extract(
     root = _root_of(lake, audio, may_be_gone=allow_empty)
     _gone(lake, root, spec.spec_id)
     retried = _retried(retry)
-    from pipelines import corpus, estimate, finish
+    from pipelines import estimate, finish
+    from pipelines.labels import find_labels
     from pipelines.runners import beam_options
 
     engine = beam_options(beam, workers=workers)
-    found = corpus.find_labels(root, labels)
+    found = find_labels(root, labels)
     lake.initialise()
     _partition_of(lake, root, partition, spec.spec_id)
     from pipelines.extract import extract as extract_features
@@ -186,11 +187,12 @@ def plan(
     """
     refuse_template(beam, "plan")
     root = _root_of(lake, audio)
-    from pipelines import corpus, estimate
+    from pipelines import estimate
+    from pipelines.labels import find_labels
     from pipelines.runners import beam_options
 
     engine = beam_options(beam, workers=workers)
-    found_labels = corpus.find_labels(root, labels)
+    found_labels = find_labels(root, labels)
     settings = {"audio": root, "labels": found_labels, "spec_id": spec.spec_id, "retry": retry, "beam": list(beam)}
     # A dry run makes no lake; where there is one, the plan is written down in it.
     there = lake.exists("lake.json")

@@ -25,6 +25,7 @@ from pipelines.corpus import at_hand
 from pipelines.extract import summarise
 from pipelines.finish import totalled
 from pipelines.isolation import sandbox
+from pipelines.labels import without_file
 from pipelines.lake import Lake, Run, manifests
 from pipelines.ledger import REJECTED, Row
 from pipelines.runners import Engine, run_pipeline
@@ -65,7 +66,8 @@ def build(
         | "samples" >> beam.combiners.Top.SmallestPerKey(SAMPLES)
         | "as text" >> beam.FlatMap(lambda found: [data.decode() for data in found[1]])
     )
-    summarise(pipeline, [*found.counts, shards, rows], lake=scratch, name=name, samples=samples)
+    lists = {"samples": samples, "unmatched": found.unmatched, "label_notes": found.label_notes}
+    summarise(pipeline, [*found.counts, shards, rows], lake=scratch, name=name, **lists)
 
 
 def survey_corpus(
@@ -107,7 +109,8 @@ def survey_corpus(
         summary = json.loads(scratch.read(name))
     counts = summary["counts"]
     rejects = {key.removeprefix("rejected "): n for key, n in sorted(counts.items()) if key.startswith("rejected ")}
-    found = totalled(counts) | {"known": counts.get("known", 0), "rejects": rejects, "shards": counts.get("shards", 0)}
+    found = totalled(summary) | {"known": counts.get("known", 0), "rejects": rejects, "shards": counts.get("shards", 0)}
+    found["unmatched_labels"] = without_file(summary["unmatched"], corpus)
     return found | {"samples": summary["samples"]}
 
 

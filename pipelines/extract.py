@@ -206,7 +206,8 @@ def build(
     )
     new = written_rows | "all fragments" >> beam.Flatten()
     counts = [*found.counts, written.counts, *counted]
-    told = summarise(pipeline, counts, lake=lake, name=f"{run.folder}/summary.json", fragments=new, dropped=dropped)
+    lists = {"fragments": new, "dropped": dropped, "unmatched": found.unmatched, "label_notes": found.label_notes}
+    told = summarise(pipeline, counts, lake=lake, name=f"{run.folder}/summary.json", **lists)
     if last is not None:
         told | "finish" >> beam.Map(lambda _, last: last(), last)
 
@@ -232,7 +233,7 @@ def extract(
     corpus : str
         From `pipelines.corpus.corpus_root`.
     labels : str or None
-        A label file, from `pipelines.corpus.find_labels`.
+        A label file, from `pipelines.labels.find_labels`.
     run : Run
         Its folder takes the rows until they are committed.
     engine : Engine

@@ -11,6 +11,7 @@ from typing import Any
 from model.errors import InputError, TryLaterError
 from pipelines import account, fragments, ledger, plan, table
 from pipelines.corpus import listing
+from pipelines.labels import without_file
 from pipelines.lake import Lake, Run
 from pipelines.ledger import DONE, REJECTED, Row
 
@@ -77,7 +78,7 @@ def extract(
     """
     lake = run.lake
     summary = json.loads(lake.read(f"{run.folder}/summary.json"))
-    totals = totalled(summary["counts"])
+    totals = totalled(summary)
     if totals["listed"] != _accounted(totals):
         before = ledger.open_ledger(lake, spec_id, version) if version else None
         missing = _missing(lake, spec_id, corpus, before, summary["fragments"], partition, retried=retried)
@@ -93,7 +94,9 @@ def extract(
         uri = lake.ledger_uri(spec_id)
         with lake.locked(f"{Lake.spec(spec_id)}/ledger"):
             made = fragments.commit(uri, version, ledger.SCHEMA, new, dropped, run_id=run.run_id)
-    return None if made is None else totals | {"ledger_version": made}
+    if made is None:
+        return None
+    return totals | {"ledger_version": made, "unmatched_labels": without_file(summary["unmatched"], corpus)}
 
 
 def _accounted(totals: dict[str, Any]) -> int:
@@ -110,12 +113,14 @@ def _refuse_to_empty(corpus: str, totals: dict[str, Any]) -> None:
         )
 
 
-def totalled(counts: Mapping[str, float]) -> dict[str, Any]:
-    """Files of a run by what they were and what became of them, from the pipeline's counts."""
+def totalled(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Files of a run by what they were and what became of them, and what is odd about its labels."""
+    counts = summary["counts"]
     names = ("listed", "unchanged", "new", "changed", "relabelled", "gone", "recordings")
     totals: dict[str, Any] = {name: counts.get(name, 0) for name in names}
     totals |= {name: counts.get(f"rows {name}", 0) for name in (DONE, REJECTED)}
     totals |= {"left_out": counts.get("left out", 0), "labels_without_file": counts.get("labels without a file", 0)}
+    totals["label_notes"] = summary["label_notes"]
     totals["tried_again"] = counts.get("tried again", 0)
     for group, prefix in (("planned_s", "planned_s "), ("cpu_s", "cpu_s "), ("audio_s", "audio_s ")):
         totals[group] = {

@@ -29,6 +29,18 @@ def _labels_without_file(totals: dict[str, Any], before: str = ", ") -> str:
     return f"{before}{count} label{'s' * (count > 1)} without a file" if count else ""
 
 
+def labels(totals: dict[str, Any], say: Callable[[str], None]) -> None:
+    """Say what is odd about a label file, and name the first labels without a file, each with the nearest file."""
+    for note in totals["label_notes"]:
+        say(f"    labels: {shown(note)}")
+    for one in totals["unmatched_labels"]:
+        nearest = f"; the nearest is {shown(one['nearest'])}, which differs {one['differs']}" if one["nearest"] else ""
+        say(f"    labels: row {one['row']} names {shown(one['uri'])}: there is no such file{nearest}")
+    more = totals["labels_without_file"] - len(totals["unmatched_labels"])
+    if more > 0:
+        say(f"    labels: {more} more have no file")
+
+
 def rejects(summary: dict[str, Any], say: Callable[[str], None]) -> None:
     """Say a line for each reason of rejection, the most frequent first, with an example."""
     for reason, found in summary["rejects"].items():
@@ -57,6 +69,7 @@ def plan(found: dict[str, Any], say: Callable[[str], None]) -> None:
         f"{found['listed']} files: {found['unchanged']} unchanged, {found['new']} new, {found['changed']} changed"
         f"{again}{moved}{gone}{left}"
     )
+    labels(found, say)
     if found["known"]:
         say(f"    {found['known']:>6}  have content that is already in the lake: not decoded again")
     for reason, count in found["rejects"].items():
@@ -127,6 +140,7 @@ def run(result: dict[str, Any], say: Callable[[str], None]) -> None:
     """Say what the main job made."""
     found, extracted, encoded = result["ledger"], result["extract"], result["encode"]
     say(f"files       {files(extracted)}")
+    labels(extracted, say)
     say(
         f"recordings  {found['recordings']} done, {found['rejected']} files rejected, {found['hours']:.2f} hours, "
         f"{found['windows']} windows in {found['shards']} shards, {found['silent_windows']} silent windows left out"

@@ -20,9 +20,10 @@ from pipelines import account, fragments, isolation, ledger, plan
 from pipelines.account import Candidate, Work, packed
 from pipelines.audio import Probe, Rejected, probe
 from pipelines.bundle import read_outcomes
-from pipelines.corpus import Entry, at_hand, in_partition, listing, read_labels
+from pipelines.corpus import Entry, at_hand, in_partition, listing, partition_of, partitions
 from pipelines.isolation import sandbox
 from pipelines.joins import joined
+from pipelines.labels import NAMED, read_labels
 from pipelines.lake import Lake
 from pipelines.runners import Concurrently
 
@@ -36,6 +37,20 @@ class _Split(beam.DoFn):
         else:
             uri, entry = found
             yield uri, packed([entry.size, entry.mtime_ns])
+
+
+class _ReadLabels(beam.DoFn):
+    """(uri, [number of its row, label, group]) of what a label file names; what is odd about it as ``notes``."""
+
+    def __init__(self, corpus: str) -> None:
+        self.corpus = corpus
+
+    def process(self, labels: str) -> Iterator[Any]:
+        found = read_labels(labels, self.corpus)
+        for note in found.notes:
+            yield TaggedOutput("notes", note)
+        for uri, (number, values) in found.lines.items():
+            yield uri, packed([number, *values])
 
 
 class _ReadLedger(beam.DoFn):
@@ -77,14 +92,25 @@ def _read_left(bundle: str, lake: Lake, spec_id: str) -> Iterator[Any]:
 
 
 class _Compare(beam.DoFn):
-    """What a listed file is to the ledger: known, identified without being read, to be probed, or gone."""
+    """What a listed file is to the ledger: known, identified without being read, to be probed, or gone.
 
-    def __init__(self, corpus: str, partition: str | None, retried: frozenset[str]) -> None:
-        self.corpus, self.partition, self.retried = corpus, partition, retried
+    Parameters
+    ----------
+    corpus, partition, retried : str, str or None, frozenset of str
+    others : frozenset of str
+        The other partitions of the corpus: a label that belongs to none has no file, whichever is looked at.
+    """
+
+    def __init__(
+        self, corpus: str, partition: str | None, retried: frozenset[str], others: frozenset[str] = frozenset()
+    ) -> None:
+        self.corpus, self.partition, self.retried, self.others = corpus, partition, retried, others
 
     def process(self, element: tuple[str, Mapping[str, list[bytes]]]) -> Iterator[Any]:
         uri, joined = element
-        if not in_partition(uri, self.corpus, self.partition):
+        if not in_partition(uri, self.corpus, self.partition) and (
+            not joined["labels"] or joined["known"] or partition_of(uri, self.corpus) in self.others
+        ):
             return
         listed, known, labels = (
             next((json.loads(data) for data in joined[name]), None) for name in ("listed", "known", "labels")
@@ -97,10 +123,11 @@ class _Compare(beam.DoFn):
                 yield TaggedOutput("counts", ("gone", 1))
             elif row is None and labels is not None:
                 yield TaggedOutput("counts", ("labels without a file", 1))
+                yield TaggedOutput("unmatched", (labels[0], uri))
             return
         yield TaggedOutput("counts", ("listed", 1))
         size, mtime_ns = listed
-        label, group = labels or (None, None)
+        _, label, group = labels or (None, None, None)
         file = Candidate(uri, size, mtime_ns, label, group, replaces=replaces)
         # Finished bundles that no ledger names yet know the file: it needs no second reading.
         left = min((one[2:] for one in map(json.loads, joined["left"]) if one[:2] == listed), default=None)
@@ -205,6 +232,10 @@ class Survey(NamedTuple):
     gone : of (fragment of the ledger, uri)
         Rows that leave.
     counts : tuple, of (name, number)
+    unmatched : of (number of a row, uri)
+        The first labels without a file.
+    label_notes : of str
+        What is odd about the label file.
     """
 
     works: Any
@@ -212,6 +243,8 @@ class Survey(NamedTuple):
     rows: tuple[Any, ...]
     gone: Any
     counts: tuple[Any, ...]
+    unmatched: Any
+    label_notes: Any
 
 
 def survey(
@@ -249,9 +282,9 @@ def survey(
     named = (
         pipeline
         | "label file" >> beam.Create([] if labels is None else [labels])
-        | "read labels" >> beam.FlatMap(read_labels, corpus)
-        | "pack labels" >> beam.Map(lambda named: (named[0], packed([named[1]["label"], named[1]["group"]])))
+        | "read labels" >> beam.ParDo(_ReadLabels(corpus)).with_outputs("notes", main="lines")
     )
+    others = frozenset() if partition is None else frozenset(partitions(corpus)) - {partition}
     left = (
         pipeline
         | "once" >> beam.Create([None])
@@ -260,9 +293,9 @@ def survey(
         | "read leftovers" >> beam.FlatMap(_read_left, lake, spec.spec_id).with_outputs("files", main="outcomes")
     )
     compared = joined(
-        "by uri", {"listed": listed.listed, "known": known, "labels": named, "left": left.files}
-    ) | "compare" >> beam.ParDo(_Compare(corpus, partition, retried)).with_outputs(
-        "gone", "counts", "identified", main="candidates"
+        "by uri", {"listed": listed.listed, "known": known, "labels": named.lines, "left": left.files}
+    ) | "compare" >> beam.ParDo(_Compare(corpus, partition, retried, others)).with_outputs(
+        "gone", "counts", "identified", "unmatched", main="candidates"
     )
     probed = compared.candidates | "probe" >> beam.ParDo(
         Concurrently(functools.partial(probe_file, corpus=corpus), threads)
@@ -284,6 +317,10 @@ def survey(
         (probed.rows, recognised.rows),
         compared.gone,
         (listed.counts, compared.counts, probed.counts, recognised.counts),
+        compared.unmatched
+        | "first without a file" >> beam.combiners.Top.Smallest(NAMED)
+        | "each without a file" >> beam.FlatMap(list),
+        named.notes,
     )
 
 
