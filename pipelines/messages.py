@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from model.evaluate import DISTURBANCES, MEASURES
-from pipelines.audio import REASONS
+from pipelines.audio import NOTES, REASONS
 from pipelines.lake import Lake
 
 
@@ -35,15 +35,14 @@ def rejects(summary: dict[str, Any], say: Callable[[str], None]) -> None:
         say(f"    {found['count']:>6}  {reason}: {REASONS.get(reason, '')} Example: {shown(found['example'])}")
 
 
-def other_length(summary: dict[str, Any], say: Callable[[str], None]) -> None:
-    """Say how many files hold more or less sound than their headers declare, if any do."""
-    found = summary["other_length"]
-    if found is not None:
+def notes(summary: dict[str, Any], say: Callable[[str], None]) -> None:
+    """Say a line for each kind of note on files that are done, the most frequent first, with an example."""
+    for kind, found in summary["notes"].items():
         one = found["example"]
-        say(
-            f"    {found['count']:>6}  done, but not as long as declared. Example: {shown(one['uri'])}: "
-            f"{one['claimed_s']:.2f} s by its header, {one['duration_s']:.2f} s decoded"
-        )
+        lengths = f"{one['duration_s']:.2f} s decoded"
+        if kind == "other-length":
+            lengths = f"{one['claimed_s']:.2f} s by its header, {lengths}"
+        say(f"    {found['count']:>6}  done, {kind}: {NOTES.get(kind, '')} Example: {shown(one['uri'])}: {lengths}")
 
 
 def plan(found: dict[str, Any], say: Callable[[str], None]) -> None:
@@ -132,6 +131,7 @@ def run(result: dict[str, Any], say: Callable[[str], None]) -> None:
         f"{found['windows']} windows in {found['shards']} shards, {found['silent_windows']} silent windows left out"
     )
     rejects(found, say)
+    notes(found, say)
     model = result["model"]
     made = result["train"] or {"model_id": None, "trained": False}
     how = "trained" if made["trained"] and made["model_id"] == model["model_id"] else "there already"
@@ -218,7 +218,7 @@ def status(result: dict[str, Any], say: Callable[[str], None]) -> None:
             f"{_recordings(found)}, {found['hours']:.2f} hours, {found['windows']} windows, "
             f"{found['shards']} shards"
         )
-        other_length(found, say)
+        notes(found, say)
         rejects(found, say)
         if found["estimate"] is not None:
             say(f"    {estimate_error(found['estimate'])}")
