@@ -150,6 +150,9 @@ def extract_command(
         bool, typer.Option("--allow-empty", help="Let all files leave the ledger if the corpus is empty now.")
     ] = False,
     retry_rejected: Retry = None,
+    include_forgotten: Annotated[
+        bool, typer.Option("--include-forgotten", help="Take in files that `forget` removed; they stay from now on.")
+    ] = False,
     repair: Annotated[
         bool, typer.Option("--repair", help="Then check every shard, and make again what is damaged or missing.")
     ] = False,
@@ -172,6 +175,7 @@ def extract_command(
         allow_empty=allow_empty,
         retry=retry_rejected,
         repair=repair,
+        include_forgotten=include_forgotten,
     )
     summary = ledger.summary(ledger.open_ledger(where, found.spec_id)) if result["ledger_version"] else None
     if as_json:
@@ -379,6 +383,7 @@ app.command("search", epilog="Example: soundlake search 'heron.wav@3.5-5.5' --la
     cli_table.search
 )
 app.command("export", epilog="Example: soundlake export embeddings.parquet --lake ~/lake")(cli_table.export)
+app.command("forget", epilog="Example: soundlake forget ~/recordings/heron.wav --lake ~/lake")(cli_table.forget)
 app.command("maintain", epilog="Example: soundlake maintain --lake ~/lake --dry-run")(cli_table.maintain)
 
 

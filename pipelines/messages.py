@@ -14,11 +14,12 @@ def files(totals: dict[str, Any]) -> str:
     left = f", {totals['left_out']} left out by name" if totals["left_out"] else ""
     left += _labels_without_file(totals)
     gone = f", {totals['gone']} gone" if totals["gone"] else ""
+    forgotten = f", {totals['forgotten']} forgotten" if totals["forgotten"] else ""
     if not new:
-        return f"nothing to do: all {totals['listed']} files are as they were{left}"
+        return f"nothing to do: all {totals['listed']} files are as they were{forgotten}{left}"
     return (
         f"{totals['listed']} files: {totals['unchanged']} unchanged, {totals['done']} done, "
-        f"{totals['rejected']} rejected{gone}{left}"
+        f"{totals['rejected']} rejected{forgotten}{gone}{left}"
     )
 
 
@@ -50,11 +51,12 @@ def plan(found: dict[str, Any], say: Callable[[str], None]) -> None:
     again = f", {found['tried_again']} to be tried again" if found["tried_again"] else ""
     moved = f", {found['relabelled']} under another label or corpus" if found["relabelled"] else ""
     gone = f"; {found['gone']} gone" if found["gone"] else ""
+    forgotten = f", {found['forgotten']} forgotten" if found["forgotten"] else ""
     left = f"; {found['left_out']} left out by name" if found["left_out"] else ""
     left += _labels_without_file(found, "; ")
     say(
         f"{found['listed']} files: {found['unchanged']} unchanged, {found['new']} new, {found['changed']} changed"
-        f"{again}{moved}{gone}{left}"
+        f"{again}{moved}{forgotten}{gone}{left}"
     )
     if found["known"]:
         say(f"    {found['known']:>6}  hold sound that the lake knows: nothing to decode")
