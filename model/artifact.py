@@ -286,7 +286,8 @@ def load(directory: str | Path, *, files: bool = True) -> Model:
             )
         if manifest["model_id"] != directory.name:
             raise InputError(
-                f"{directory / MANIFEST} is of another model, {str(manifest['model_id'])[:80]!r}: restore it"
+                f"{directory / MANIFEST} belongs to another model, {str(manifest['model_id'])[:80]!r}: "
+                "restore it from a backup"
             )
         digests = manifest["files"]
         if digests.keys() != VERIFIED:
@@ -330,7 +331,7 @@ def find(models_dir: str | Path, model_id: str, *, files: bool = True) -> Model:
 
 
 def _other_file(path: Path) -> InputError:
-    return InputError(f"{path} is not the file that was trained: train again, or restore it")
+    return InputError(f"{path} has changed since the training: restore it from a backup, or train again")
 
 
 def export(vae: Any, directory: Path, *, mean: Array, std: Array, examples: Array) -> float:
@@ -408,7 +409,7 @@ def being_made(directory: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise TryLaterError(
-                f"another process is training this very model in {directory}: run the same command when it is done"
+                f"another process is already training this model in {directory}: run the same command when it is done"
             ) from error
         except OSError as error:
             # Without locks two trainings would write the same files with the same content.

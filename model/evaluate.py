@@ -65,9 +65,7 @@ def fold_of(labels: Sequence[str], groups: Sequence[str]) -> npt.NDArray[np.int6
     # More folds than any label has clips would leave all of them without some label.
     count = min(FOLDS, len(set(groups)), max(Counter(labels).values(), default=0))
     if count < 2 or len(set(labels)) < 2:
-        raise InputError(
-            "a probe needs two labels, two clips of one, and two groups: what is learned is tried on others"
-        )
+        raise InputError("a probe needs at least two labels, two clips with the same label, and two groups")
     found = np.zeros(len(labels), np.int64)
     with warnings.catch_warnings():
         # Of labels with fewer clips than there are folds: they are in those that they are in.
@@ -125,7 +123,7 @@ def hits(
             if len(same):
                 found["map"][query] = np.mean(np.arange(1, len(same) + 1) / (same + 1))
     if np.isnan(found["map"]).all():
-        raise InputError("no probe can be made: every label lies in one group only, so none is there to learn it from")
+        raise InputError("no probe: every label occurs in one group only, so it cannot be both learned and tested")
     return found
 
 

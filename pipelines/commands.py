@@ -28,11 +28,11 @@ def _root_of(lake: Lake, audio: str, *, may_be_gone: bool = False) -> str:
     root = corpus.corpus_root(audio, may_be_gone=may_be_gone)
     corpus_place, lake_place = (os.path.realpath(one) if "://" not in one else one for one in (root, lake.root))
     if f"{corpus_place}/".startswith(f"{lake_place}/"):
-        raise InputError(f"the corpus {audio} lies inside the lake {lake.root}: keep them apart")
+        raise InputError(f"the corpus {audio} is inside the lake {lake.root}: keep them apart")
     if f"{lake_place}/".startswith(f"{corpus_place}/"):
         raise InputError(
-            f"the lake {lake.root} lies inside the corpus {audio}, and would be taken for recordings: name another "
-            "place, with --lake"
+            f"the lake {lake.root} is inside the corpus {audio}, and its files would be taken for recordings: choose "
+            "another place with --lake"
         )
     return root
 
@@ -41,7 +41,7 @@ def _gone(lake: Lake, root: str, spec_id: str) -> None:
     """Raise `InputError` if a corpus is not there, and the ledger knows nothing of it either."""
     if "://" in root or os.path.isdir(root) or ledger.partitions(ledger.open_ledger(lake, spec_id), root):
         return
-    raise InputError(f"cannot read the corpus {root}: there is no such folder, and the ledger knows no file of it")
+    raise InputError(f"cannot read the corpus {root}: no such folder, and no file of it in the ledger")
 
 
 def _retried(reason: str | None) -> frozenset[str]:
@@ -50,7 +50,9 @@ def _retried(reason: str | None) -> frozenset[str]:
     from pipelines.audio import REASONS
 
     if reason not in (None, "all", *REASONS):
-        raise InputError(f"no reason {reason!r} for a rejection: name one of {', '.join(sorted(REASONS))}, or all")
+        raise InputError(
+            f"unknown reason {reason!r} for --retry-rejected: choose one of {', '.join(sorted(REASONS))}, or all"
+        )
     return planning.TRANSIENT | (frozenset(REASONS) if reason == "all" else {reason} if reason else frozenset())
 
 
@@ -154,7 +156,7 @@ def extract(
             with watching(Progress(lake, run.folder), verb="checking shards"):
                 totals["repair"] = repair_shards(lake, spec, run=run, engine=engine)
     if not totals["listed"]:
-        log.warning("the corpus %s holds no files to list (%d left out by name)", audio, totals["left_out"])
+        log.warning("the corpus %s has no files (%d ignored by name)", audio, totals["left_out"])
     return totals
 
 
@@ -199,7 +201,10 @@ def plan(
     if there:
         lake.check()
     elif not engine.local:
-        raise InputError(f"there is no lake at {lake.root}: workers elsewhere need one to say what they found")
+        raise InputError(
+            f"there is no lake at {lake.root}: remote workers need one for their results; make it with: "
+            f"{lake.command('extract AUDIO')}"
+        )
     with run_manifest(lake, "plan", settings) if there else contextlib.nullcontext() as run:
         found = estimate.survey_corpus(
             lake, spec, root, labels=found_labels, run=run, engine=engine, retried=_retried(retry)
@@ -253,7 +258,7 @@ def encode(
         See `pipelines.encode.encode`.
     """
     if (audio is None) != (partition is None):
-        raise InputError("a partition is one of a corpus: give both --corpus and --partition, or neither")
+        raise InputError("--corpus and --partition belong together: give both, or neither")
     model = find_model(lake, model_id, spec)
     under = None
     if audio is not None and partition is not None:
@@ -318,13 +323,15 @@ def run(
     from model import artifact, hosts
 
     if hosts.from_environment().count > 1:
-        raise InputError("run is for one host: extract there, and call `soundlake train` on all hosts of TF_CONFIG")
+        raise InputError(
+            "run works on one host only: extract there, then run `soundlake train` on all hosts of TF_CONFIG"
+        )
     refuse_template(beam, "run")
     step("extract")
     extracted = extract(lake, audio, spec=spec, labels=labels, beam=beam, workers=workers)
     known = ledger.open_ledger(lake, spec.spec_id)
     if known is None or not known.count_rows(f"status = '{ledger.DONE}'"):
-        raise InputError(f"no recording in {audio} could be used; `soundlake status --lake {lake.root}` says why")
+        raise InputError(f"no usable recording in {audio}; for the reasons run: {lake.command('status')}")
     trained, held = None, None
     if retrain or models.promoted(lake, spec.spec_id) is None:
         step("train")

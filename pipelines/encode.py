@@ -227,7 +227,9 @@ def encode(
     spec = model.spec
     known = ledger.open_ledger(lake, spec.spec_id)
     if known is None:
-        raise InputError(f"the lake {lake.root} has no features of spec {spec.spec_id}: run extract first")
+        raise InputError(
+            f"the lake {lake.root} has no features of spec {spec.spec_id}; run: {lake.command('extract AUDIO')}"
+        )
     keep_freed_memory(True)
     for _ in range(ATTEMPTS):
         # Anew each time: what was forgotten meanwhile must not come back from an old version.

@@ -130,7 +130,8 @@ def read_shard(lake: Lake, spec: FeatureSpec, bundle: str) -> Iterator[tuple[Rec
     except (DamagedShardError, FileNotFoundError) as error:
         said = "it is missing" if isinstance(error, FileNotFoundError) else str(error)
         raise InputError(
-            f"the shard {lake.uri(name)} cannot be read: {said}; `soundlake extract AUDIO --repair` makes it again"
+            f"the shard {lake.uri(name)} cannot be read: {said}; to rebuild it run: "
+            f"{lake.command('extract AUDIO --repair')}"
         ) from error
 
 

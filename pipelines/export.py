@@ -146,7 +146,7 @@ def export(
         with Folder(folder).create(name) as file:
             count = _write_npz(rows, file) if kind == ".npz" else _write_blocks(rows, file, kind)
             if not count:
-                raise InputError("nothing to export: no row of the table passes the filter")
+                raise InputError("nothing to export: no row of the table matches the filter")
     return count
 
 
@@ -198,7 +198,7 @@ def _write_blocks(rows: Iterator[pa.RecordBatch], file: IO[bytes], kind: str) ->
             writer.close()
     if formulas:
         # As they are: to whoever reads numbers and labels, another text would be another label.
-        log.warning("%d names and labels begin as formulas do: import the CSV into a spreadsheet as text", formulas)
+        log.warning("%d names and labels look like spreadsheet formulas: import the CSV as text", formulas)
     return count
 
 

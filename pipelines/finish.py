@@ -45,7 +45,9 @@ def last_step(run: Run, committed: Callable[[], dict[str, Any] | None], note: Ca
 
 def others(lake: Lake) -> TryLaterError:
     """What to say if other runs were faster, each time."""
-    return TryLaterError(f"other runs keep changing the lake {lake.root}: run the same command when they are done")
+    return TryLaterError(
+        f"other runs keep changing the lake {lake.root}: run the same command again when they are done"
+    )
 
 
 def extract(
@@ -117,8 +119,8 @@ def _refuse_to_empty(corpus: str, totals: dict[str, Any]) -> None:
     """A disk that is not mounted looks like this, and must not empty the ledger, and the table after it."""
     if totals["gone"] and not totals["listed"]:
         raise InputError(
-            f"the corpus {corpus} is empty now, and the ledger knows {totals['gone']} files of it: is it mounted? "
-            "If they are to leave the ledger, add --allow-empty"
+            f"the corpus {corpus} is empty, but the ledger has {totals['gone']} files of it: is it mounted? "
+            "To remove them from the ledger, add --allow-empty"
         )
 
 

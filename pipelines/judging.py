@@ -1,7 +1,6 @@
 """Evaluate and promote: what a model is worth, and whether it may take another's place; each with its manifest."""
 
 import logging
-import shlex
 from typing import Any
 
 from model.errors import HeldError, InputError
@@ -91,7 +90,7 @@ def _through_the_gate(
     """Compare with the model in use, log what came of it, and refuse one that is worse or cannot be compared."""
     with quiet():
         from pipelines import gate
-    by_force = f"soundlake promote {model.model_id} --lake {shlex.quote(lake.root)} --force promotes it all the same"
+    by_force = f"to promote it anyway run: {lake.command(f'promote {model.model_id} --force')}"
     try:
         current = models.load(lake, there)
         measures = gate.compare(lake, model, current, folds=folds)

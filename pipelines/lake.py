@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import secrets
+import shlex
 import time
 import traceback
 from collections.abc import Iterator
@@ -65,7 +66,7 @@ class Lake:
         try:
             root.encode()
         except UnicodeEncodeError as error:
-            raise InputError(f"the lake's path {root} is not UTF-8, and Lance takes no other: name another") from error
+            raise InputError(f"the lake's path {root} is not UTF-8, which Lance needs: choose another") from error
         return cls(root.rstrip("/") if "://" in root else os.path.abspath(root))
 
     @property
@@ -77,6 +78,10 @@ class Lake:
     def store(self) -> Store:
         """Its files."""
         return store.at(self.root)
+
+    def command(self, words: str) -> str:
+        """A command line for this lake, such as ``soundlake encode --lake '/my lake'``, for messages to name."""
+        return f"soundlake {words} --lake {shlex.quote(self.root)}"
 
     def uri(self, name: str) -> str:
         """The full path or URI of a name in the lake."""
@@ -214,7 +219,7 @@ class Lake:
                 strangers = [name for name in self.names("") if name not in OWN]
                 if strangers:
                     raise InputError(
-                        f"{self.root} is not a lake and holds other things ({strangers[0]!r}): name an empty folder"
+                        f"{self.root} is not a lake and has other files ({strangers[0]!r}): name an empty folder"
                     )
                 self.write("lake.json", json.dumps({"format_version": FORMAT_VERSION}).encode() + b"\n")
         self.check()
@@ -227,15 +232,13 @@ class Lake:
         except InputError as error:
             if not isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
                 raise
-            raise InputError(
-                f"there is no lake at {self.root}: make one with `soundlake run AUDIO --lake …`"
-            ) from error
+            raise InputError(f"there is no lake at {self.root}; make one with: {self.command('run AUDIO')}") from error
         try:
             version = json.loads(data)["format_version"]
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{self.uri('lake.json')} is damaged: {error}") from error
         if version != FORMAT_VERSION:
-            todo = "make a new lake of the corpus"
+            todo = "make a new lake from the corpus"
             if isinstance(version, int) and version > FORMAT_VERSION:
                 todo = "update soundlake"
             raise InputError(

@@ -160,9 +160,9 @@ def only_spec(lake: Lake) -> str:
     """
     found = specs(lake)
     if not found:
-        raise InputError(f"the lake {lake.root} holds no features yet: soundlake extract AUDIO --lake {lake.root}")
+        raise InputError(f"the lake {lake.root} has no features yet; run: {lake.command('extract AUDIO')}")
     if len(found) > 1:
-        raise InputError(f"the lake holds features of {len(found)} specs ({', '.join(found)}): name one with --spec")
+        raise InputError(f"the lake has features of {len(found)} specs ({', '.join(found)}): choose one with --spec")
     return found[0]
 
 

@@ -48,7 +48,7 @@ def need_table(lake: Lake, model_id: str) -> Any:
     """`open_table`, or `InputError` if there is none."""
     found = open_table(lake, model_id)
     if found is None:
-        raise InputError(f"model {model_id} has no table yet: soundlake encode --lake {lake.root}")
+        raise InputError(f"model {model_id} has no table yet; run: {lake.command('encode')}")
     return found
 
 

@@ -102,7 +102,7 @@ def test_nothing_to_export(capsys: pytest.CaptureFixture[str], made: Made, tmp_p
     target = tmp_path / "none.parquet"
     arguments = ["export", str(target), "--by", by, "--where", "label = 'unicorn'", "--lake", made.lake.root]
     assert main(arguments) == 2
-    assert "no row of the table passes" in capsys.readouterr().err
+    assert "no row of the table matches" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
