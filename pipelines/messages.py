@@ -15,11 +15,13 @@ def files(totals: dict[str, Any]) -> str:
     left = f", {totals['left_out']} ignored by name" if totals["left_out"] else ""
     left += _labels_without_file(totals)
     gone = f", {totals['gone']} deleted" if totals["gone"] else ""
+    forgotten = f", {totals['forgotten']} forgotten" if totals["forgotten"] else ""
     if not new:
-        return f"nothing to do: all {totals['listed']} files are unchanged{left}"
+        every = "all " if not forgotten else ""
+        return f"nothing to do: {every}{totals['unchanged']} files are unchanged{forgotten}{left}"
     return (
         f"{totals['listed']} files: {totals['unchanged']} unchanged, {totals['done']} done, "
-        f"{totals['rejected']} rejected{gone}{left}"
+        f"{totals['rejected']} rejected{forgotten}{gone}{left}"
     )
 
 
@@ -50,11 +52,12 @@ def plan(found: dict[str, Any], say: Callable[[str], None]) -> None:
     again = f", {found['tried_again']} to be retried" if found["tried_again"] else ""
     moved = f", {found['relabelled']} under another label or corpus" if found["relabelled"] else ""
     gone = f"; {found['gone']} deleted" if found["gone"] else ""
+    forgotten = f", {found['forgotten']} forgotten" if found["forgotten"] else ""
     left = f"; {found['left_out']} ignored by name" if found["left_out"] else ""
     left += _labels_without_file(found, "; ")
     say(
         f"{found['listed']} files: {found['unchanged']} unchanged, {found['new']} new, {found['changed']} changed"
-        f"{again}{moved}{gone}{left}"
+        f"{again}{moved}{forgotten}{gone}{left}"
     )
     if found["known"]:
         say(f"    {found['known']:>6}  have content that is already in the lake: not decoded again")
