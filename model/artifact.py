@@ -40,6 +40,9 @@ MANIFEST, WEIGHTS, ENCODER, DECODER, TRAINED, REPORT = (
 VERIFIED = {WEIGHTS, ENCODER, DECODER, TRAINED}
 # What evaluate found.
 METRICS = "metrics.json"
+# Of model.json: the digest of the list of recordings before some were struck off it, while it is being written; and how
+# many were, since they were forgotten.
+FORMER, STRUCK = "trained_before", "trained_forgotten"
 # Largest difference of the ONNX copies from the Keras model, relative to the largest value.
 PARITY = 1e-4
 
@@ -291,7 +294,8 @@ def load(directory: str | Path, *, files: bool = True) -> Model:
             other = sorted(digests.keys() ^ VERIFIED)[0]
             raise InputError(f"{directory / MANIFEST} names other files than a model has, or not all: {other[:80]!r}")
         for name, digest in digests.items() if files else ():
-            if _digest(directory / name) != digest:
+            others = [manifest.get(FORMER)] if name == TRAINED else []
+            if _digest(directory / name) not in (digest, *others):
                 raise _other_file(directory / name)
         spec = FeatureSpec.model_validate(manifest["spec"])
         mean, std = (np.asarray(manifest["normalisation"][name], np.float32) for name in ("mean", "std"))

@@ -98,6 +98,7 @@ def extract(
     allow_empty: bool = False,
     retry: str | None = None,
     repair: bool = False,
+    include_forgotten: bool = False,
 ) -> dict[str, Any]:
     """Bring the features of a corpus up to date; see `pipelines.extract.extract` for what comes back.
 
@@ -110,6 +111,8 @@ def extract(
     repair : bool
         Then check every shard of the spec, and make again what is damaged; adds ``repair``
         (`pipelines.repair.repair`).
+    include_forgotten : bool
+        Take in files that the lake has forgotten; they are forgotten no more.
     """
     if repair:
         refuse_template(beam, "extract --repair")
@@ -141,6 +144,7 @@ def extract(
                 engine=engine,
                 allow_empty=allow_empty,
                 retried=retried,
+                include_forgotten=include_forgotten,
                 note=functools.partial(finish.note_extract, run, spec.spec_id, rates=rates),
             )
         if not rates and watch.first is not None:
@@ -230,7 +234,7 @@ def plan(
         }
         found |= {"rates": fresh, "spec_id": spec.spec_id}
         if run is not None:
-            run.manifest["counts"] = found
+            run.manifest["counts"] = {name: value for name, value in found.items() if name != "unmatched_labels"}
     return found
 
 

@@ -245,6 +245,8 @@ def encode(
         )
     keep_freed_memory(True)
     for _ in range(ATTEMPTS):
+        # Anew each time: what was forgotten meanwhile must not come back from an old version.
+        known = ledger.open_ledger(lake, spec.spec_id)
         dataset = table.create(lake, model.model_id, model.embedding_dim)
         versions = {"version": int(dataset.version), "ledger_version": int(known.version)}
         committed = functools.partial(finish.encode, run, model.model_id, **versions)

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from model.errors import InputError, TryLaterError
-from pipelines import account, fragments, ledger, plan, table
+from pipelines import account, forgotten, fragments, ledger, plan, table
 from pipelines.corpus import listing
+from pipelines.forgotten import Memory
 from pipelines.labels import without_file
 from pipelines.lake import Lake, Run
 from pipelines.ledger import DONE, REJECTED, Row
@@ -59,14 +60,18 @@ def extract(
     partition: str | None,
     allow_empty: bool,
     retried: frozenset[str],
+    include_forgotten: bool = False,
+    planned: str | None = None,
 ) -> dict[str, Any] | None:
     """Judge what extract's pipeline has left in the run's folder, and commit it.
 
     Parameters
     ----------
     run : Run
-    spec_id, corpus, partition, allow_empty, retried
+    spec_id, corpus, partition, allow_empty, retried, include_forgotten
         As for `pipelines.extract.extract`.
+    planned : str or None
+        `pipelines.forgotten.Memory.mark` that the pipeline was planned with; None if any will do.
     version : int
         Of the ledger that the pipeline was planned from; 0 for none.
 
@@ -88,20 +93,28 @@ def extract(
         )
     if not allow_empty:
         _refuse_to_empty(corpus if partition is None else f"{corpus}/{partition}", totals)
+    totals["unmatched_labels"] = without_file(summary["unmatched"], corpus)
     new, dropped = summary["fragments"], summary["dropped"]
     made: int | None = version
-    if new or dropped:
-        uri = lake.ledger_uri(spec_id)
-        with lake.locked(f"{Lake.spec(spec_id)}/ledger"):
+    digests = summary["forgotten"]
+    if not (new or dropped or digests):
+        return totals | {"ledger_version": version}
+    uri = lake.ledger_uri(spec_id)
+    with lake.locked(f"{Lake.spec(spec_id)}/ledger"):
+        # What was forgotten meanwhile must not come back. Forget changes the memory first, and then waits for the lock.
+        if planned is not None and Memory.of(lake).mark != planned:
+            return None
+        if digests:
+            what = forgotten.without if include_forgotten else forgotten.with_files
+            forgotten.change(lake, lambda memory: what(memory, digests))
+        if new or dropped:
             made = fragments.commit(uri, version, ledger.SCHEMA, new, dropped, run_id=run.run_id)
-    if made is None:
-        return None
-    return totals | {"ledger_version": made, "unmatched_labels": without_file(summary["unmatched"], corpus)}
+    return None if made is None else totals | {"ledger_version": made}
 
 
 def _accounted(totals: dict[str, Any]) -> int:
     """Files that something has become of."""
-    return int(totals["unchanged"] + totals[DONE] + totals[REJECTED])
+    return int(totals["unchanged"] + totals[DONE] + totals[REJECTED] + totals["forgotten"])
 
 
 def _refuse_to_empty(corpus: str, totals: dict[str, Any]) -> None:
@@ -116,7 +129,7 @@ def _refuse_to_empty(corpus: str, totals: dict[str, Any]) -> None:
 def totalled(summary: Mapping[str, Any]) -> dict[str, Any]:
     """Files of a run by what they were and what became of them, and what is odd about its labels."""
     counts = summary["counts"]
-    names = ("listed", "unchanged", "new", "changed", "relabelled", "gone", "recordings")
+    names = ("listed", "unchanged", "new", "changed", "relabelled", "forgotten", "gone", "recordings")
     totals: dict[str, Any] = {name: counts.get(name, 0) for name in names}
     totals |= {name: counts.get(f"rows {name}", 0) for name in (DONE, REJECTED)}
     totals |= {"left_out": counts.get("left out", 0), "labels_without_file": counts.get("labels without a file", 0)}
@@ -146,10 +159,13 @@ def _missing(
     if before is not None:
         known = {row["uri"]: row for row in ledger.read(before, ["uri", *account.KNOWN])}
     missing = []
+    memory = Memory.of(lake)
     for found in listing(corpus, partition):
         if found is None or found[0] in accounted:
             continue
         uri, entry = found
+        if memory.known(uri, entry.size, entry.mtime_ns):
+            continue
         if uri not in known or not plan.is_known(entry.size, entry.mtime_ns, known[uri], retried=retried):
             missing.append(uri)
             if len(missing) == NAMED:
@@ -165,7 +181,8 @@ def note_extract(run: Run, spec_id: str, totals: dict[str, Any], *, rates: dict[
     took = sum(totals["cpu_s"].values())
     totals["estimate"] = estimate.error(estimate.cpu_seconds(totals["planned_s"], rates), took)
     totals |= {"spec_id": spec_id, "run_id": run.run_id}
-    run.manifest["counts"] = totals
+    # The lake keeps no name that only the label file knows, which `forget` would not look for.
+    run.manifest["counts"] = {name: value for name, value in totals.items() if name != "unmatched_labels"}
 
 
 def encode(run: Run, model_id: str, *, version: int, ledger_version: int) -> dict[str, Any] | None:

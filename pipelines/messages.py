@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from model.evaluate import DISTURBANCES, MEASURES
-from pipelines.audio import REASONS
+from pipelines.audio import NOTES, REASONS
 from pipelines.lake import Lake
 
 
@@ -15,11 +15,13 @@ def files(totals: dict[str, Any]) -> str:
     left = f", {totals['left_out']} ignored by name" if totals["left_out"] else ""
     left += _labels_without_file(totals)
     gone = f", {totals['gone']} deleted" if totals["gone"] else ""
+    forgotten = f", {totals['forgotten']} forgotten" if totals["forgotten"] else ""
     if not new:
-        return f"nothing to do: all {totals['listed']} files are unchanged{left}"
+        every = "all " if not forgotten else ""
+        return f"nothing to do: {every}{totals['unchanged']} files are unchanged{forgotten}{left}"
     return (
         f"{totals['listed']} files: {totals['unchanged']} unchanged, {totals['done']} done, "
-        f"{totals['rejected']} rejected{gone}{left}"
+        f"{totals['rejected']} rejected{forgotten}{gone}{left}"
     )
 
 
@@ -47,15 +49,14 @@ def rejects(summary: dict[str, Any], say: Callable[[str], None]) -> None:
         say(f"    {found['count']:>6}  {reason}: {REASONS.get(reason, '')} Example: {shown(found['example'])}")
 
 
-def other_length(summary: dict[str, Any], say: Callable[[str], None]) -> None:
-    """Say how many files hold more or less sound than their headers declare, if any do."""
-    found = summary["other_length"]
-    if found is not None:
+def notes(summary: dict[str, Any], say: Callable[[str], None]) -> None:
+    """Say a line for each kind of note on files that are done, the most frequent first, with an example."""
+    for kind, found in summary["notes"].items():
         one = found["example"]
-        say(
-            f"    {found['count']:>6}  done, but not as long as declared. Example: {shown(one['uri'])}: "
-            f"{one['claimed_s']:.2f} s by its header, {one['duration_s']:.2f} s decoded"
-        )
+        lengths = f"{one['duration_s']:.2f} s decoded"
+        if kind == "other-length":
+            lengths = f"{one['claimed_s']:.2f} s by its header, {lengths}"
+        say(f"    {found['count']:>6}  done, {kind}: {NOTES.get(kind, '')} Example: {shown(one['uri'])}: {lengths}")
 
 
 def plan(found: dict[str, Any], say: Callable[[str], None]) -> None:
@@ -63,11 +64,12 @@ def plan(found: dict[str, Any], say: Callable[[str], None]) -> None:
     again = f", {found['tried_again']} to be retried" if found["tried_again"] else ""
     moved = f", {found['relabelled']} under another label or corpus" if found["relabelled"] else ""
     gone = f"; {found['gone']} deleted" if found["gone"] else ""
+    forgotten = f", {found['forgotten']} forgotten" if found["forgotten"] else ""
     left = f"; {found['left_out']} ignored by name" if found["left_out"] else ""
     left += _labels_without_file(found, "; ")
     say(
         f"{found['listed']} files: {found['unchanged']} unchanged, {found['new']} new, {found['changed']} changed"
-        f"{again}{moved}{gone}{left}"
+        f"{again}{moved}{forgotten}{gone}{left}"
     )
     labels(found, say)
     if found["known"]:
@@ -146,6 +148,7 @@ def run(result: dict[str, Any], say: Callable[[str], None]) -> None:
         f"{found['windows']} windows in {found['shards']} shards, {found['silent_windows']} silent windows left out"
     )
     rejects(found, say)
+    notes(found, say)
     model = result["model"]
     made = result["train"] or {"model_id": None, "trained": False}
     how = "trained" if made["trained"] and made["model_id"] == model["model_id"] else "there already"
@@ -232,7 +235,7 @@ def status(result: dict[str, Any], say: Callable[[str], None]) -> None:
             f"{_recordings(found)}, {found['hours']:.2f} hours, {found['windows']} windows, "
             f"{found['shards']} shards"
         )
-        other_length(found, say)
+        notes(found, say)
         rejects(found, say)
         if found["estimate"] is not None:
             say(f"    {estimate_error(found['estimate'])}")
