@@ -38,6 +38,7 @@ OUTCOMES = pa.schema(
         ("silent_windows", pa.int64()),
         ("samples", pa.int64()),  # at the spec's rate, from the recording's start to where reading stopped
         ("decoder", pa.int32()),  # `audio.DECODER_VERSION`; null for 1, and not in files of that time
+        ("notes", pa.list_(pa.string())),  # keys of `audio.NOTES` that decoding found; nor are these
     ]
 )
 

@@ -191,7 +191,7 @@ def extract_command(
                 f"{summary['hours']:.2f} hours, {summary['windows']} windows in {summary['shards']} shards, "
                 f"{summary['silent_windows']} silent windows skipped"
             )
-            messages.other_length(summary, tell)
+            messages.notes(summary, tell)
             messages.rejects(summary, tell)
         if repair:
             messages.repaired(result["repair"], found.spec_id, tell)

@@ -56,7 +56,7 @@ def export(
     where: Annotated[str | None, typer.Option("--where", help="SQL filter on the table's columns.")] = None,
     by: Annotated[
         Literal["windows", "recordings"],
-        typer.Option("--by", help="One row per window, or per recording (mean embedding of the clip)."),
+        typer.Option("--by", help="One row per window of each file, or per file (mean embedding of the clip)."),
     ] = "windows",
     spec: SpecToRead = None,
     model: ModelId = None,
@@ -70,7 +70,8 @@ def export(
     if as_json:
         out(result)
     else:
-        tell(f"{result['rows']} {result['by']} written to {result['file']}")
+        what = "window of each file" if by == "windows" else "file"
+        tell(f"{result['rows']} rows, one for each {what}, written to {result['file']}")
 
 
 def forget(

@@ -216,8 +216,8 @@ def encode(run: Run, model_id: str, *, version: int, ledger_version: int) -> dic
     for name in lake.names(Lake.staging(model_id)):
         if name.isdecimal() and int(name) < version:
             lake.remove(f"{Lake.staging(model_id)}/{name}")
-    encoded, written = (sum(piece[name] for piece in pieces) for name in ("encoded", "rows"))
-    totals = {"encoded": encoded, "renamed": written - encoded, "stale_recordings": summary["stale"]}
+    totals = {name: sum(piece[name] for piece in pieces) for name in ("encoded", "renamed")}
+    totals |= {"stale_recordings": summary["stale"], "row_format": table.ROW_FORMAT}
     totals["rows"] = table.need_table(lake, model_id).count_rows()
     return totals | {"ledger_version": ledger_version, "table_version": made}
 

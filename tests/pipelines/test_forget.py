@@ -81,6 +81,7 @@ def needles_of(lake: Path, path: Path) -> dict[str, list[bytes]]:
     own = [values for (one, _), values in windows(lake).items() if one == recording_id]
     vectors = [row["embedding"] for row in embeddings(lake) if row["recording_id"] == recording_id]
     return {
+        "row": [hashlib.sha256(uri.encode()).hexdigest()[:16].encode()],
         "name": [uri.encode(), quote(uri).encode(), json.dumps(uri)[1:-1].encode(), path.name.encode()],
         "digest": [recording_id.encode(), bytes.fromhex(recording_id)],
         "window": [part for values in own for part in (values[4096:4352], values[9216:9472])],
