@@ -226,6 +226,9 @@ def promoted(result: dict[str, Any], say: Callable[[str], None]) -> None:
 def status(result: dict[str, Any], say: Callable[[str], None]) -> None:
     """Say what is in a lake."""
     say(f"lake {result['lake']}")
+    forgotten = result["forgotten"]
+    if any(forgotten.values()):
+        say(f"  forgotten: {forgotten['recordings']} recordings, {forgotten['names']} names; extract leaves them out")
     if not result["specs"]:
         say(f"  no features yet; run: soundlake run AUDIO --lake {shlex.quote(result['lake'])}")
     for spec_id, found in result["specs"].items():
@@ -244,6 +247,8 @@ def status(result: dict[str, Any], say: Callable[[str], None]) -> None:
             say(f"  model {model_id}: {found['unreadable']}")
             continue
         mark = ", promoted" if found["promoted"] else ""
+        if found["trained_forgotten"]:
+            mark += f", trained on {found['trained_forgotten']} recordings that are forgotten now"
         loss = found["validation"]["negative_elbo"]
         say(f"  model {model_id}: spec {found['spec_id']}{mark}, validation loss {loss:.0f} nats, {found['report']}")
     for model_id, found in result["tables"].items():

@@ -142,7 +142,7 @@ class _Compare(beam.DoFn):
             if row is not None and row["corpus"] == self.corpus:
                 yield TaggedOutput("gone", (replaces, uri))
                 yield TaggedOutput("counts", ("gone", 1))
-            elif row is None and labels is not None:
+            elif row is None and labels is not None and not (self.memory and self.memory.is_former(uri)):
                 yield TaggedOutput("counts", ("labels without a file", 1))
                 if self.memory is None or not self.memory.holds(uri=uri):
                     yield TaggedOutput("unmatched", (labels[0], uri))
