@@ -13,7 +13,7 @@ from model.features import FeatureSpec
 from pipelines import fragments, ledger, models, table
 from pipelines.judging import evaluate, promote
 from pipelines.lake import Lake, run_manifest
-from pipelines.lookup import find_model
+from pipelines.lookup import find_model, find_table
 from pipelines.options import is_template, refuse_template
 from pipelines.progress import Progress, watching
 from pipelines.training import train
@@ -329,7 +329,7 @@ def run(
     if known is None or not known.count_rows(f"status = '{ledger.DONE}'"):
         raise InputError(f"no usable recording in {audio}; for the reasons run: {lake.command('status')}")
     trained, held = None, None
-    if retrain or models.promoted(lake, spec.spec_id) is None:
+    if retrain or models.usable(lake, spec.spec_id) is None:
         step("train")
         trained = train(lake, spec=spec.spec_id, settings=settings, progress=progress)
         if not trained["promoted"]:
@@ -414,6 +414,6 @@ def export(
     """Write a model's table to a file; see `pipelines.export.export`."""
     from pipelines.export import export as write
 
-    model = find_model(lake, model_id, spec)
-    rows = write(table.need_table(lake, model.model_id), target, where=where, by=by)
-    return {"model_id": model.model_id, "rows": rows, "by": by, "file": target}
+    found_id, dataset = find_table(lake, model_id, spec)
+    rows = write(dataset, target, where=where, by=by)
+    return {"model_id": found_id, "rows": rows, "by": by, "file": target}

@@ -230,8 +230,8 @@ def status(result: dict[str, Any], say: Callable[[str], None]) -> None:
         loss = found["validation"]["negative_elbo"]
         say(f"  model {model_id}: spec {found['spec_id']}{mark}, validation loss {loss:.0f} nats, {found['report']}")
     for model_id, found in result["tables"].items():
-        fresh = "up to date"
-        if not found["up_to_date"]:
+        fresh = "up to date" if found["up_to_date"] else "its model cannot be read"
+        if found["up_to_date"] is False:
             fresh = f"out of date; run: soundlake encode --lake {shlex.quote(result['lake'])}"
         kind = (found["index"] or {}).get("kind", "exact")
         recall = (found["index"] or {}).get("recall")
