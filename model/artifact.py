@@ -42,6 +42,9 @@ _FILES = {3: {WEIGHTS, ENCODER, DECODER}, FORMAT_VERSION: {WEIGHTS, ENCODER, DEC
 VERIFIED = _FILES[FORMAT_VERSION]
 # What evaluate found.
 METRICS = "metrics.json"
+# Of model.json: the digest of the list of recordings before some were struck off it, while it is being written; and how
+# many were, since they were forgotten.
+FORMER, STRUCK = "trained_before", "trained_forgotten"
 # Largest difference of the ONNX copies from the Keras model, relative to the largest value.
 PARITY = 1e-4
 
@@ -323,7 +326,8 @@ def load(directory: str | Path, *, files: bool = True) -> Model:
             other = sorted(digests.keys() ^ _FILES[version])[0]
             raise InputError(f"{directory / MANIFEST} names other files than a model has, or not all: {other[:80]!r}")
         for name, digest in digests.items() if files else ():
-            if _digest(directory / name) != digest:
+            others = [manifest.get(FORMER)] if name == TRAINED else []
+            if _digest(directory / name) not in (digest, *others):
                 raise _other_file(directory / name)
         spec = FeatureSpec.model_validate(manifest["spec"])
         mean, std = (np.asarray(manifest["normalisation"][name], np.float32) for name in ("mean", "std"))

@@ -38,6 +38,7 @@ OUTCOMES = pa.schema(
         ("silent_windows", pa.int64()),
         ("samples", pa.int64()),  # at the spec's rate, from the recording's start to where reading stopped
         ("decoder", pa.int32()),  # `audio.DECODER_VERSION`; null for 1, and not in files of that time
+        ("notes", pa.list_(pa.string())),  # keys of `audio.NOTES` that decoding found; nor are these
     ]
 )
 
@@ -117,7 +118,7 @@ def make_bundle(
             outcomes.append(outcome)
         if not any(outcome["windows"] for outcome in outcomes):
             raise _NothingKept
-    _write_outcomes(lake, spec, bundle, outcomes)
+    write_outcomes(lake, spec.spec_id, bundle, outcomes)
     return [{name: row[name] for name in OUTCOMES.names} | {"bundle": bundle} for row in outcomes]
 
 
@@ -140,13 +141,13 @@ def restore_shard(lake: Lake, spec: FeatureSpec, bundle: str, kept: Sequence[tup
                 )
 
 
-def _write_outcomes(lake: Lake, spec: FeatureSpec, bundle: str, outcomes: Sequence[Row]) -> None:
+def write_outcomes(lake: Lake, spec_id: str, bundle: str, outcomes: Sequence[Row]) -> None:
     """Write down what became of a bundle's segments: from now on it is done."""
     from pyarrow import parquet
 
     sink = io.BytesIO()
     parquet.write_table(pa.Table.from_pylist(list(outcomes), schema=OUTCOMES), sink)
-    lake.write(Lake.outcome(spec.spec_id, bundle), sink.getvalue())
+    lake.write(Lake.outcome(spec_id, bundle), sink.getvalue())
 
 
 def _written(box: Sandbox, part: str, works: Sequence[Work], spec: FeatureSpec) -> Iterator[tuple[Work, Row]]:

@@ -153,6 +153,9 @@ def extract_command(
         bool, typer.Option("--allow-empty", help="Allow the ledger to become empty if the corpus is empty.")
     ] = False,
     retry_rejected: Retry = None,
+    include_forgotten: Annotated[
+        bool, typer.Option("--include-forgotten", help="Take in files that `forget` removed; they stay from now on.")
+    ] = False,
     repair: Annotated[
         bool, typer.Option("--repair", help="After extracting, verify all shards and rebuild bad ones.")
     ] = False,
@@ -175,6 +178,7 @@ def extract_command(
         allow_empty=allow_empty,
         retry=retry_rejected,
         repair=repair,
+        include_forgotten=include_forgotten,
     )
     summary = ledger.summary(ledger.open_ledger(where, found.spec_id)) if result["ledger_version"] else None
     if as_json:
@@ -187,7 +191,7 @@ def extract_command(
                 f"{summary['hours']:.2f} hours, {summary['windows']} windows in {summary['shards']} shards, "
                 f"{summary['silent_windows']} silent windows skipped"
             )
-            messages.other_length(summary, tell)
+            messages.notes(summary, tell)
             messages.rejects(summary, tell)
         if repair:
             messages.repaired(result["repair"], found.spec_id, tell)
@@ -383,6 +387,7 @@ app.command("search", epilog="Example: soundlake search 'heron.wav@3.5-5.5' --la
     cli_table.search
 )
 app.command("export", epilog="Example: soundlake export embeddings.parquet --lake ~/lake")(cli_table.export)
+app.command("forget", epilog="Example: soundlake forget ~/recordings/heron.wav --lake ~/lake")(cli_table.forget)
 app.command("maintain", epilog="Example: soundlake maintain --lake ~/lake --dry-run")(cli_table.maintain)
 
 

@@ -98,6 +98,7 @@ def extract(
     allow_empty: bool = False,
     retry: str | None = None,
     repair: bool = False,
+    include_forgotten: bool = False,
 ) -> dict[str, Any]:
     """Bring the features of a corpus up to date; see `pipelines.extract.extract` for what comes back.
 
@@ -110,6 +111,8 @@ def extract(
     repair : bool
         Then check every shard of the spec, and make again what is damaged; adds ``repair``
         (`pipelines.repair.repair`).
+    include_forgotten : bool
+        Take in files that the lake has forgotten; they are forgotten no more.
     """
     if repair:
         refuse_template(beam, "extract --repair")
@@ -140,6 +143,7 @@ def extract(
                 engine=engine,
                 allow_empty=allow_empty,
                 retried=retried,
+                include_forgotten=include_forgotten,
                 note=functools.partial(finish.note_extract, run, spec.spec_id, rates=rates),
             )
         if not rates and watch.first is not None:
@@ -266,6 +270,7 @@ def encode(
     # A service cannot start a template without a job in it: one that finds nothing to do.
     if dataset is not None and known is not None and not is_template(beam):
         now = {"ledger_version": int(known.version), "table_version": int(dataset.version)}
+        now["row_format"] = table.ROW_FORMAT
         if {name: done.get(name) for name in now} == now:
             return done | {"encoded": 0, "renamed": 0, "stale_recordings": 0, "run_id": None}
     from pipelines import finish

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from model.errors import InputError, TryLaterError
-from pipelines import account, fragments, ledger, plan, table
+from pipelines import account, forgotten, fragments, ledger, plan, table
 from pipelines.corpus import listing
+from pipelines.forgotten import Memory
 from pipelines.lake import Lake, Run
 from pipelines.ledger import DONE, REJECTED, Row
 
@@ -58,14 +59,18 @@ def extract(
     partition: str | None,
     allow_empty: bool,
     retried: frozenset[str],
+    include_forgotten: bool = False,
+    planned: str | None = None,
 ) -> dict[str, Any] | None:
     """Judge what extract's pipeline has left in the run's folder, and commit it.
 
     Parameters
     ----------
     run : Run
-    spec_id, corpus, partition, allow_empty, retried
+    spec_id, corpus, partition, allow_empty, retried, include_forgotten
         As for `pipelines.extract.extract`.
+    planned : str or None
+        `pipelines.forgotten.Memory.mark` that the pipeline was planned with; None if any will do.
     version : int
         Of the ledger that the pipeline was planned from; 0 for none.
 
@@ -89,16 +94,25 @@ def extract(
         _refuse_to_empty(corpus if partition is None else f"{corpus}/{partition}", totals)
     new, dropped = summary["fragments"], summary["dropped"]
     made: int | None = version
-    if new or dropped:
-        uri = lake.ledger_uri(spec_id)
-        with lake.locked(f"{Lake.spec(spec_id)}/ledger"):
+    digests = summary["forgotten"]
+    if not (new or dropped or digests):
+        return totals | {"ledger_version": version}
+    uri = lake.ledger_uri(spec_id)
+    with lake.locked(f"{Lake.spec(spec_id)}/ledger"):
+        # What was forgotten meanwhile must not come back. Forget changes the memory first, and then waits for the lock.
+        if planned is not None and Memory.of(lake).mark != planned:
+            return None
+        if digests:
+            what = forgotten.without if include_forgotten else forgotten.with_files
+            forgotten.change(lake, lambda memory: what(memory, digests))
+        if new or dropped:
             made = fragments.commit(uri, version, ledger.SCHEMA, new, dropped, run_id=run.run_id)
     return None if made is None else totals | {"ledger_version": made}
 
 
 def _accounted(totals: dict[str, Any]) -> int:
     """Files that something has become of."""
-    return int(totals["unchanged"] + totals[DONE] + totals[REJECTED])
+    return int(totals["unchanged"] + totals[DONE] + totals[REJECTED] + totals["forgotten"])
 
 
 def _refuse_to_empty(corpus: str, totals: dict[str, Any]) -> None:
@@ -112,7 +126,7 @@ def _refuse_to_empty(corpus: str, totals: dict[str, Any]) -> None:
 
 def totalled(counts: Mapping[str, float]) -> dict[str, Any]:
     """Files of a run by what they were and what became of them, from the pipeline's counts."""
-    names = ("listed", "unchanged", "new", "changed", "relabelled", "gone", "recordings")
+    names = ("listed", "unchanged", "new", "changed", "relabelled", "forgotten", "gone", "recordings")
     totals: dict[str, Any] = {name: counts.get(name, 0) for name in names}
     totals |= {name: counts.get(f"rows {name}", 0) for name in (DONE, REJECTED)}
     totals |= {"left_out": counts.get("left out", 0), "labels_without_file": counts.get("labels without a file", 0)}
@@ -141,10 +155,13 @@ def _missing(
     if before is not None:
         known = {row["uri"]: row for row in ledger.read(before, ["uri", *account.KNOWN])}
     missing = []
+    memory = Memory.of(lake)
     for found in listing(corpus, partition):
         if found is None or found[0] in accounted:
             continue
         uri, entry = found
+        if memory.known(uri, entry.size, entry.mtime_ns):
+            continue
         if uri not in known or not plan.is_known(entry.size, entry.mtime_ns, known[uri], retried=retried):
             missing.append(uri)
             if len(missing) == NAMED:
@@ -199,8 +216,8 @@ def encode(run: Run, model_id: str, *, version: int, ledger_version: int) -> dic
     for name in lake.names(Lake.staging(model_id)):
         if name.isdecimal() and int(name) < version:
             lake.remove(f"{Lake.staging(model_id)}/{name}")
-    encoded, written = (sum(piece[name] for piece in pieces) for name in ("encoded", "rows"))
-    totals = {"encoded": encoded, "renamed": written - encoded, "stale_recordings": summary["stale"]}
+    totals = {name: sum(piece[name] for piece in pieces) for name in ("encoded", "renamed")}
+    totals |= {"stale_recordings": summary["stale"], "row_format": table.ROW_FORMAT}
     totals["rows"] = table.need_table(lake, model_id).count_rows()
     return totals | {"ledger_version": ledger_version, "table_version": made}
 

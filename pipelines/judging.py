@@ -5,7 +5,8 @@ from typing import Any
 
 from model.errors import HeldError, InputError
 from pipelines import models
-from pipelines.lake import Lake, run_manifest
+from pipelines.forgotten import Memory
+from pipelines.lake import Lake, forgotten_meanwhile, run_manifest
 from pipelines.lookup import find_model
 from pipelines.quiet import quiet
 
@@ -39,7 +40,10 @@ def evaluate(
     from pipelines.showing import report
 
     with run_manifest(lake, "evaluate", {"model_id": model.model_id, "folds": folds}) as run:
+        before = Memory.of(lake).mark
         judged = evaluation(lake, model, folds=given)
+        if Memory.of(lake).mark != before:
+            raise forgotten_meanwhile(lake)
         judged.found.update({"model_id": model.model_id, "run_id": run.run_id})
         run.manifest["counts"] = judged.found
         artifact.write_json(model.directory / artifact.METRICS, judged.found)

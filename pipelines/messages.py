@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from model.evaluate import DISTURBANCES, MEASURES
-from pipelines.audio import REASONS
+from pipelines.audio import NOTES, REASONS
 from pipelines.lake import Lake
 
 
@@ -15,11 +15,13 @@ def files(totals: dict[str, Any]) -> str:
     left = f", {totals['left_out']} ignored by name" if totals["left_out"] else ""
     left += _labels_without_file(totals)
     gone = f", {totals['gone']} deleted" if totals["gone"] else ""
+    forgotten = f", {totals['forgotten']} forgotten" if totals["forgotten"] else ""
     if not new:
-        return f"nothing to do: all {totals['listed']} files are unchanged{left}"
+        every = "all " if not forgotten else ""
+        return f"nothing to do: {every}{totals['unchanged']} files are unchanged{forgotten}{left}"
     return (
         f"{totals['listed']} files: {totals['unchanged']} unchanged, {totals['done']} done, "
-        f"{totals['rejected']} rejected{gone}{left}"
+        f"{totals['rejected']} rejected{forgotten}{gone}{left}"
     )
 
 
@@ -35,15 +37,14 @@ def rejects(summary: dict[str, Any], say: Callable[[str], None]) -> None:
         say(f"    {found['count']:>6}  {reason}: {REASONS.get(reason, '')} Example: {shown(found['example'])}")
 
 
-def other_length(summary: dict[str, Any], say: Callable[[str], None]) -> None:
-    """Say how many files hold more or less sound than their headers declare, if any do."""
-    found = summary["other_length"]
-    if found is not None:
+def notes(summary: dict[str, Any], say: Callable[[str], None]) -> None:
+    """Say a line for each kind of note on files that are done, the most frequent first, with an example."""
+    for kind, found in summary["notes"].items():
         one = found["example"]
-        say(
-            f"    {found['count']:>6}  done, but not as long as declared. Example: {shown(one['uri'])}: "
-            f"{one['claimed_s']:.2f} s by its header, {one['duration_s']:.2f} s decoded"
-        )
+        lengths = f"{one['duration_s']:.2f} s decoded"
+        if kind == "other-length":
+            lengths = f"{one['claimed_s']:.2f} s by its header, {lengths}"
+        say(f"    {found['count']:>6}  done, {kind}: {NOTES.get(kind, '')} Example: {shown(one['uri'])}: {lengths}")
 
 
 def plan(found: dict[str, Any], say: Callable[[str], None]) -> None:
@@ -51,11 +52,12 @@ def plan(found: dict[str, Any], say: Callable[[str], None]) -> None:
     again = f", {found['tried_again']} to be retried" if found["tried_again"] else ""
     moved = f", {found['relabelled']} under another label or corpus" if found["relabelled"] else ""
     gone = f"; {found['gone']} deleted" if found["gone"] else ""
+    forgotten = f", {found['forgotten']} forgotten" if found["forgotten"] else ""
     left = f"; {found['left_out']} ignored by name" if found["left_out"] else ""
     left += _labels_without_file(found, "; ")
     say(
         f"{found['listed']} files: {found['unchanged']} unchanged, {found['new']} new, {found['changed']} changed"
-        f"{again}{moved}{gone}{left}"
+        f"{again}{moved}{forgotten}{gone}{left}"
     )
     if found["known"]:
         say(f"    {found['known']:>6}  have content that is already in the lake: not decoded again")
@@ -132,12 +134,13 @@ def run(result: dict[str, Any], say: Callable[[str], None]) -> None:
         f"{found['windows']} windows in {found['shards']} shards, {found['silent_windows']} silent windows left out"
     )
     rejects(found, say)
+    notes(found, say)
     model = result["model"]
     made = result["train"] or {"model_id": None, "trained": False}
     how = "trained" if made["trained"] and made["model_id"] == model["model_id"] else "there already"
     say(f"model       {model['model_id']} {how}: {elbo(model['metrics'])}")
     did = f"{encoded['encoded']} windows encoded" if encoded["encoded"] else "nothing to encode"
-    say(f"table       {encoded['rows']} windows, {did}, search is {encoded['index']['kind']}")
+    say(f"table       {encoded['rows']} rows, {did}, search is {encoded['index']['kind']}")
     judged = result["evaluation"]
     if judged is not None:
         other = "" if judged["model_id"] == model["model_id"] else f"of {judged['model_id']}, which was trained now: "
@@ -170,7 +173,7 @@ def encoded(result: dict[str, Any]) -> str:
     if result["stale_recordings"]:
         did.append(f"old rows of {result['stale_recordings']} recordings removed")
     search = f", search is {result['index']['kind']}" if result["index"] else ""
-    return f"{', '.join(did) or 'nothing to do'}; the table has {result['rows']} windows{search}"
+    return f"{', '.join(did) or 'nothing to do'}; the table has {result['rows']} rows{search}"
 
 
 def trained(result: dict[str, Any], lake: str, say: Callable[[str], None]) -> None:
@@ -215,10 +218,10 @@ def status(result: dict[str, Any], say: Callable[[str], None]) -> None:
         say(f"  features {spec_id}{' (' + found['preset'] + ')' if found['preset'] else ''}")
         say(
             f"    {found['listed']} files = {found['done']} done + {found['rejected']} rejected; "
-            f"{found['recordings']} recordings, {found['hours']:.2f} hours, {found['windows']} windows, "
+            f"{_recordings(found)}, {found['hours']:.2f} hours, {found['windows']} windows, "
             f"{found['shards']} shards"
         )
-        other_length(found, say)
+        notes(found, say)
         rejects(found, say)
         if found["estimate"] is not None:
             say(f"    {estimate_error(found['estimate'])}")
@@ -236,9 +239,16 @@ def status(result: dict[str, Any], say: Callable[[str], None]) -> None:
         kind = (found["index"] or {}).get("kind", "exact")
         recall = (found["index"] or {}).get("recall")
         say(
-            f"  table {model_id}: {found['rows']} windows, {fresh}, search is {kind}"
+            f"  table {model_id}: {found['rows']} rows, {fresh}, search is {kind}"
             + (f", recall {recall:.3f}" if recall is not None else "")
         )
+
+
+def _recordings(found: dict[str, Any]) -> str:
+    """How many recordings files hold, and how many files are copies of others."""
+    copies = found["done"] - found["recordings"]
+    said = f" ({found['done']} files hold them: {copies} are copies of others, byte for byte)" if copies else ""
+    return f"{found['recordings']} recordings{said}"
 
 
 def hits(results: Sequence[dict[str, Any]], say: Callable[[str], None], *, filtered: bool) -> None:

@@ -294,6 +294,12 @@ def shards(lake: Lake, spec_id: str, bundles: Mapping[str, Collection[str]]) -> 
     return {str(base / names[bundle]): wanted for bundle, wanted in bundles.items()}
 
 
+def uncache(lake: Lake, name: str) -> None:
+    """Remove a file of a lake in a bucket from the cache on this machine."""
+    if not lake.is_local:
+        (_cached(lake) / name).unlink(missing_ok=True)
+
+
 def _is_here(base: Path, info: Info) -> bool:
     try:
         found = (base / info.name).stat()

@@ -46,9 +46,10 @@ def status(lake: Lake, *, spec: str | None = None) -> dict[str, Any]:
             tables[model_id] = {"rows": dataset.count_rows(), "table_version": int(dataset.version)}
             tables[model_id]["index"] = said.get("index")
             now = specs.get(found.get(model_id, {}).get("spec_id", ""), {}).get("ledger_version")
+            wanted = {"ledger_version": now, "row_format": table.ROW_FORMAT}
+            fresh = now is not None and wanted == {name: said.get(name) for name in wanted}
             # Of a model that cannot be read, nobody knows the spec.
-            readable = "unreadable" not in found.get(model_id, {})
-            tables[model_id]["up_to_date"] = (now is not None and said.get("ledger_version") == now) if readable else None
+            tables[model_id]["up_to_date"] = None if "unreadable" in found.get(model_id, {}) else fresh
     return {"lake": lake.root, "specs": specs, "models": found, "tables": tables}
 
 
