@@ -36,8 +36,8 @@ MANIFEST, WEIGHTS, ENCODER, DECODER, TRAINED, REPORT = (
     "trained.npy",
     "report.html",
 )
-# What model.json tells the digests of, which is all that is ever loaded, by the formats that are read. A model of format
-# 3 does not tell what it was trained on.
+# By format, the files whose digests model.json holds: nothing else is ever loaded. A model of format 3 does not tell
+# what it was trained on.
 _FILES = {3: {WEIGHTS, ENCODER, DECODER}, FORMAT_VERSION: {WEIGHTS, ENCODER, DECODER, TRAINED}}
 VERIFIED = _FILES[FORMAT_VERSION]
 # What evaluate found.

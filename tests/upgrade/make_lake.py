@@ -33,7 +33,7 @@ def rounded(vae, *given, **named):
 artifact.export = rounded
 raise SystemExit(script())
 """
-TRAINING = "--steps 8 --batch-size 8 --latent-dim 4 --likeness-dim 4 --pitch 2".split()
+TRAINING = ["--steps", "8", "--batch-size", "8", "--latent-dim", "4", "--likeness-dim", "4", "--pitch", "2"]
 
 
 def sounds(folder: Path) -> None:
