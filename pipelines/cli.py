@@ -156,6 +156,10 @@ def extract_command(
     include_forgotten: Annotated[
         bool, typer.Option("--include-forgotten", help="Take in files that `forget` removed; they stay from now on.")
     ] = False,
+    recheck: Annotated[
+        bool,
+        typer.Option("--recheck", help="Decode again what an older version of soundlake read, where that differs."),
+    ] = False,
     repair: Annotated[
         bool, typer.Option("--repair", help="After extracting, verify all shards and rebuild bad ones.")
     ] = False,
@@ -179,6 +183,7 @@ def extract_command(
         retry=retry_rejected,
         repair=repair,
         include_forgotten=include_forgotten,
+        recheck=recheck,
     )
     summary = ledger.summary(ledger.open_ledger(where, found.spec_id)) if result["ledger_version"] else None
     if as_json:
@@ -193,7 +198,10 @@ def extract_command(
                 f"{summary['silent_windows']} silent windows skipped"
             )
             messages.notes(summary, tell)
+            messages.older_decoder(summary, found.spec_id, where, tell)
             messages.rejects(summary, tell)
+        if recheck:
+            messages.rechecked(result["recheck"], tell)
         if repair:
             messages.repaired(result["repair"], found.spec_id, tell)
     if max_rejects is not None and summary is not None and summary["rejected"] > max_rejects:

@@ -29,6 +29,10 @@ def evaluate(
         As `pipelines.evaluation.Judged.found`, and ``report``.
     """
     model = find_model(lake, model_id, spec)
+    try:
+        model.trained()
+    except InputError as error:
+        raise InputError(f"{error}; train one that can be judged, run: {lake.command('train')}") from error
     given = _folds(folds)
     with quiet():
         from pipelines.evaluation import evaluation

@@ -90,6 +90,8 @@ def _read_left(bundle: str, lake: Lake, spec_id: str) -> Iterator[Any]:
     if any(memory.holds(uri=row["uri"], recording_id=row["recording_id"]) for row in rows):
         return  # a shard with a forgotten recording in it must not be named by the ledger
     for row in rows:
+        if ledger.is_older(row):
+            continue  # it is decoded anew
         if row["first"] == 0:
             file = [row["size"], row["mtime_ns"], row["recording_id"], json.loads(row["probe"])]
             yield TaggedOutput("files", (row["uri"], packed(file)))
@@ -101,7 +103,7 @@ class _Compare(beam.DoFn):
 
     Parameters
     ----------
-    corpus, partition, retried
+    corpus, partition, retried, recheck
         As for `survey`.
     lake : Lake or None
         Whose memory of what is forgotten counts; by default nothing is forgotten.
@@ -118,9 +120,11 @@ class _Compare(beam.DoFn):
         lake: Lake | None = None,
         *,
         include_forgotten: bool = False,
+        recheck: bool = False,
         others: frozenset[str] = frozenset(),
     ) -> None:
         self.corpus, self.partition, self.retried, self.others = corpus, partition, retried, others
+        self.recheck = recheck
         self.lake, self.include_forgotten = lake, include_forgotten
         self.memory: Memory | None = None
 
@@ -164,7 +168,7 @@ class _Compare(beam.DoFn):
         else:
             same_name = (row["corpus"], row["label"], row["group"]) == (self.corpus, label, group)
             unchanged = (row["size"], row["mtime_ns"]) == (size, mtime_ns)
-            if plan.is_known(size, mtime_ns, row, retried=self.retried):
+            if plan.is_known(size, mtime_ns, row, retried=self.retried, recheck=self.recheck):
                 if same_name:
                     yield TaggedOutput("counts", ("unchanged", 1))
                     return
@@ -173,7 +177,7 @@ class _Compare(beam.DoFn):
                     yield TaggedOutput("identified", (row["recording_id"], packed(file.values())))
                     return
             yield TaggedOutput("counts", ("tried again" if unchanged else "changed", 1))
-            if same_name and unchanged:
+            if same_name and unchanged and not (self.recheck and ledger.is_older(row)):
                 # For what it was rejected, so that the same again is no news.
                 file = replace(file, before=row["reason"])
         if left is not None:
@@ -325,12 +329,13 @@ def survey(
     threads: int = 1,
     retried: frozenset[str] = plan.TRANSIENT,
     include_forgotten: bool = False,
+    recheck: bool = False,
 ) -> Survey:
     """Apply the transforms from the listing to the segments that are to be extracted.
 
     Parameters
     ----------
-    pipeline, lake, spec, corpus, labels, partition, threads, retried, include_forgotten
+    pipeline, lake, spec, corpus, labels, partition, threads, retried, include_forgotten, recheck
         As for `pipelines.extract.extract`. The lake may be one that does not exist yet; nothing is written to it.
     before : lance.LanceDataset or None
         The ledger to compare with; workers read it at its version.
@@ -362,7 +367,9 @@ def survey(
     compared = joined(
         "by uri", {"listed": listed.listed, "known": known, "labels": named.lines, "left": left.files}
     ) | "compare" >> beam.ParDo(
-        _Compare(corpus, partition, retried, lake, include_forgotten=include_forgotten, others=others)
+        _Compare(
+            corpus, partition, retried, lake, include_forgotten=include_forgotten, recheck=recheck, others=others
+        )
     ).with_outputs("gone", "counts", "identified", "forgotten", "unmatched", main="candidates")
     probed = compared.candidates | "probe" >> beam.ParDo(
         Concurrently(functools.partial(probe_file, corpus=corpus), threads)
