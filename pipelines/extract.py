@@ -179,6 +179,7 @@ def build(
         partition=partition,
         threads=threads,
         retried=retried,
+        progress=progress,
     )
     total = AsSingleton(
         found.works

@@ -11,6 +11,7 @@ from typing import Any
 from model.errors import InputError, TryLaterError
 from pipelines import account, fragments, ledger, plan, table
 from pipelines.corpus import listing
+from pipelines.display import stage
 from pipelines.lake import Lake, Run
 from pipelines.ledger import DONE, REJECTED, Row
 
@@ -89,7 +90,7 @@ def extract(
     made: int | None = version
     if new or dropped:
         uri = lake.ledger_uri(spec_id)
-        with lake.locked(f"{Lake.spec(spec_id)}/ledger"):
+        with stage("committing to the ledger"), lake.locked(f"{Lake.spec(spec_id)}/ledger"):
             made = fragments.commit(uri, version, ledger.SCHEMA, new, dropped, run_id=run.run_id)
     return None if made is None else totals | {"ledger_version": made}
 
@@ -179,7 +180,7 @@ def encode(run: Run, model_id: str, *, version: int, ledger_version: int) -> dic
     """
     lake = run.lake
     summary = json.loads(lake.read(f"{run.folder}/summary.json"))
-    with lake.locked(f"tables/{model_id}"):
+    with stage("committing to the table"), lake.locked(f"tables/{model_id}"):
         dataset = table.need_table(lake, model_id)
         try:
             pieces = [json.loads(lake.read(name)) for name in summary["pieces"]]
@@ -210,7 +211,7 @@ def note_encode(run: Run, model_id: str, totals: dict[str, Any], *, whole: bool)
     dataset = table.need_table(lake, model_id)
     index = table.said(lake, model_id).get("index")
     if whole:
-        with lake.locked(f"tables/{model_id}"):
+        with stage("bringing the index up to date"), lake.locked(f"tables/{model_id}"):
             index = fragments.changed(dataset, table.index)
     totals |= {"model_id": model_id, "index": index, "run_id": run.run_id}
     totals["table_version"] = int(table.need_table(lake, model_id).version)

@@ -6,6 +6,7 @@ from typing import Any
 
 from model.errors import HeldError, InputError
 from pipelines import models
+from pipelines.display import stage
 from pipelines.lake import Lake, run_manifest
 from pipelines.lookup import find_model
 from pipelines.quiet import quiet
@@ -30,7 +31,7 @@ def evaluate(
     """
     model = find_model(lake, model_id, spec)
     given = _folds(folds)
-    with quiet():
+    with stage("loading TensorFlow"), quiet():
         from pipelines.evaluation import evaluation
     from model import artifact
     from pipelines.showing import report
@@ -40,7 +41,8 @@ def evaluate(
         judged.found.update({"model_id": model.model_id, "run_id": run.run_id})
         run.manifest["counts"] = judged.found
         artifact.write_json(model.directory / artifact.METRICS, judged.found)
-        report(model, judged)
+        with stage("writing the report"):
+            report(model, judged)
         models.keep(lake, model, artifact.REPORT, artifact.METRICS)
         return judged.found | {"report": models.report(lake, model)}
 
@@ -85,7 +87,7 @@ def _through_the_gate(
     lake: Lake, model: Any, there: str, told: dict[str, Any], *, force: bool, folds: dict[str, str] | None
 ) -> None:
     """Compare with the model in use, log what came of it, and refuse one that is worse or cannot be compared."""
-    with quiet():
+    with stage("loading TensorFlow"), quiet():
         from pipelines import gate
     by_force = f"soundlake promote {model.model_id} --lake {shlex.quote(lake.root)} --force promotes it all the same"
     try:

@@ -24,13 +24,24 @@ from pipelines.corpus import Entry, at_hand, in_partition, listing, read_labels
 from pipelines.isolation import sandbox
 from pipelines.joins import joined
 from pipelines.lake import Lake
+from pipelines.progress import LISTED, PROBED, Progress, Tally
 from pipelines.runners import Concurrently
 
 
 class _Split(beam.DoFn):
     """Listed files by uri; those left out by name are counted."""
 
+    def __init__(self, progress: Progress | None) -> None:
+        self.progress = progress
+
+    def start_bundle(self) -> None:
+        self.tally = Tally(self.progress, LISTED)
+
+    def finish_bundle(self) -> None:
+        self.tally.tell()
+
     def process(self, found: tuple[str, Entry] | None) -> Iterator[Any]:
+        self.tally.add()
         if found is None:
             yield TaggedOutput("counts", ("left out", 1))
         else:
@@ -130,6 +141,23 @@ class _Compare(beam.DoFn):
             yield file
 
 
+class _Probed(beam.DoFn):
+    """What was probed, as it is, counted for whoever waits."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self.progress = progress
+
+    def start_bundle(self) -> None:
+        self.tally = Tally(self.progress, PROBED)
+
+    def finish_bundle(self) -> None:
+        self.tally.tell()
+
+    def process(self, found: Any) -> Iterator[Any]:
+        self.tally.add()
+        yield found
+
+
 def probe_file(candidate: Candidate, corpus: str) -> Iterator[Any]:
     """Read a file's header and digest: (recording_id, packed candidate), or a ledger row that rejects it."""
     try:
@@ -226,6 +254,7 @@ def survey(
     partition: str | None = None,
     threads: int = 1,
     retried: frozenset[str] = plan.TRANSIENT,
+    progress: Progress | None = None,
 ) -> Survey:
     """Apply the transforms from the listing to the segments that are to be extracted.
 
@@ -235,6 +264,8 @@ def survey(
         As for `pipelines.extract.extract`. The lake may be one that does not exist yet; nothing is written to it.
     before : lance.LanceDataset or None
         The ledger to compare with; workers read it at its version.
+    progress : Progress or None
+        Told how many files are listed and probed.
     """
     version = 0 if before is None else int(before.version)
     ledger_uri = lake.ledger_uri(spec.spec_id)
@@ -243,7 +274,7 @@ def survey(
         pipeline
         | "corpus" >> beam.Create([corpus])
         | "list" >> beam.FlatMap(listing, partition)
-        | "left out or listed" >> beam.ParDo(_Split()).with_outputs("counts", main="listed")
+        | "left out or listed" >> beam.ParDo(_Split(progress)).with_outputs("counts", main="listed")
     )
     in_ledger = pipeline | "ledger fragments" >> beam.Create(fragments.numbers(before))
     known = in_ledger | "read ledger" >> beam.ParDo(_ReadLedger(ledger_uri, version, ["uri", *account.KNOWN]))
@@ -268,7 +299,8 @@ def survey(
     probed = compared.candidates | "probe" >> beam.ParDo(
         Concurrently(functools.partial(probe_file, corpus=corpus), threads)
     ).with_outputs("rows", "counts", main="found").with_resource_hints(min_ram=isolation.RAM)
-    found = (probed.found, compared.identified) | "found" >> beam.Flatten()
+    counted = probed.found | "count the probed" >> beam.ParDo(_Probed(progress))
+    found = (counted, compared.identified) | "found" >> beam.Flatten()
     # Where nothing is new, the ledger's contents need not be read.
     wanted = AsSingleton(found | "how many" >> beam.combiners.Count.Globally())
     contents = in_ledger | "read contents" >> beam.ParDo(

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from model.errors import InputError
 from pipelines import fragments
+from pipelines.display import stage
 from pipelines.lake import Lake
 
 # Below this an exact scan takes milliseconds; an index would cost more than it gives.
@@ -93,12 +94,13 @@ def index(dataset: Any) -> dict[str, Any]:
     # One that was built stays in use if rows leave.
     if rows < INDEX_ROWS and not indexed:
         return {"kind": "exact", "rows": rows}
-    if indexed:
-        dataset.optimize.optimize_indices()
-    else:
-        dataset.create_index(
-            "embedding", "IVF_FLAT", name="embedding_idx", metric="l2", num_partitions=round(math.sqrt(rows))
-        )
+    with stage("building the index"):
+        if indexed:
+            dataset.optimize.optimize_indices()
+        else:
+            dataset.create_index(
+                "embedding", "IVF_FLAT", name="embedding_idx", metric="l2", num_partitions=round(math.sqrt(rows))
+            )
     return {"kind": "IVF_FLAT", "rows": rows, "recall": recall(dataset)}
 
 
@@ -144,11 +146,13 @@ def recall(dataset: Any) -> float:
     """Share of the true nearest windows that the index finds, for rows spread over the table."""
     rows = dataset.count_rows()
     picked = [int(i * rows / RECALL_QUERIES) for i in range(RECALL_QUERIES)]
-    hits = 0
-    for vector in dataset.take(picked, columns=["embedding"])["embedding"].to_pylist():
-        true, found = (
-            {r["id"] for r in nearest(dataset, vector, k=RECALL_K, where=None, columns=["id"], exact=exact)}
-            for exact in (True, False)
-        )
-        hits += len(true & found)
+    hits, name = 0, "measuring what the index finds"
+    with stage(name) as report:
+        for number, vector in enumerate(dataset.take(picked, columns=["embedding"])["embedding"].to_pylist()):
+            report(name, number, RECALL_QUERIES, f"{number} of {RECALL_QUERIES} queries")
+            true, found = (
+                {r["id"] for r in nearest(dataset, vector, k=RECALL_K, where=None, columns=["id"], exact=exact)}
+                for exact in (True, False)
+            )
+            hits += len(true & found)
     return hits / (RECALL_QUERIES * RECALL_K)
