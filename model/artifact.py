@@ -41,6 +41,9 @@ MANIFEST, WEIGHTS, ENCODER, DECODER, TRAINED, REPORT = (
 VERIFIED = {WEIGHTS, ENCODER, DECODER, TRAINED}
 # What evaluate found.
 METRICS = "metrics.json"
+# Of model.json: the digest of the list of recordings before some were struck off it, while it is being written; and how
+# many were, since they were forgotten.
+FORMER, STRUCK = "trained_before", "trained_forgotten"
 # Largest difference of the ONNX copies from the Keras model, relative to the largest value.
 PARITY = 1e-4
 
@@ -284,14 +287,16 @@ def load(directory: str | Path, *, files: bool = True) -> Model:
             )
         if manifest["model_id"] != directory.name:
             raise InputError(
-                f"{directory / MANIFEST} is of another model, {str(manifest['model_id'])[:80]!r}: restore it"
+                f"{directory / MANIFEST} belongs to another model, {str(manifest['model_id'])[:80]!r}: "
+                "restore it from a backup"
             )
         digests = manifest["files"]
         if digests.keys() != VERIFIED:
             other = sorted(digests.keys() ^ VERIFIED)[0]
             raise InputError(f"{directory / MANIFEST} names other files than a model has, or not all: {other[:80]!r}")
         for name, digest in digests.items() if files else ():
-            if _digest(directory / name) != digest:
+            others = [manifest.get(FORMER)] if name == TRAINED else []
+            if _digest(directory / name) not in (digest, *others):
                 raise _other_file(directory / name)
         spec = FeatureSpec.model_validate(manifest["spec"])
         mean, std = (np.asarray(manifest["normalisation"][name], np.float32) for name in ("mean", "std"))
@@ -327,7 +332,7 @@ def find(models_dir: str | Path, model_id: str, *, files: bool = True) -> Model:
 
 
 def _other_file(path: Path) -> InputError:
-    return InputError(f"{path} is not the file that was trained: train again, or restore it")
+    return InputError(f"{path} has changed since the training: restore it from a backup, or train again")
 
 
 def export(vae: Any, directory: Path, *, mean: Array, std: Array, examples: Array, report: Report = unheard) -> float:
@@ -409,7 +414,7 @@ def being_made(directory: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise TryLaterError(
-                f"another process is training this very model in {directory}: run the same command when it is done"
+                f"another process is already training this model in {directory}: run the same command when it is done"
             ) from error
         except OSError as error:
             # Without locks two trainings would write the same files with the same content.

@@ -99,7 +99,7 @@ def statistics(places: Places, *, report: Report = unheard) -> Statistics:
         total += values.sum(axis=0)
         squares += np.square(values).sum(axis=0)
     if frames == 0:
-        raise InputError("no window to train on: the ledger names no recording that is done and not silent")
+        raise InputError("nothing to train on: no recording in the ledger is done and not silent")
     mean = total / frames
     std = np.sqrt(np.maximum(squares / frames - mean**2, 0))
     std = np.maximum(std, max(MIN_STD, MIN_STD_SHARE * float(np.median(std))))

@@ -5,6 +5,7 @@ All of it works on arrays and on embedders, so that an embedding and its baselin
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,9 +68,7 @@ def fold_of(labels: Sequence[str], groups: Sequence[str]) -> npt.NDArray[np.int6
     # More folds than any label has clips would leave all of them without some label.
     count = min(FOLDS, len(set(groups)), max(Counter(labels).values(), default=0))
     if count < 2 or len(set(labels)) < 2:
-        raise InputError(
-            "a probe needs two labels, two clips of one, and two groups: what is learned is tried on others"
-        )
+        raise InputError("a probe needs at least two labels, two clips with the same label, and two groups")
     found = np.zeros(len(labels), np.int64)
     with warnings.catch_warnings():
         # Of labels with fewer clips than there are folds: they are in those that they are in.
@@ -105,7 +104,6 @@ def hits(
     InputError
         If no clip has another of its label in another fold.
     """
-    from joblib import Parallel, delayed
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler, normalize
 
@@ -129,10 +127,11 @@ def hits(
             if len(same):
                 found["map"][query] = np.mean(np.arange(1, len(same) + 1) / (same + 1))
 
-    # Folds side by side: most of the time goes into products of matrices, which hold no lock.
-    Parallel(n_jobs=-1, prefer="threads")(delayed(tried)(number) for number in np.unique(fold))
+    # Most of the time goes into products of matrices, which leave the other threads alone.
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(tried, np.unique(fold)))
     if np.isnan(found["map"]).all():
-        raise InputError("no probe can be made: every label lies in one group only, so none is there to learn it from")
+        raise InputError("no probe: every label occurs in one group only, so it cannot be both learned and tested")
     return found
 
 

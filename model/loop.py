@@ -65,7 +65,10 @@ def _own_checkpoints(folder: Path) -> str:
     found = tf.train.get_checkpoint_state(str(folder))
     for path in [] if found is None else [found.model_checkpoint_path, *found.all_model_checkpoint_paths]:
         if os.path.dirname(os.path.abspath(path)) != os.path.abspath(folder):
-            raise InputError(f"{folder / 'checkpoint'} names a checkpoint elsewhere ({path[:200]}): delete the folder")
+            raise InputError(
+                f"{folder / 'checkpoint'} names a checkpoint outside its folder ({path[:200]}): do not trust "
+                "it; move the folder away"
+            )
     return str(folder)
 
 
@@ -96,7 +99,7 @@ class Loop:
             self.waited, self.reason, self.seconds_before = state["waited"], state["reason"], state["seconds"]
             self.sums = np.asarray(state["sums"])
             here.kept_step = self.step
-            log.info("taken up at step %d", self.step)
+            log.info("resumed at step %d", self.step)
         self._kept = kept
         self._started = time.monotonic()
 
@@ -186,9 +189,11 @@ class Loop:
     def _diverged(self, what: str) -> InputError:
         folder = self.directory / "checkpoints" / "best"
         kept = (
-            f"the last good weights, of step {self.best_step}, are in {folder}" if self.best_step else "none was good"
+            f"the last good weights, of step {self.best_step}, are in {folder}"
+            if self.best_step
+            else "no good weights were saved"
         )
-        return InputError(f"the training diverged: {what}; {kept}; train with a lower --learning-rate")
+        return InputError(f"the training diverged: {what}; {kept}; use a lower --learning-rate")
 
     def _advance(self, terms: Any, *, first: int, started: float) -> None:
         """Report how far the training is, and the mean of the loss since the last validation."""

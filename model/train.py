@@ -135,7 +135,7 @@ def train(
     directory = models_dir / model_id
     if not artifact.is_finished(directory):
         if not shards or not groups:
-            raise InputError("no window to train on: the ledger names no recording that is done and not silent")
+            raise InputError("nothing to train on: no recording in the ledger is done and not silent")
         here = hosts.from_environment()
         alone = artifact.being_made(directory) if here.is_chief else nullcontext()
         with here.none_lost(), _storage_errors(directory), alone:
@@ -181,7 +181,7 @@ def _made(
     trainer = Trainer(spec, settings, statistics.normalisation, components=components, strategy=here.strategy)
     held_out = splits.VALIDATION if statistics.windows[splits.VALIDATION] else splits.TRAIN
     if held_out == splits.TRAIN:
-        log.warning("too few recordings to hold any out: the validation figures are those of the training data")
+        log.warning("too few recordings to hold any out: the validation figures are measured on the training data")
 
     part = here.index, here.count
 

@@ -29,11 +29,11 @@ def _root_of(lake: Lake, audio: str, *, may_be_gone: bool = False) -> str:
     root = corpus.corpus_root(audio, may_be_gone=may_be_gone)
     corpus_place, lake_place = (os.path.realpath(one) if "://" not in one else one for one in (root, lake.root))
     if f"{corpus_place}/".startswith(f"{lake_place}/"):
-        raise InputError(f"the corpus {audio} lies inside the lake {lake.root}: keep them apart")
+        raise InputError(f"the corpus {audio} is inside the lake {lake.root}: keep them apart")
     if f"{lake_place}/".startswith(f"{corpus_place}/"):
         raise InputError(
-            f"the lake {lake.root} lies inside the corpus {audio}, and would be taken for recordings: name another "
-            "place, with --lake"
+            f"the lake {lake.root} is inside the corpus {audio}, and its files would be taken for recordings: choose "
+            "another place with --lake"
         )
     return root
 
@@ -42,7 +42,7 @@ def _gone(lake: Lake, root: str, spec_id: str) -> None:
     """Raise `InputError` if a corpus is not there, and the ledger knows nothing of it either."""
     if "://" in root or os.path.isdir(root) or ledger.partitions(ledger.open_ledger(lake, spec_id), root):
         return
-    raise InputError(f"cannot read the corpus {root}: there is no such folder, and the ledger knows no file of it")
+    raise InputError(f"cannot read the corpus {root}: no such folder, and no file of it in the ledger")
 
 
 def _retried(reason: str | None) -> frozenset[str]:
@@ -51,7 +51,9 @@ def _retried(reason: str | None) -> frozenset[str]:
     from pipelines.audio import REASONS
 
     if reason not in (None, "all", *REASONS):
-        raise InputError(f"no reason {reason!r} for a rejection: name one of {', '.join(sorted(REASONS))}, or all")
+        raise InputError(
+            f"unknown reason {reason!r} for --retry-rejected: choose one of {', '.join(sorted(REASONS))}, or all"
+        )
     return planning.TRANSIENT | (frozenset(REASONS) if reason == "all" else {reason} if reason else frozenset())
 
 
@@ -97,6 +99,7 @@ def extract(
     allow_empty: bool = False,
     retry: str | None = None,
     repair: bool = False,
+    include_forgotten: bool = False,
 ) -> dict[str, Any]:
     """Bring the features of a corpus up to date; see `pipelines.extract.extract` for what comes back.
 
@@ -109,6 +112,8 @@ def extract(
     repair : bool
         Then check every shard of the spec, and make again what is damaged; adds ``repair``
         (`pipelines.repair.repair`).
+    include_forgotten : bool
+        Take in files that the lake has forgotten; they are forgotten no more.
     """
     if repair:
         refuse_template(beam, "extract --repair")
@@ -139,6 +144,7 @@ def extract(
                 engine=engine,
                 allow_empty=allow_empty,
                 retried=retried,
+                include_forgotten=include_forgotten,
                 note=functools.partial(finish.note_extract, run, spec.spec_id, rates=rates),
             )
         if not rates and watch.first is not None:
@@ -151,7 +157,7 @@ def extract(
             with watching(Progress(lake, run.folder), verb="checking shards"):
                 totals["repair"] = repair_shards(lake, spec, run=run, engine=engine)
     if not totals["listed"]:
-        log.warning("the corpus %s holds no files to list (%d left out by name)", audio, totals["left_out"])
+        log.warning("the corpus %s has no files (%d ignored by name)", audio, totals["left_out"])
     return totals
 
 
@@ -196,7 +202,10 @@ def plan(
     if there:
         lake.check()
     elif not engine.local:
-        raise InputError(f"there is no lake at {lake.root}: workers elsewhere need one to say what they found")
+        raise InputError(
+            f"there is no lake at {lake.root}: remote workers need one for their results; make it with: "
+            f"{lake.command('extract AUDIO')}"
+        )
     with run_manifest(lake, "plan", settings) if there else contextlib.nullcontext() as run:
         found = estimate.survey_corpus(
             lake, spec, root, labels=found_labels, run=run, engine=engine, retried=_retried(retry)
@@ -250,7 +259,7 @@ def encode(
         See `pipelines.encode.encode`.
     """
     if (audio is None) != (partition is None):
-        raise InputError("a partition is one of a corpus: give both --corpus and --partition, or neither")
+        raise InputError("--corpus and --partition belong together: give both, or neither")
     model = find_model(lake, model_id, spec)
     under = None
     if audio is not None and partition is not None:
@@ -262,6 +271,7 @@ def encode(
     # A service cannot start a template without a job in it: one that finds nothing to do.
     if dataset is not None and known is not None and not is_template(beam):
         now = {"ledger_version": int(known.version), "table_version": int(dataset.version)}
+        now["row_format"] = table.ROW_FORMAT
         if {name: done.get(name) for name in now} == now:
             return done | {"encoded": 0, "renamed": 0, "stale_recordings": 0, "run_id": None}
     from pipelines import finish
@@ -314,13 +324,15 @@ def run(
     from model import artifact, hosts
 
     if hosts.from_environment().count > 1:
-        raise InputError("run is for one host: extract there, and call `soundlake train` on all hosts of TF_CONFIG")
+        raise InputError(
+            "run works on one host only: extract there, then run `soundlake train` on all hosts of TF_CONFIG"
+        )
     refuse_template(beam, "run")
     step("extract")
     extracted = extract(lake, audio, spec=spec, labels=labels, beam=beam, workers=workers)
     known = ledger.open_ledger(lake, spec.spec_id)
     if known is None or not known.count_rows(f"status = '{ledger.DONE}'"):
-        raise InputError(f"no recording in {audio} could be used; `soundlake status --lake {lake.root}` says why")
+        raise InputError(f"no usable recording in {audio}; for the reasons run: {lake.command('status')}")
     trained, held = None, None
     if retrain or models.promoted(lake, spec.spec_id) is None:
         step("train")

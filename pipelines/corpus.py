@@ -108,7 +108,7 @@ def corpus_root(audio: str, *, may_be_gone: bool = False) -> str:
     """
     refuse_secrets(audio)
     if not audio:
-        raise InputError("the corpus is an empty word: name a folder, such as . for this one")
+        raise InputError("the corpus path is empty: name a folder, such as . for the current one")
     if audio.startswith("file://"):
         audio = os.fsdecode(unquote_to_bytes(audio.removeprefix("file://")))
     if "://" in audio:
@@ -362,5 +362,5 @@ def read_folds(path: str) -> dict[str, str]:
     rows = read_labels(str(found), folder, columns=("fold",))
     folds = {uri: values["fold"] for uri, values in rows if values["fold"] is not None}
     if not folds:
-        raise InputError(f"the folds in {path} are none: it needs columns `uri` and `fold`")
+        raise InputError(f"no folds found in {path}: it needs columns `uri` and `fold`")
     return folds

@@ -172,7 +172,9 @@ def evaluation(lake: Lake, model: Model, *, folds: Mapping[str, str] | None = No
     """
     known = ledger.open_ledger(lake, model.spec.spec_id)
     if known is None:
-        raise InputError(f"the lake {lake.root} has no features of spec {model.spec.spec_id}: run extract first")
+        raise InputError(
+            f"the lake {lake.root} has no features of spec {model.spec.spec_id}; run: {lake.command('extract AUDIO')}"
+        )
     # Of all recordings, as training has it: in a small corpus one may stand in for a split that is empty.
     _, groups = ledger.training_input(known)
     split = splits.assign(groups)

@@ -101,7 +101,9 @@ def compare(
     spec = candidate.spec
     known = ledger.open_ledger(lake, spec.spec_id)
     if known is None:
-        raise InputError(f"the lake {lake.root} has no features of spec {spec.spec_id}: nothing to compare models on")
+        raise InputError(
+            f"the lake {lake.root} has no features of spec {spec.spec_id}: there is nothing to compare models on"
+        )
     _, groups = ledger.training_input(known)
     with stage("reading the sample"):
         clips = sample(lake, spec, known, groups)

@@ -1,13 +1,13 @@
 """Evaluate and promote: what a model is worth, and whether it may take another's place; each with its manifest."""
 
 import logging
-import shlex
 from typing import Any
 
 from model.errors import HeldError, InputError
 from pipelines import models
 from pipelines.display import stage
-from pipelines.lake import Lake, run_manifest
+from pipelines.forgotten import Memory
+from pipelines.lake import Lake, forgotten_meanwhile, run_manifest
 from pipelines.lookup import find_model
 from pipelines.quiet import quiet
 
@@ -37,7 +37,10 @@ def evaluate(
     from pipelines.showing import report
 
     with run_manifest(lake, "evaluate", {"model_id": model.model_id, "folds": folds}) as run:
+        before = Memory.of(lake).mark
         judged = evaluation(lake, model, folds=given)
+        if Memory.of(lake).mark != before:
+            raise forgotten_meanwhile(lake)
         judged.found.update({"model_id": model.model_id, "run_id": run.run_id})
         run.manifest["counts"] = judged.found
         artifact.write_json(model.directory / artifact.METRICS, judged.found)
@@ -89,7 +92,7 @@ def _through_the_gate(
     """Compare with the model in use, log what came of it, and refuse one that is worse or cannot be compared."""
     with stage("loading TensorFlow"), quiet():
         from pipelines import gate
-    by_force = f"soundlake promote {model.model_id} --lake {shlex.quote(lake.root)} --force promotes it all the same"
+    by_force = f"to promote it anyway run: {lake.command(f'promote {model.model_id} --force')}"
     try:
         current = models.load(lake, there)
         measures = gate.compare(lake, model, current, folds=folds)

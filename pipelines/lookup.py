@@ -22,7 +22,7 @@ def parse_spec(name: str) -> FeatureSpec:
     path = Path(name)
     with storage_errors(name):
         if not path.is_file():
-            raise InputError(f"no spec {name!r}: name a preset ({', '.join(sorted(PRESETS))}) or a JSON file")
+            raise InputError(f"unknown spec {name!r}: name a preset ({', '.join(sorted(PRESETS))}) or a JSON file")
         data = path.read_bytes()
     return _read_spec(data, str(path))
 
@@ -56,11 +56,11 @@ def spec_of_lake(lake: Lake, name: str | None) -> FeatureSpec:
     lake.check()
     spec_id = ledger.only_spec(lake) if name is None else _spec_id(lake, name)
     if spec_id not in ledger.specs(lake):
-        raise InputError(f"the lake {lake.root} has no features of the spec {name}: run extract with it first")
+        raise InputError(f"the lake {lake.root} has no features of the spec {name}: run extract with this --spec first")
     where = f"{Lake.spec(spec_id)}/spec.json"
     spec = _read_spec(lake.read(where), lake.uri(where))
     if spec.spec_id != spec_id:
-        raise InputError(f"{lake.uri(where)} is not the spec that its folder is named for: restore it")
+        raise InputError(f"{lake.uri(where)} does not match the name of its folder: restore the file from a backup")
     return spec
 
 
@@ -77,7 +77,7 @@ def find_model(lake: Lake, model_id: str | None, spec: str | None = None) -> Any
         spec_id = spec_of_lake(lake, spec).spec_id
         model_id = models.promoted(lake, spec_id)
         if model_id is None:
-            raise InputError(f"the lake has no model of the spec {spec_id} yet: soundlake train --lake {lake.root}")
+            raise InputError(f"the lake has no model for the spec {spec_id} yet; run: {lake.command('train')}")
     elif model_id not in models.known(lake):
         known = ", ".join(models.known(lake)) or "none"
         raise InputError(f"the lake has no model {model_id!r}; it has: {known}")
@@ -85,6 +85,7 @@ def find_model(lake: Lake, model_id: str | None, spec: str | None = None) -> Any
     # What was named is not dropped without a word.
     if spec is not None and found.spec.spec_id != (wanted := _spec_id(lake, spec)):
         raise InputError(
-            f"the model {model_id} is of the spec {found.spec.spec_id}, and --spec {spec} is {wanted}: name one of them"
+            f"the model {model_id} has the spec {found.spec.spec_id}, but --spec {spec} is {wanted}: "
+            "leave one of them out"
         )
     return found

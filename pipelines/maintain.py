@@ -130,8 +130,8 @@ def maintain(
         ]
         if low and not dry_run:
             raise HeldError(
-                f"indices of {lake.root} find too few of the true nearest windows, though built anew: recall of "
-                f"{', '.join(low)}, the floor is {recall_floor:g}; if that is enough, lower --recall-floor",
+                f"the index of {lake.root} still has low recall after a rebuild: {', '.join(low)}, the floor is "
+                f"{recall_floor:g}; to accept it, lower --recall-floor",
                 told,
             )
     return told

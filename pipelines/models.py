@@ -256,14 +256,14 @@ def shards(lake: Lake, spec_id: str, bundles: Mapping[str, Collection[str]]) -> 
     missing = sorted(set(names.values()) - set(there))
     if missing:
         raise InputError(
-            f"the shard {lake.uri(missing[0])} is missing: `soundlake extract AUDIO --repair` makes it again"
+            f"the shard {lake.uri(missing[0])} is missing; to rebuild it run: {lake.command('extract AUDIO --repair')}"
         )
     lacking = [there[name] for name in names.values() if not _is_here(base, there[name])]
     need, free = sum(info.size for info in lacking), shutil.disk_usage(base).free
     if need + _SPARE_BYTES > free:
         raise TryLaterError(
-            f"no space left for {base}: shards of {need / 1e9:.2f} GB are to come there, {free / 1e9:.2f} GB are free; "
-            "free some, or name another place by SOUNDLAKE_CACHE"
+            f"not enough space in {base}: the shards need {need / 1e9:.2f} GB, {free / 1e9:.2f} GB are free; free some "
+            "space, or set SOUNDLAKE_CACHE to another folder"
         )
 
     def one(info: Info) -> None:
@@ -274,6 +274,12 @@ def shards(lake: Lake, spec_id: str, bundles: Mapping[str, Collection[str]]) -> 
 
     _side_by_side(one, lacking)
     return {str(base / names[bundle]): wanted for bundle, wanted in bundles.items()}
+
+
+def uncache(lake: Lake, name: str) -> None:
+    """Remove a file of a lake in a bucket from the cache on this machine."""
+    if not lake.is_local:
+        (_cached(lake) / name).unlink(missing_ok=True)
 
 
 def _is_here(base: Path, info: Info) -> bool:

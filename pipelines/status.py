@@ -46,7 +46,8 @@ def status(lake: Lake, *, spec: str | None = None) -> dict[str, Any]:
             tables[model_id] = {"rows": dataset.count_rows(), "table_version": int(dataset.version)}
             tables[model_id]["index"] = said.get("index")
             now = specs.get(found.get(model_id, {}).get("spec_id", ""), {}).get("ledger_version")
-            tables[model_id]["up_to_date"] = now is not None and said.get("ledger_version") == now
+            wanted = {"ledger_version": now, "row_format": table.ROW_FORMAT}
+            tables[model_id]["up_to_date"] = now is not None and wanted == {name: said.get(name) for name in wanted}
     return {"lake": lake.root, "specs": specs, "models": found, "tables": tables}
 
 

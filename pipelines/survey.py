@@ -21,6 +21,7 @@ from pipelines.account import Candidate, Work, packed
 from pipelines.audio import Probe, Rejected, probe
 from pipelines.bundle import read_outcomes
 from pipelines.corpus import Entry, at_hand, in_partition, listing, read_labels
+from pipelines.forgotten import Memory
 from pipelines.isolation import sandbox
 from pipelines.joins import joined
 from pipelines.lake import Lake
@@ -58,10 +59,9 @@ class _ReadLedger(beam.DoFn):
     def process(self, fragment: int, wanted: int = 1) -> Iterator[tuple[str, bytes]]:
         if not wanted:
             return
-        for batch in fragments.of(self.uri, self.version, fragment).to_batches(columns=self.columns):
-            for row in batch.to_pylist():
-                if row[self.columns[0]] is not None:
-                    yield row[self.columns[0]], packed([fragment, *(row[name] for name in self.columns)])
+        for row in ledger.read(fragments.of(self.uri, self.version, fragment), self.columns):
+            if row[self.columns[0]] is not None:
+                yield row[self.columns[0]], packed([fragment, *row.values()])
 
 
 class _Leftovers(beam.DoFn):
@@ -81,7 +81,11 @@ class _Leftovers(beam.DoFn):
 
 def _read_left(bundle: str, lake: Lake, spec_id: str) -> Iterator[Any]:
     """What a leftover bundle knows: of each file what a probe would tell, of each segment its outcome."""
-    for row in read_outcomes(lake, spec_id, bundle) or ():
+    rows = read_outcomes(lake, spec_id, bundle) or ()
+    memory = Memory.of(lake)
+    if any(memory.holds(uri=row["uri"], recording_id=row["recording_id"]) for row in rows):
+        return  # a shard with a forgotten recording in it must not be named by the ledger
+    for row in rows:
         if row["first"] == 0:
             file = [row["size"], row["mtime_ns"], row["recording_id"], json.loads(row["probe"])]
             yield TaggedOutput("files", (row["uri"], packed(file)))
@@ -89,10 +93,32 @@ def _read_left(bundle: str, lake: Lake, spec_id: str) -> Iterator[Any]:
 
 
 class _Compare(beam.DoFn):
-    """What a listed file is to the ledger: known, identified without being read, to be probed, or gone."""
+    """What a listed file is to the ledger: known, identified without being read, to be probed, gone, or forgotten.
 
-    def __init__(self, corpus: str, partition: str | None, retried: frozenset[str]) -> None:
+    Parameters
+    ----------
+    corpus, partition, retried
+        As for `survey`.
+    lake : Lake or None
+        Whose memory of what is forgotten counts; by default nothing is forgotten.
+    include_forgotten : bool
+    """
+
+    def __init__(
+        self,
+        corpus: str,
+        partition: str | None,
+        retried: frozenset[str],
+        lake: Lake | None = None,
+        *,
+        include_forgotten: bool = False,
+    ) -> None:
         self.corpus, self.partition, self.retried = corpus, partition, retried
+        self.lake, self.include_forgotten = lake, include_forgotten
+        self.memory: Memory | None = None
+
+    def setup(self) -> None:
+        self.memory = None if self.lake is None else Memory.of(self.lake)
 
     def process(self, element: tuple[str, Mapping[str, list[bytes]]]) -> Iterator[Any]:
         uri, joined = element
@@ -112,6 +138,12 @@ class _Compare(beam.DoFn):
             return
         yield TaggedOutput("counts", ("listed", 1))
         size, mtime_ns = listed
+        forgotten = set() if self.memory is None else self.memory.known(uri, size, mtime_ns)
+        if forgotten and not self.include_forgotten:
+            yield from _left_out(uri, replaces)
+            return
+        for digest in sorted(forgotten):
+            yield TaggedOutput("forgotten", digest)
         label, group = labels or (None, None)
         file = Candidate(uri, size, mtime_ns, label, group, replaces=replaces)
         # Finished bundles that no ledger names yet know the file: it needs no second reading.
@@ -180,6 +212,40 @@ def probe_file(candidate: Candidate, corpus: str) -> Iterator[Any]:
         yield TaggedOutput("rows", candidate.rejection(corpus, stage=stage, reason=reason, detail=detail))
 
 
+def _left_out(uri: str, replaces: int | None) -> Iterator[Any]:
+    """What becomes of a file that the lake has forgotten: it is counted, and a row that it has leaves the ledger."""
+    yield TaggedOutput("counts", ("forgotten", 1))
+    if replaces is not None:
+        yield TaggedOutput("gone", (replaces, uri))
+        yield TaggedOutput("counts", ("gone", 1))
+
+
+class _LeaveOut(beam.DoFn):
+    """Identified files, without those whose content the lake has forgotten.
+
+    Of these the digest of the file is told, so that the next run need not read it; if they are included, the digest of
+    the content, which is not forgotten any more.
+    """
+
+    def __init__(self, lake: Lake, *, include_forgotten: bool) -> None:
+        self.lake, self.include_forgotten = lake, include_forgotten
+
+    def setup(self) -> None:
+        self.memory = Memory.of(self.lake)
+
+    def process(self, element: tuple[str, bytes]) -> Iterator[Any]:
+        recording_id, data = element
+        if not self.memory.holds(recording_id=recording_id):
+            yield element
+        elif self.include_forgotten:
+            yield TaggedOutput("forgotten", self.memory.recording(recording_id))
+            yield element
+        else:
+            file = Candidate.of(json.loads(data))
+            yield TaggedOutput("forgotten", self.memory.file(file.uri, file.size, file.mtime_ns))
+            yield from _left_out(file.uri, file.replaces)
+
+
 class _Recognise(beam.DoFn):
     """Content that the ledger knows under another name gets its row without decoding; the rest is new, and is cut."""
 
@@ -231,15 +297,19 @@ class Survey(NamedTuple):
         Recordings of more than one segment.
     rows : tuple, of ledger rows
         Of what needs no decoding.
-    gone : of (fragment of the ledger, uri)
+    gone : tuple, of (fragment of the ledger, uri)
         Rows that leave.
+    forgotten : tuple, of digests
+        Of `pipelines.forgotten.Memory`: of files whose content is forgotten; with `include_forgotten`, of what is not
+        forgotten any more.
     counts : tuple, of (name, number)
     """
 
     works: Any
     long: Any
     rows: tuple[Any, ...]
-    gone: Any
+    gone: tuple[Any, ...]
+    forgotten: tuple[Any, ...]
     counts: tuple[Any, ...]
 
 
@@ -255,12 +325,13 @@ def survey(
     threads: int = 1,
     retried: frozenset[str] = plan.TRANSIENT,
     progress: Progress | None = None,
+    include_forgotten: bool = False,
 ) -> Survey:
     """Apply the transforms from the listing to the segments that are to be extracted.
 
     Parameters
     ----------
-    pipeline, lake, spec, corpus, labels, partition, threads, retried
+    pipeline, lake, spec, corpus, labels, partition, threads, retried, include_forgotten
         As for `pipelines.extract.extract`. The lake may be one that does not exist yet; nothing is written to it.
     before : lance.LanceDataset or None
         The ledger to compare with; workers read it at its version.
@@ -293,14 +364,22 @@ def survey(
     )
     compared = joined(
         "by uri", {"listed": listed.listed, "known": known, "labels": named, "left": left.files}
-    ) | "compare" >> beam.ParDo(_Compare(corpus, partition, retried)).with_outputs(
-        "gone", "counts", "identified", main="candidates"
-    )
+    ) | "compare" >> beam.ParDo(
+        _Compare(corpus, partition, retried, lake, include_forgotten=include_forgotten)
+    ).with_outputs("gone", "counts", "identified", "forgotten", main="candidates")
     probed = compared.candidates | "probe" >> beam.ParDo(
         Concurrently(functools.partial(probe_file, corpus=corpus), threads)
     ).with_outputs("rows", "counts", main="found").with_resource_hints(min_ram=isolation.RAM)
     counted = probed.found | "count the probed" >> beam.ParDo(_Probed(progress))
-    found = (counted, compared.identified) | "found" >> beam.Flatten()
+    identified = (
+        (counted, compared.identified)
+        | "identified" >> beam.Flatten()
+        | "leave out forgotten"
+        >> beam.ParDo(_LeaveOut(lake, include_forgotten=include_forgotten)).with_outputs(
+            "gone", "counts", "forgotten", main="found"
+        )
+    )
+    found = identified.found
     # Where nothing is new, the ledger's contents need not be read.
     wanted = AsSingleton(found | "how many" >> beam.combiners.Count.Globally())
     contents = in_ledger | "read contents" >> beam.ParDo(
@@ -315,8 +394,9 @@ def survey(
         recognised.works,
         recognised.long,
         (probed.rows, recognised.rows),
-        compared.gone,
-        (listed.counts, compared.counts, probed.counts, recognised.counts),
+        (compared.gone, identified.gone),
+        (compared.forgotten, identified.forgotten),
+        (listed.counts, compared.counts, probed.counts, identified.counts, recognised.counts),
     )
 
 

@@ -244,7 +244,7 @@ def _refuse_others(folder: str, plan: list[_Planned], labels: bytes, seed: int) 
         raise InputError(f"{folder} holds a demo corpus of {count} recordings, not {len(plan)}: name another folder")
     there = [one for one in plan if os.path.isfile(os.path.join(folder, one.name))]
     if found not in (b"", labels) or not (found or there):
-        raise InputError(f"{folder} holds something else: name a new or empty folder")
+        raise InputError(f"{folder} is not empty: name a new or empty folder")
     # Lengths tell seeds apart. One that is right will do: the user may have changed the others, and they stay.
     if there and not any(_frames(os.path.join(folder, p.name)) == round(p.rng(seed)[1] * p.rate) for p in there):
         what = "a demo corpus of another seed" if found else "something else"

@@ -105,7 +105,7 @@ class Tidying:
             return found | {"due": parts > 1 or (incomplete and (parts > 0 or self._rows >= table.INDEX_ROWS))}
         if not parts or (found["recall"] < floor and not anew):
             if parts:
-                fragments.changed(self.dataset, _dropped)
+                fragments.changed(self.dataset, without_index)
             found = fragments.changed(self.dataset, table.index)
             anew = "recall" in found
         return found | {"anew": True} if anew else found
@@ -141,6 +141,7 @@ class Tidying:
         return len(found), not indexed.issuperset(fragments.numbers(self.dataset))
 
 
-def _dropped(dataset: Any) -> None:
+def without_index(dataset: Any) -> None:
+    """Drop a table's index, if it has one."""
     if any(one.name == INDEX for one in dataset.describe_indices()):
         dataset.drop_index(INDEX)

@@ -1,8 +1,9 @@
 """Train: a model of the lake's windows, with its manifest; or nothing, where there is one that will do."""
 
 import contextlib
+import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,12 @@ from model import hosts
 from model.errors import InputError
 from pipelines import ledger, models
 from pipelines.display import stage
+from pipelines.forgotten import Memory
 from pipelines.lake import Lake, run_manifest
 from pipelines.lookup import spec_of_lake
 from pipelines.quiet import quiet
+
+log = logging.getLogger(__name__)
 
 
 def train(
@@ -98,10 +102,27 @@ def train(
         if new:
             with models.being_trained(lake, model_id) as saved:
                 new = trained(saved)
+        _strike_off(lake, model_id, groups)
         model = models.load(lake, model_id)
         models.promote(lake, model, reason="the first model of its spec", first=True)
         run.manifest["counts"] = {"model_id": model_id, "metrics": model.metrics}
     return _told(lake, model, trained=new, run_id=run.run_id) | grown
+
+
+def _strike_off(lake: Lake, model_id: str, groups: Iterable[str]) -> None:
+    """Take recordings that were forgotten while a model was trained on them off its list, and its report away."""
+    memory = Memory.of(lake)
+    gone = [recording_id for recording_id in groups if memory.holds(recording_id=recording_id)]
+    if gone:
+        from pipelines import remnants
+
+        remnants.clear_model(lake, model_id, gone)
+        log.warning(
+            "%d recordings were forgotten while the model %s was trained on them, and its weights may keep traces: "
+            "train again",
+            len(gone),
+            model_id,
+        )
 
 
 def _told(lake: Lake, model: Any, *, trained: bool, run_id: str | None) -> dict[str, Any]:

@@ -89,7 +89,7 @@ def test_roots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="no such folder"):
         corpus_root("nowhere")
     assert corpus_root("nowhere", may_be_gone=True) == f"{tmp_path}/nowhere"
-    with pytest.raises(InputError, match="empty word"):
+    with pytest.raises(InputError, match="corpus path is empty"):
         corpus_root("")
     touch(tmp_path / "a.wav")
     with pytest.raises(InputError, match="it is a file"):

@@ -148,7 +148,7 @@ def test_encode_wants_both(made: Made, tmp_path: Path, capsys: pytest.CaptureFix
     lake = made.copy(tmp_path)
     for given in (["--partition", "a"], ["--corpus", str(made.audio)]):
         assert main(["encode", "--lake", lake.root, *given]) == 2
-        assert "give both --corpus and --partition" in capsys.readouterr().err
+        assert "--corpus and --partition belong together" in capsys.readouterr().err
 
 
 def test_json_holds_the_manifest(audio: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
