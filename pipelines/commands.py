@@ -11,6 +11,7 @@ from typing import Any, Literal
 from model.errors import HeldError, InputError
 from model.features import FeatureSpec
 from pipelines import fragments, ledger, models, table
+from pipelines.display import stage
 from pipelines.judging import evaluate, promote
 from pipelines.lake import Lake, run_manifest
 from pipelines.lookup import find_model, find_table
@@ -322,7 +323,6 @@ def run(
     beam: Sequence[str] = (),
     workers: int = 0,
     step: Any = lambda name: None,
-    progress: bool = False,
 ) -> dict[str, Any]:
     """The main job: extract, train if the spec has no model (or `retrain`), encode, index.
 
@@ -352,7 +352,7 @@ def run(
     trained, held = None, None
     if retrain or models.usable(lake, spec.spec_id) is None:
         step("train")
-        trained = train(lake, spec=spec.spec_id, settings=settings, progress=progress)
+        trained = train(lake, spec=spec.spec_id, settings=settings)
         if not trained["promoted"]:
             try:
                 promote(lake, trained["model_id"])
@@ -420,11 +420,13 @@ def search(
     results: list[dict[str, Any]] = []
     if not queries:
         results.append({"query": None, "hits": searcher.by_filter(str(where), k=k, by=by)})
-    for query in queries:
-        if query in by_id:
-            hits = searcher.by_recording(query, k=k, where=where, by=by)
-        else:
-            hits = searcher.by_sound(load_query(query, searcher.spec), k=k, where=where, by=by)
+    for number, query in enumerate(queries):
+        with stage("searching") as report:
+            report("searching", number, len(queries), f"query {number + 1} of {len(queries)}")
+            if query in by_id:
+                hits = searcher.by_recording(query, k=k, where=where, by=by)
+            else:
+                hits = searcher.by_sound(load_query(query, searcher.spec), k=k, where=where, by=by)
         results.append({"query": query, "hits": hits})
     return {"model_id": found_id, "results": results, "notes": searcher.notes}
 

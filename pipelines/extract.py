@@ -181,6 +181,7 @@ def build(
         partition=partition,
         threads=threads,
         retried=retried,
+        progress=progress,
         include_forgotten=include_forgotten,
         recheck=recheck,
     )

@@ -7,6 +7,7 @@ from typing import Any
 from model.evaluate import DISTURBANCES, MEASURES
 from model.features import PRESETS
 from pipelines.audio import NOTES, REASONS
+from pipelines.display import duration
 from pipelines.lake import Lake
 
 
@@ -98,13 +99,6 @@ def plan(found: dict[str, Any], say: Callable[[str], None]) -> None:
 
 
 _MONEY = {"cpu": "for CPU time", "storage": "per month for storage"}
-
-
-def duration(seconds: float) -> str:
-    """Seconds in words."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
 def estimate_error(found: dict[str, Any]) -> str:

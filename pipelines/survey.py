@@ -26,13 +26,24 @@ from pipelines.isolation import sandbox
 from pipelines.joins import joined
 from pipelines.labels import NAMED, read_labels
 from pipelines.lake import Lake
+from pipelines.progress import LISTED, PROBED, Progress, Tally
 from pipelines.runners import Concurrently
 
 
 class _Split(beam.DoFn):
     """Listed files by uri; those left out by name are counted."""
 
+    def __init__(self, progress: Progress | None) -> None:
+        self.progress = progress
+
+    def start_bundle(self) -> None:
+        self.tally = Tally(self.progress, LISTED)
+
+    def finish_bundle(self) -> None:
+        self.tally.tell()
+
     def process(self, found: tuple[str, Entry] | None) -> Iterator[Any]:
+        self.tally.add()
         if found is None:
             yield TaggedOutput("counts", ("left out", 1))
         else:
@@ -188,6 +199,23 @@ class _Compare(beam.DoFn):
             yield file
 
 
+class _Probed(beam.DoFn):
+    """What was probed, as it is, counted for whoever waits."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self.progress = progress
+
+    def start_bundle(self) -> None:
+        self.tally = Tally(self.progress, PROBED)
+
+    def finish_bundle(self) -> None:
+        self.tally.tell()
+
+    def process(self, found: Any) -> Iterator[Any]:
+        self.tally.add()
+        yield found
+
+
 def probe_file(candidate: Candidate, corpus: str) -> Iterator[Any]:
     """Read a file's header and digest: (recording_id, packed candidate), or a ledger row that rejects it."""
     try:
@@ -328,6 +356,7 @@ def survey(
     partition: str | None = None,
     threads: int = 1,
     retried: frozenset[str] = plan.TRANSIENT,
+    progress: Progress | None = None,
     include_forgotten: bool = False,
     recheck: bool = False,
 ) -> Survey:
@@ -339,6 +368,8 @@ def survey(
         As for `pipelines.extract.extract`. The lake may be one that does not exist yet; nothing is written to it.
     before : lance.LanceDataset or None
         The ledger to compare with; workers read it at its version.
+    progress : Progress or None
+        Told how many files are listed and probed.
     """
     version = 0 if before is None else int(before.version)
     ledger_uri = lake.ledger_uri(spec.spec_id)
@@ -347,7 +378,7 @@ def survey(
         pipeline
         | "corpus" >> beam.Create([corpus])
         | "list" >> beam.FlatMap(listing, partition)
-        | "left out or listed" >> beam.ParDo(_Split()).with_outputs("counts", main="listed")
+        | "left out or listed" >> beam.ParDo(_Split(progress)).with_outputs("counts", main="listed")
     )
     in_ledger = pipeline | "ledger fragments" >> beam.Create(fragments.numbers(before))
     known = in_ledger | "read ledger" >> beam.ParDo(_ReadLedger(ledger_uri, version, ["uri", *account.KNOWN]))
@@ -367,15 +398,14 @@ def survey(
     compared = joined(
         "by uri", {"listed": listed.listed, "known": known, "labels": named.lines, "left": left.files}
     ) | "compare" >> beam.ParDo(
-        _Compare(
-            corpus, partition, retried, lake, include_forgotten=include_forgotten, recheck=recheck, others=others
-        )
+        _Compare(corpus, partition, retried, lake, include_forgotten=include_forgotten, recheck=recheck, others=others)
     ).with_outputs("gone", "counts", "identified", "forgotten", "unmatched", main="candidates")
     probed = compared.candidates | "probe" >> beam.ParDo(
         Concurrently(functools.partial(probe_file, corpus=corpus), threads)
     ).with_outputs("rows", "counts", main="found").with_resource_hints(min_ram=isolation.RAM)
+    counted = probed.found | "count the probed" >> beam.ParDo(_Probed(progress))
     identified = (
-        (probed.found, compared.identified)
+        (counted, compared.identified)
         | "identified" >> beam.Flatten()
         | "leave out forgotten"
         >> beam.ParDo(_LeaveOut(lake, include_forgotten=include_forgotten)).with_outputs(
