@@ -21,7 +21,7 @@ CONTENT = ["recording_id", "status", "stage", "reason", "detail", "container", "
 CONTENT += ["claimed_s", "duration_s", "windows", "silent_windows", "bundles", "decoder", "notes"]
 
 # Columns that decide whether a file is still what the ledger says.
-KNOWN = ["recording_id", "corpus", "size", "mtime_ns", "reason", "label", "group"]
+KNOWN = ["recording_id", "corpus", "size", "mtime_ns", "reason", "label", "group", "decoder"]
 
 
 # Made once: `json.dumps` makes one a call, which takes as long as the encoding.
@@ -190,5 +190,11 @@ def settle(
     elif windows == 0:
         content |= {"status": REJECTED, "stage": "features", "reason": "silent"}
         content["detail"] = f"{content['duration_s']:.3f} s, {first.probe.channels} channels"
+    else:
+        notes = set(first.probe.notes).union(*(o["notes"] or [] for o in parts))
+        claimed_s = first.row(corpus)["claimed_s"]
+        if ledger.is_other_length(claimed_s, content["duration_s"]):
+            notes.add("other-length")
+        content["notes"] = sorted(notes) or None
     content["bundles"] = sorted({o["bundle"] for o in parts if o["windows"]}) if content["status"] == DONE else []
     return [replace(candidate, probe=first.probe).row(corpus) | content for candidate in found]

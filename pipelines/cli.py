@@ -1,6 +1,5 @@
 """The command line: parse, call, print. No work of its own, and nothing heavy imported before a command needs it."""
 
-import sys
 from importlib import metadata
 from typing import Annotated
 
@@ -97,7 +96,6 @@ def run_command(
         beam=context.args,
         workers=workers,
         step=lambda name: say(f"soundlake: {name} …"),
-        progress=sys.stderr.isatty(),
     )
     if as_json:
         out(result)
@@ -174,6 +172,13 @@ def extract_command(
         bool, typer.Option("--allow-empty", help="Allow the ledger to become empty if the corpus is empty.")
     ] = False,
     retry_rejected: Retry = None,
+    include_forgotten: Annotated[
+        bool, typer.Option("--include-forgotten", help="Take in files that `forget` removed; they stay from now on.")
+    ] = False,
+    recheck: Annotated[
+        bool,
+        typer.Option("--recheck", help="Decode again what an older version of soundlake read, where that differs."),
+    ] = False,
     repair: Annotated[
         bool, typer.Option("--repair", help="After extracting, verify all shards and rebuild bad ones.")
     ] = False,
@@ -196,20 +201,26 @@ def extract_command(
         allow_empty=allow_empty,
         retry=retry_rejected,
         repair=repair,
+        include_forgotten=include_forgotten,
+        recheck=recheck,
     )
     summary = ledger.summary(ledger.open_ledger(where, found.spec_id)) if result["ledger_version"] else None
     if as_json:
         out(result | {"ledger": summary}, where)
     else:
         tell(messages.files(result))
+        messages.labels(result, tell)
         if summary is not None:
             tell(
                 f"ledger: {summary['listed']} files = {summary['done']} done + {summary['rejected']} rejected; "
                 f"{summary['hours']:.2f} hours, {summary['windows']} windows in {summary['shards']} shards, "
                 f"{summary['silent_windows']} silent windows skipped"
             )
-            messages.other_length(summary, tell)
+            messages.notes(summary, tell)
+            messages.older_decoder(summary, found.spec_id, where, tell)
             messages.rejects(summary, tell)
+        if recheck:
+            messages.rechecked(result["recheck"], tell)
         if repair:
             messages.repaired(result["repair"], found.spec_id, tell)
     if max_rejects is not None and summary is not None and summary["rejected"] > max_rejects:
@@ -294,7 +305,6 @@ def train_command(
         settings=settings,
         if_missing=if_missing,
         if_grown=if_grown,
-        progress=sys.stderr.isatty(),
     )
     if as_json:
         out(result, lake_at(lake))
@@ -404,6 +414,7 @@ app.command("search", epilog="Example: soundlake search 'heron.wav@3.5-5.5' --la
     cli_table.search
 )
 app.command("export", epilog="Example: soundlake export embeddings.parquet --lake ~/lake")(cli_table.export)
+app.command("forget", epilog="Example: soundlake forget ~/recordings/heron.wav --lake ~/lake")(cli_table.forget)
 app.command("maintain", epilog="Example: soundlake maintain --lake ~/lake --dry-run")(cli_table.maintain)
 
 

@@ -56,7 +56,7 @@ def export(
     where: Annotated[str | None, typer.Option("--where", help="SQL filter on the table's columns.")] = None,
     by: Annotated[
         Literal["windows", "recordings"],
-        typer.Option("--by", help="One row per window, or per recording (mean embedding of the clip)."),
+        typer.Option("--by", help="One row per window of each file, or per file (mean embedding of the clip)."),
     ] = "windows",
     spec: SpecToRead = None,
     model: ModelId = None,
@@ -70,7 +70,38 @@ def export(
     if as_json:
         out(result)
     else:
-        tell(f"{result['rows']} {result['by']} written to {result['file']}")
+        what = "window of each file" if by == "windows" else "file"
+        tell(f"{result['rows']} rows, one for each {what}, written to {result['file']}")
+
+
+def forget(
+    files: Annotated[
+        list[str] | None, typer.Argument(metavar="[URI]...", help="Files, as extract has seen them; they may be gone.")
+    ] = None,
+    recording: Annotated[
+        list[str] | None, typer.Option("--recording", metavar="ID", help="A recording_id, with all its names.")
+    ] = None,
+    listed: Annotated[
+        str | None, typer.Option("--file", metavar="LIST", help="Text file with a uri or recording_id a line.")
+    ] = None,
+    lake: LakeAt = "./lake",
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Erase recordings from all that the lake keeps; the next extract leaves them out."""
+    from pipelines.forget import forget as erase
+    from pipelines.forget import read_list
+    from pipelines.messages_forget import forgotten
+
+    where = lake_at(lake)
+    names = read_list(listed) if listed is not None else []
+    result = erase(where, files or [], recordings=recording or [], listed=names)
+    for name in result["unknown"]:
+        say(f"soundlake: the lake knows nothing of {name}")
+    if as_json:
+        out(result, where)
+    else:
+        forgotten(result, where.root, tell)
 
 
 def maintain(

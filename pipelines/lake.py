@@ -21,12 +21,15 @@ from urllib.parse import unquote_to_bytes
 from model.errors import InputError, TryLaterError, storage_errors
 from model.paths import checked_id, inside, regular
 from pipelines import store
+from pipelines.display import stage
 from pipelines.secrecy import refuse_secrets, without_secrets
 from pipelines.store import Store
 
 FORMAT_VERSION = 1
+# Keyed digests of what the lake has forgotten (`pipelines.forgotten`).
+FORGOTTEN = "forgotten.json"
 # What a lake holds at its root. ``lake.json``, too: another process may make the same lake at the same time.
-OWN = ("features", "lake.json", "models", "runs", "tables")
+OWN = ("features", FORGOTTEN, "forgotten.lock", "lake.json", "models", "runs", "tables")
 # Runs whose manifests are looked at.
 LAST_RUNS = 50
 # Begins the note on an error that the manifest of its run tells about, too.
@@ -199,7 +202,9 @@ class Lake:
         where it does not hold, or ask again right before: what is yielded raises `TryLaterError` once it is lost.
         """
         self.path(f"{name}.lock")
-        with self.store.locked(name, wait=wait) as still_held:
+        with contextlib.ExitStack() as held:
+            with stage("waiting for another command that uses the lake"):
+                still_held = held.enter_context(self.store.locked(name, wait=wait))
             yield still_held
 
     # The lake itself.
@@ -323,10 +328,23 @@ def interrupted(error: BaseException | None) -> bool:
     return False
 
 
+def forgotten_meanwhile(lake: Lake) -> TryLaterError:
+    """What to say if something was forgotten while a command worked on it."""
+    return TryLaterError(f"recordings of the lake {lake.root} were forgotten meanwhile: run the same command again")
+
+
+def _forgotten(lake: Lake) -> Any:
+    """What a lake has forgotten, for comparison; None if nothing, or if it cannot be read now."""
+    with contextlib.suppress(OSError, ValueError, TypeError, InputError, TryLaterError):
+        found = json.loads(lake.read(FORGOTTEN))
+        return found.get("names"), found.get("recordings")
+    return None
+
+
 @contextlib.contextmanager
 def run_manifest(lake: Lake, command: str, settings: dict[str, Any]) -> Iterator[Run]:
     """Record a command: ``runs/RUN_ID.json`` is written when it ends, however it ends, traceback included."""
-    run, clock = Run.begin(lake, command, settings), time.monotonic()
+    run, clock, before = Run.begin(lake, command, settings), time.monotonic(), _forgotten(lake)
 
     def end(result: str) -> bool:
         run.manifest["seconds"] = round(time.monotonic() - clock, 3)
@@ -340,6 +358,12 @@ def run_manifest(lake: Lake, command: str, settings: dict[str, Any]) -> Iterator
         if interrupted(error):
             end("interrupted")
             raise
+        if isinstance(error, Exception) and _forgotten(lake) != before:
+            # What it read is gone. And the error may name what was forgotten: it is not written down.
+            later = forgotten_meanwhile(lake)
+            run.manifest["error"] = str(later)
+            end("failed")
+            raise later from error
         run.manifest |= {"error": str(error), "traceback": traceback.format_exc()}
         if end("failed"):
             error.add_note(f"{MANIFEST}{run.run_id}.json")

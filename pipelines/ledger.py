@@ -15,6 +15,7 @@ import pyarrow as pa
 from model.errors import InputError, TryLaterError
 from model.paths import is_id
 from pipelines import fragments
+from pipelines.audio import DECODER_VERSION
 from pipelines.bucket import lance_options
 from pipelines.lake import Lake
 
@@ -50,9 +51,12 @@ SCHEMA = pa.schema(
         pa.field("group", pa.string()),
         # Later columns: nullable, and at the end, since that is where they are added to an existing ledger.
         pa.field("decoder", pa.int32()),  # `audio.DECODER_VERSION` that read the file; null for 1
-        pa.field("notes", pa.list_(pa.string())),  # what is odd about a file that was read all the same
+        pa.field("notes", pa.list_(pa.string())),  # keys of `audio.NOTES`; null for none
     ]
 )
+
+# An SQL filter for what an older decoder read, for a ledger that has the column.
+OLDER = f"(decoder IS NULL OR decoder < {DECODER_VERSION})"
 
 Row = dict[str, Any]
 # Beside the columns, on the way to the ledger: the fragment that holds the row that this one replaces.
@@ -87,6 +91,11 @@ def uris_of(lake: Lake, spec_id: str, written: Iterable[str]) -> Iterator[str]:
 def open_ledger(lake: Lake, spec_id: str, version: int | None = None) -> Any:
     """The ledger as a Lance dataset, at a version or the newest; None if nothing was extracted yet."""
     return fragments.of_lake(lake, Lake.ledger(spec_id), version)
+
+
+def is_older(row: Row) -> bool:
+    """Whether an older decoder made a row; `OLDER`, for one row."""
+    return (row["decoder"] or 1) < DECODER_VERSION
 
 
 def open_for_writing(lake: Lake, spec_id: str) -> Any:
@@ -177,7 +186,9 @@ def summary(dataset: Any) -> dict[str, Any]:
     -------
     dict
         ``listed`` = ``done`` + ``rejected`` counts uris; ``recordings``, ``hours`` and ``windows`` count content once.
-        ``rejects`` by reason, and ``other_length`` (None or a count), each with an example.
+        ``rejects`` by reason and ``notes`` by kind (keys of `pipelines.audio.NOTES`, of files that are done), the most
+        frequent first, each with a count and an example. ``older_decoder``: by corpus, how many files an older decoder
+        read.
     """
     import pyarrow.compute as pc
 
@@ -203,15 +214,48 @@ def summary(dataset: Any) -> dict[str, Any]:
         "silent_windows": pc.sum(once["silent_windows_max"]).as_py() or 0,
         "shards": pc.count_distinct(pc.list_flatten(done["bundles"])).as_py(),
         "rejects": dict(sorted(reasons.items(), key=lambda item: (-item[1]["count"], item[0]))),
-        "other_length": _other_length(dataset),
+        "notes": _notes(dataset),
+        "older_decoder": _older(dataset),
     }
 
 
-def _other_length(dataset: Any) -> dict[str, Any] | None:
-    """How many files decode to another length than their headers declare, and the first by name; None for none."""
-    differs = f"status = '{DONE}' AND abs(claimed_s - duration_s) > {LENGTH_S} + {LENGTH_SHARE} * duration_s"
-    found = dataset.to_table(columns=["uri", "claimed_s", "duration_s"], filter=differs).sort_by("uri")
-    return {"count": len(found), "example": found.slice(0, 1).to_pylist()[0]} if len(found) else None
+def is_other_length(claimed_s: float | None, duration_s: float) -> bool:
+    """Whether a recording's length is not what its header declares."""
+    return claimed_s is not None and abs(claimed_s - duration_s) > LENGTH_S + LENGTH_SHARE * duration_s
+
+
+def _older(dataset: Any) -> dict[str, int]:
+    """How many files of each corpus an older decoder read; those that no decoder could read do not count."""
+    import pyarrow.compute as pc
+
+    from pipelines.plan import TRANSIENT
+
+    where = f"(reason IS NULL OR NOT {fragments.in_list('reason', sorted(TRANSIENT))})"
+    if "decoder" in dataset.schema.names:
+        where += f" AND {OLDER}"
+    found: dict[str, int] = {}
+    for batch in dataset.to_batches(columns=["corpus"], filter=where):
+        for one in pc.value_counts(batch.column("corpus")).to_pylist():
+            found[one["values"]] = found.get(one["values"], 0) + one["counts"]
+    return dict(sorted(found.items(), key=lambda item: str(item[0])))
+
+
+def _notes(dataset: Any) -> dict[str, Any]:
+    """How many files that are done have each note, and the first of them by name."""
+    # Rows of a ledger that had no column for notes have lengths to compare all the same.
+    differs = f"abs(claimed_s - duration_s) > {LENGTH_S} + {LENGTH_SHARE} * duration_s"
+    noted = "notes IS NOT NULL OR " if "notes" in dataset.schema.names else ""
+    columns = ["uri", "claimed_s", "duration_s", "notes"]
+    found: dict[str, Any] = {}
+    for one in read(dataset, columns, where=f"status = '{DONE}' AND ({noted}{differs})"):
+        names = set(one.pop("notes") or [])
+        if is_other_length(one["claimed_s"], one["duration_s"]):
+            names.add("other-length")
+        for name in names:
+            kind = found.setdefault(name, {"count": 0, "example": one})
+            kind["count"] += 1
+            kind["example"] = min(kind["example"], one, key=lambda example: example["uri"])
+    return dict(sorted(found.items(), key=lambda item: (-item[1]["count"], item[0])))
 
 
 def partitions(dataset: Any, corpus: str) -> set[str]:
@@ -225,6 +269,14 @@ def partitions(dataset: Any, corpus: str) -> set[str]:
             named = (partition_of(uri, corpus) for uri in batch.column("uri").to_pylist())
             found |= {name for name in named if name is not None}
     return found
+
+
+def one_place(places: Iterable[Sequence[str]]) -> list[str]:
+    """The bundles that a recording is read from, sorted, of those that the rows of its files name; empty for none.
+
+    They differ where one of the files was decoded again by itself.
+    """
+    return min((sorted(bundles) for bundles in places), default=[])
 
 
 def training_input(dataset: Any) -> tuple[dict[str, list[str]], dict[str, str]]:

@@ -5,7 +5,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from model.evaluate import DISTURBANCES, MEASURES
-from pipelines.audio import REASONS
+from model.features import PRESETS
+from pipelines.audio import NOTES, REASONS
+from pipelines.display import duration
 from pipelines.lake import Lake
 
 
@@ -15,11 +17,13 @@ def files(totals: dict[str, Any]) -> str:
     left = f", {totals['left_out']} ignored by name" if totals["left_out"] else ""
     left += _labels_without_file(totals)
     gone = f", {totals['gone']} deleted" if totals["gone"] else ""
+    forgotten = f", {totals['forgotten']} forgotten" if totals["forgotten"] else ""
     if not new:
-        return f"nothing to do: all {totals['listed']} files are unchanged{left}"
+        every = "all " if not forgotten else ""
+        return f"nothing to do: {every}{totals['unchanged']} files are unchanged{forgotten}{left}"
     return (
         f"{totals['listed']} files: {totals['unchanged']} unchanged, {totals['done']} done, "
-        f"{totals['rejected']} rejected{gone}{left}"
+        f"{totals['rejected']} rejected{forgotten}{gone}{left}"
     )
 
 
@@ -29,21 +33,32 @@ def _labels_without_file(totals: dict[str, Any], before: str = ", ") -> str:
     return f"{before}{count} label{'s' * (count > 1)} without a file" if count else ""
 
 
+def labels(totals: dict[str, Any], say: Callable[[str], None]) -> None:
+    """Say what is odd about a label file, and name the first labels without a file, each with the nearest file."""
+    for note in totals["label_notes"]:
+        say(f"    labels: {shown(note)}")
+    for one in totals["unmatched_labels"]:
+        nearest = f"; the nearest is {shown(one['nearest'])}, which differs {one['differs']}" if one["nearest"] else ""
+        say(f"    labels: row {one['row']} names {shown(one['uri'])}: there is no such file{nearest}")
+    more = totals["labels_without_file"] - len(totals["unmatched_labels"])
+    if more > 0:
+        say(f"    labels: {more} more have no file")
+
+
 def rejects(summary: dict[str, Any], say: Callable[[str], None]) -> None:
     """Say a line for each reason of rejection, the most frequent first, with an example."""
     for reason, found in summary["rejects"].items():
         say(f"    {found['count']:>6}  {reason}: {REASONS.get(reason, '')} Example: {shown(found['example'])}")
 
 
-def other_length(summary: dict[str, Any], say: Callable[[str], None]) -> None:
-    """Say how many files hold more or less sound than their headers declare, if any do."""
-    found = summary["other_length"]
-    if found is not None:
+def notes(summary: dict[str, Any], say: Callable[[str], None]) -> None:
+    """Say a line for each kind of note on files that are done, the most frequent first, with an example."""
+    for kind, found in summary["notes"].items():
         one = found["example"]
-        say(
-            f"    {found['count']:>6}  done, but not as long as declared. Example: {shown(one['uri'])}: "
-            f"{one['claimed_s']:.2f} s by its header, {one['duration_s']:.2f} s decoded"
-        )
+        lengths = f"{one['duration_s']:.2f} s decoded"
+        if kind == "other-length":
+            lengths = f"{one['claimed_s']:.2f} s by its header, {lengths}"
+        say(f"    {found['count']:>6}  done, {kind}: {NOTES.get(kind, '')} Example: {shown(one['uri'])}: {lengths}")
 
 
 def plan(found: dict[str, Any], say: Callable[[str], None]) -> None:
@@ -51,12 +66,14 @@ def plan(found: dict[str, Any], say: Callable[[str], None]) -> None:
     again = f", {found['tried_again']} to be retried" if found["tried_again"] else ""
     moved = f", {found['relabelled']} under another label or corpus" if found["relabelled"] else ""
     gone = f"; {found['gone']} deleted" if found["gone"] else ""
+    forgotten = f", {found['forgotten']} forgotten" if found["forgotten"] else ""
     left = f"; {found['left_out']} ignored by name" if found["left_out"] else ""
     left += _labels_without_file(found, "; ")
     say(
         f"{found['listed']} files: {found['unchanged']} unchanged, {found['new']} new, {found['changed']} changed"
-        f"{again}{moved}{gone}{left}"
+        f"{again}{moved}{forgotten}{gone}{left}"
     )
+    labels(found, say)
     if found["known"]:
         say(f"    {found['known']:>6}  have content that is already in the lake: not decoded again")
     for reason, count in found["rejects"].items():
@@ -84,13 +101,6 @@ def plan(found: dict[str, Any], say: Callable[[str], None]) -> None:
 _MONEY = {"cpu": "for CPU time", "storage": "per month for storage"}
 
 
-def duration(seconds: float) -> str:
-    """Seconds in words."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
-
-
 def estimate_error(found: dict[str, Any]) -> str:
     """How far the last estimate was off, in words."""
     return (
@@ -114,6 +124,31 @@ def elbo(metrics: dict[str, Any]) -> str:
     )
 
 
+def older_decoder(summary: dict[str, Any], spec_id: str, lake: Lake, say: Callable[[str], None]) -> None:
+    """Say how many files an older decoder read, and what to do about it, if there are any."""
+    presets = {spec.spec_id: name for name, spec in PRESETS.items()}
+    spec = presets.get(spec_id, lake.uri(f"{Lake.spec(spec_id)}/spec.json"))
+    for corpus, count in summary["older_decoder"].items():
+        command = lake.command(f"extract {shlex.quote(str(corpus))} --spec {shlex.quote(spec)} --recheck")
+        say(
+            f"    {count:>6}  were read by an older version of soundlake. To decode again what this version reads "
+            f"otherwise, run: {command}"
+        )
+
+
+def rechecked(found: dict[str, Any], say: Callable[[str], None]) -> None:
+    """Say what became of files that an older decoder read."""
+    say(
+        f"recheck: {found['same']} files are read as before, {found['different']} otherwise, "
+        f"{found['unreachable']} could not be read"
+    )
+    if found["example"] is not None:
+        say(
+            f"    {found['unreachable']:>6}  are missing or have changed since they were extracted, and stay as they "
+            f"are. Example: {shown(found['example'])}"
+        )
+
+
 def repaired(found: dict[str, Any], spec_id: str, say: Callable[[str], None]) -> None:
     """Say which shards were damaged, and what was done about each."""
     say(f"repair: {found['shards']} shards checked, {len(found['damaged'])} damaged")
@@ -127,17 +162,19 @@ def run(result: dict[str, Any], say: Callable[[str], None]) -> None:
     """Say what the main job made."""
     found, extracted, encoded = result["ledger"], result["extract"], result["encode"]
     say(f"files       {files(extracted)}")
+    labels(extracted, say)
     say(
         f"recordings  {found['recordings']} done, {found['rejected']} files rejected, {found['hours']:.2f} hours, "
         f"{found['windows']} windows in {found['shards']} shards, {found['silent_windows']} silent windows left out"
     )
     rejects(found, say)
+    notes(found, say)
     model = result["model"]
     made = result["train"] or {"model_id": None, "trained": False}
     how = "trained" if made["trained"] and made["model_id"] == model["model_id"] else "there already"
     say(f"model       {model['model_id']} {how}: {elbo(model['metrics'])}")
     did = f"{encoded['encoded']} windows encoded" if encoded["encoded"] else "nothing to encode"
-    say(f"table       {encoded['rows']} windows, {did}, search is {encoded['index']['kind']}")
+    say(f"table       {encoded['rows']} rows, {did}, search is {encoded['index']['kind']}")
     judged = result["evaluation"]
     if judged is not None:
         other = "" if judged["model_id"] == model["model_id"] else f"of {judged['model_id']}, which was trained now: "
@@ -170,7 +207,7 @@ def encoded(result: dict[str, Any]) -> str:
     if result["stale_recordings"]:
         did.append(f"old rows of {result['stale_recordings']} recordings removed")
     search = f", search is {result['index']['kind']}" if result["index"] else ""
-    return f"{', '.join(did) or 'nothing to do'}; the table has {result['rows']} windows{search}"
+    return f"{', '.join(did) or 'nothing to do'}; the table has {result['rows']} rows{search}"
 
 
 def trained(result: dict[str, Any], lake: str, say: Callable[[str], None]) -> None:
@@ -209,16 +246,20 @@ def promoted(result: dict[str, Any], say: Callable[[str], None]) -> None:
 def status(result: dict[str, Any], say: Callable[[str], None]) -> None:
     """Say what is in a lake."""
     say(f"lake {result['lake']}")
+    forgotten = result["forgotten"]
+    if any(forgotten.values()):
+        say(f"  forgotten: {forgotten['recordings']} recordings, {forgotten['names']} names; extract leaves them out")
     if not result["specs"]:
         say(f"  no features yet; run: soundlake run AUDIO --lake {shlex.quote(result['lake'])}")
     for spec_id, found in result["specs"].items():
         say(f"  features {spec_id}{' (' + found['preset'] + ')' if found['preset'] else ''}")
         say(
             f"    {found['listed']} files = {found['done']} done + {found['rejected']} rejected; "
-            f"{found['recordings']} recordings, {found['hours']:.2f} hours, {found['windows']} windows, "
+            f"{_recordings(found)}, {found['hours']:.2f} hours, {found['windows']} windows, "
             f"{found['shards']} shards"
         )
-        other_length(found, say)
+        notes(found, say)
+        older_decoder(found, spec_id, Lake.at(result["lake"]), say)
         rejects(found, say)
         if found["estimate"] is not None:
             say(f"    {estimate_error(found['estimate'])}")
@@ -227,18 +268,27 @@ def status(result: dict[str, Any], say: Callable[[str], None]) -> None:
             say(f"  model {model_id}: {found['unreadable']}")
             continue
         mark = ", promoted" if found["promoted"] else ""
+        if found["trained_forgotten"]:
+            mark += f", trained on {found['trained_forgotten']} recordings that are forgotten now"
         loss = found["validation"]["negative_elbo"]
         say(f"  model {model_id}: spec {found['spec_id']}{mark}, validation loss {loss:.0f} nats, {found['report']}")
     for model_id, found in result["tables"].items():
-        fresh = "up to date"
-        if not found["up_to_date"]:
+        fresh = "up to date" if found["up_to_date"] else "its model cannot be read"
+        if found["up_to_date"] is False:
             fresh = f"out of date; run: soundlake encode --lake {shlex.quote(result['lake'])}"
         kind = (found["index"] or {}).get("kind", "exact")
         recall = (found["index"] or {}).get("recall")
         say(
-            f"  table {model_id}: {found['rows']} windows, {fresh}, search is {kind}"
+            f"  table {model_id}: {found['rows']} rows, {fresh}, search is {kind}"
             + (f", recall {recall:.3f}" if recall is not None else "")
         )
+
+
+def _recordings(found: dict[str, Any]) -> str:
+    """How many recordings files hold, and how many files are copies of others."""
+    copies = found["done"] - found["recordings"]
+    said = f" ({found['done']} files hold them: {copies} are copies of others, byte for byte)" if copies else ""
+    return f"{found['recordings']} recordings{said}"
 
 
 def hits(results: Sequence[dict[str, Any]], say: Callable[[str], None], *, filtered: bool) -> None:
