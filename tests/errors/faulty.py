@@ -37,6 +37,7 @@ def failing(call: str, part: str, number: int) -> Iterator[None]:
 def no_file_left() -> Iterator[None]:
     """Let this process open no further file: the kernel's own EMFILE."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # The lowest that is free: any other file would get it.
     free = os.open(os.devnull, os.O_RDONLY)
     os.close(free)
     resource.setrlimit(resource.RLIMIT_NOFILE, (free, before[1]))
@@ -171,6 +172,31 @@ def tensorflow_log(folder: Path) -> Callable[[], Any]:
     return lambda: tf.summary.create_file_writer(str(folder / "logs"))
 
 
+def audio_probe(folder: Path) -> Callable[[], Any]:
+    from pipelines.audio import probe
+
+    path = folder / "a.flac"
+    _sound(path)
+    return lambda: probe(path)
+
+
+def audio_decode(folder: Path) -> Callable[[], Any]:
+    """The error comes after the first block."""
+    from pipelines.audio import mono_blocks, probe
+
+    path = folder / "a.flac"
+    _sound(path)
+    blocks = mono_blocks(path, probe(path))
+    next(blocks)
+    return lambda: list(blocks)
+
+
+def _sound(path: Path) -> None:
+    import soundfile
+
+    soundfile.write(path, np.random.default_rng(0).uniform(-0.5, 0.5, 2_000_000), 48_000)
+
+
 # By library: what it does, the call that fails, a part of the path, the number.
 CASES: dict[str, list[tuple[Call, str, str, int]]] = {
     "lance": [
@@ -197,6 +223,12 @@ CASES: dict[str, list[tuple[Call, str, str, int]]] = {
     ],
     "numpy": [(numpy_save, "open", ".npy", errno.EMFILE)],
     "pyav": [(pyav_open, "open", ".wav", errno.EMFILE), (pyav_open, "read", ".wav", errno.EIO)],
+    "audio": [
+        (audio_probe, "read", ".flac", errno.EIO),
+        (audio_decode, "read", ".flac", errno.EIO),
+        (audio_probe, "open", ".flac", errno.EMFILE),
+        (audio_probe, "read", ".flac", errno.ESTALE),
+    ],
     "h5": [
         (h5_write, "open", ".h5", errno.EACCES),
         (h5_write, "write", ".h5", errno.ENOSPC),
