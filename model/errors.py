@@ -197,6 +197,10 @@ def storage_errors(where: str | os.PathLike[str]) -> Iterator[None]:
         raise
 
 
+# Lance has no class for what it cannot read: its words say so, or the place in its source that it adds to them.
+_OF_READING = re.compile(r"LanceError\(IO\)|/lance-(?:file|encoding|io|table)/|panicked with message")
+
+
 def is_of_lance(error: BaseException) -> bool:
-    """Whether Lance could not read or write: it has no class of its own for that."""
-    return "LanceError(IO)" in str(error)
+    """Whether Lance could not read or write; not whether it was asked for something wrong, such as a filter."""
+    return bool(_OF_READING.search(str(error))) or type(error).__name__ == "PanicException"

@@ -53,6 +53,12 @@ def of_lake(lake: Lake, name: str, version: int | None = None) -> Any:
     if lake.is_local:
         no_links(lake.path(name))
     found = opened(lake.path(name), version)
+    if not found.schema.names:
+        # A manifest of zeros, as a power cut may leave, is one for Lance, of a dataset without columns.
+        raise InputError(
+            f"{found.uri} is damaged (its newest version has no columns): check the disk, then restore its folder from "
+            "a backup"
+        )
     bases = [base.path for base in found.base_paths().values()]
     if bases:
         raise InputError(

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import sys
 import threading
@@ -150,17 +151,18 @@ def _of_storage(error: BaseException) -> InputError | TryLaterError | None:
     """What the system, a bucket or Lance says where nothing nearer to it has told it; None of an internal error."""
     from pipelines.patience import is_of_storage
 
-    if isinstance(error, Exception) and is_of_storage(error):
-        return TryLaterError(f"a bucket failed: {_one_line(error)}; run the same command again")
     if (clear := of_system(error)) is not None:
         return clear
+    if isinstance(error, Exception) and is_of_storage(error):
+        return TryLaterError(f"a bucket failed: {_one_line(error)}; run the same command again")
     if isinstance(error, MemoryError):
         return TryLaterError(
             "not enough memory: stop other programs, or use fewer --workers, and run the command again"
         )
     if is_of_lance(error):
         # The system has no part in it, so the bytes themselves are wrong.
-        said = _one_line(error).rpartition("LanceError(IO): ")[2].split(", /")[0].split(", rust/")[0]
+        said = _one_line(error).split(", /")[0].split(", rust/")[0].rpartition("LanceError(IO): ")[2]
+        said = re.sub("^((External error|Wrapped error|Invalid user input): )+", "", said)
         return InputError(
             f"a ledger or table of the lake is damaged ({said}): check the disk, then restore its folder from a backup"
         )

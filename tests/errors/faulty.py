@@ -268,6 +268,8 @@ def main(folder: Path, libraries: list[str]) -> None:
             under = failing(call, part, fault)
             case = {"library": library, "case": ready.__name__, "call": call, "fault": fault}
             print(json.dumps(case | _told(ready(place), under)), flush=True)
+        if library == "tensorflow":
+            continue  # it ends the process, since it finds no random numbers
         place = folder / f"{library}-limit"
         place.mkdir()
         ready = CASES[library][0][0]

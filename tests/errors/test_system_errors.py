@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def test_each_library(shim: Path, library: str, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     found = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(found) == len(CASES[library]) + 1
+    assert len(found) == len(CASES[library]) + (library != "tensorflow")
     for case in found:
         fault = case["fault"]
         assert case["number"] == fault, case
@@ -93,32 +94,34 @@ def test_commands(
     assert done.out == ""
 
 
-@pytest.mark.parametrize("how", ["cut short", "zeros"])
+# Not bits that are flipped: Lance keeps no checksum of its data.
+WRONG: dict[str, Callable[[bytes], bytes]] = {
+    "zeros": lambda data: bytes(len(data)),
+    "cut short": lambda data: data[: len(data) // 2],
+    "empty": lambda data: b"",
+}
+
+
+@pytest.mark.parametrize("files", ["data/*", "_versions/*.manifest"])
+@pytest.mark.parametrize("how", [*WRONG, "gone"])
 def test_bytes_that_are_wrong_are_damage(
-    made: Made, tmp_path: Path, how: str, capsys: pytest.CaptureFixture[str]
+    made: Made, tmp_path: Path, how: str, files: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Not an error of the filter, and no internal one."""
     lake = made.copy(tmp_path)
     (table,) = Path(lake.root).glob("tables/*.lance")
-    for file in [*table.glob("data/*")] if how == "zeros" else [*table.glob("_versions/*.manifest")]:
-        data = file.read_bytes()
-        file.write_bytes(bytes(len(data)) if how == "zeros" else data[: len(data) // 2])
-    assert main(["search", "--where", "label = 'bird'", "--lake", lake.root]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
+    if (how, files) == ("gone", "_versions/*.manifest"):
+        return  # then there is no table
+    for file in table.glob(files):
+        if how == "gone":
+            file.unlink()
+        else:
+            file.write_bytes(WRONG[how](file.read_bytes()))
+    assert main(["export", str(tmp_path / "x.csv"), "--where", "label != 'x'", "--lake", lake.root]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
     assert "is damaged" in line
-    assert "restore" in line
-
-
-def test_a_file_that_is_gone_is_no_damage_of_the_rest(
-    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    lake = made.copy(tmp_path)
-    (table,) = Path(lake.root).glob("tables/*.lance")
-    (file,) = table.glob("data/*")
-    file.unlink()
-    assert main(["search", "--where", "label = 'bird'", "--lake", lake.root]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert file.name in line or "not found" in line.lower() or "missing" in line
-    assert "restore" in line
+    assert "restore its folder from a backup" in line
+    assert not (tmp_path / "x.csv").exists()
 
 
 # Texts of libraries that no test here can make fail: as they were seen.
