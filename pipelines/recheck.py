@@ -105,7 +105,7 @@ def _read_again(recording_id: str, files: Sequence[Candidate]) -> tuple[Candidat
                 with open(path, "rb") as data:
                     if hashlib.file_digest(data, "sha256").hexdigest() == recording_id:
                         return found, rejected
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
             continue
     return None
 
