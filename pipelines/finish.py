@@ -11,6 +11,7 @@ from typing import Any
 from model.errors import InputError, TryLaterError
 from pipelines import account, forgotten, fragments, ledger, plan, table
 from pipelines.corpus import listing
+from pipelines.display import stage
 from pipelines.forgotten import Memory
 from pipelines.labels import without_file
 from pipelines.lake import Lake, Run
@@ -100,7 +101,7 @@ def extract(
     if not (new or dropped or digests):
         return totals | {"ledger_version": version}
     uri = lake.ledger_uri(spec_id)
-    with lake.locked(f"{Lake.spec(spec_id)}/ledger"):
+    with stage("committing to the ledger"), lake.locked(f"{Lake.spec(spec_id)}/ledger"):
         # What was forgotten meanwhile must not come back. Forget changes the memory first, and then waits for the lock.
         if planned is not None and Memory.of(lake).mark != planned:
             return None
@@ -202,7 +203,7 @@ def encode(run: Run, model_id: str, *, version: int, ledger_version: int) -> dic
     """
     lake = run.lake
     summary = json.loads(lake.read(f"{run.folder}/summary.json"))
-    with lake.locked(f"tables/{model_id}"):
+    with stage("committing to the table"), lake.locked(f"tables/{model_id}"):
         dataset = table.need_table(lake, model_id)
         try:
             pieces = [json.loads(lake.read(name)) for name in summary["pieces"]]
@@ -233,7 +234,7 @@ def note_encode(run: Run, model_id: str, totals: dict[str, Any], *, whole: bool)
     dataset = table.need_table(lake, model_id)
     index = table.said(lake, model_id).get("index")
     if whole:
-        with lake.locked(f"tables/{model_id}"):
+        with stage("bringing the index up to date"), lake.locked(f"tables/{model_id}"):
             index = fragments.changed(dataset, table.index)
     totals |= {"model_id": model_id, "index": index, "run_id": run.run_id}
     totals["table_version"] = int(table.need_table(lake, model_id).version)

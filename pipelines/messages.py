@@ -5,7 +5,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from model.evaluate import DISTURBANCES, MEASURES
+from model.features import PRESETS
 from pipelines.audio import NOTES, REASONS
+from pipelines.display import duration
 from pipelines.lake import Lake
 
 
@@ -99,13 +101,6 @@ def plan(found: dict[str, Any], say: Callable[[str], None]) -> None:
 _MONEY = {"cpu": "for CPU time", "storage": "per month for storage"}
 
 
-def duration(seconds: float) -> str:
-    """Seconds in words."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
-
-
 def estimate_error(found: dict[str, Any]) -> str:
     """How far the last estimate was off, in words."""
     return (
@@ -127,6 +122,31 @@ def elbo(metrics: dict[str, Any]) -> str:
         f"(−log p(x|z) {found['nll']:.0f} + KL {found['kl']:.1f}), "
         f"mean square error {found['mse']:.3f}"
     )
+
+
+def older_decoder(summary: dict[str, Any], spec_id: str, lake: Lake, say: Callable[[str], None]) -> None:
+    """Say how many files an older decoder read, and what to do about it, if there are any."""
+    presets = {spec.spec_id: name for name, spec in PRESETS.items()}
+    spec = presets.get(spec_id, lake.uri(f"{Lake.spec(spec_id)}/spec.json"))
+    for corpus, count in summary["older_decoder"].items():
+        command = lake.command(f"extract {shlex.quote(str(corpus))} --spec {shlex.quote(spec)} --recheck")
+        say(
+            f"    {count:>6}  were read by an older version of soundlake. To decode again what this version reads "
+            f"otherwise, run: {command}"
+        )
+
+
+def rechecked(found: dict[str, Any], say: Callable[[str], None]) -> None:
+    """Say what became of files that an older decoder read."""
+    say(
+        f"recheck: {found['same']} files are read as before, {found['different']} otherwise, "
+        f"{found['unreachable']} could not be read"
+    )
+    if found["example"] is not None:
+        say(
+            f"    {found['unreachable']:>6}  are missing or have changed since they were extracted, and stay as they "
+            f"are. Example: {shown(found['example'])}"
+        )
 
 
 def repaired(found: dict[str, Any], spec_id: str, say: Callable[[str], None]) -> None:
@@ -226,6 +246,9 @@ def promoted(result: dict[str, Any], say: Callable[[str], None]) -> None:
 def status(result: dict[str, Any], say: Callable[[str], None]) -> None:
     """Say what is in a lake."""
     say(f"lake {result['lake']}")
+    forgotten = result["forgotten"]
+    if any(forgotten.values()):
+        say(f"  forgotten: {forgotten['recordings']} recordings, {forgotten['names']} names; extract leaves them out")
     if not result["specs"]:
         say(f"  no features yet; run: soundlake run AUDIO --lake {shlex.quote(result['lake'])}")
     for spec_id, found in result["specs"].items():
@@ -236,6 +259,7 @@ def status(result: dict[str, Any], say: Callable[[str], None]) -> None:
             f"{found['shards']} shards"
         )
         notes(found, say)
+        older_decoder(found, spec_id, Lake.at(result["lake"]), say)
         rejects(found, say)
         if found["estimate"] is not None:
             say(f"    {estimate_error(found['estimate'])}")
@@ -244,11 +268,13 @@ def status(result: dict[str, Any], say: Callable[[str], None]) -> None:
             say(f"  model {model_id}: {found['unreadable']}")
             continue
         mark = ", promoted" if found["promoted"] else ""
+        if found["trained_forgotten"]:
+            mark += f", trained on {found['trained_forgotten']} recordings that are forgotten now"
         loss = found["validation"]["negative_elbo"]
         say(f"  model {model_id}: spec {found['spec_id']}{mark}, validation loss {loss:.0f} nats, {found['report']}")
     for model_id, found in result["tables"].items():
-        fresh = "up to date"
-        if not found["up_to_date"]:
+        fresh = "up to date" if found["up_to_date"] else "its model cannot be read"
+        if found["up_to_date"] is False:
             fresh = f"out of date; run: soundlake encode --lake {shlex.quote(result['lake'])}"
         kind = (found["index"] or {}).get("kind", "exact")
         recall = (found["index"] or {}).get("recall")

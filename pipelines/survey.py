@@ -26,13 +26,24 @@ from pipelines.isolation import sandbox
 from pipelines.joins import joined
 from pipelines.labels import NAMED, read_labels
 from pipelines.lake import Lake
+from pipelines.progress import LISTED, PROBED, Progress, Tally
 from pipelines.runners import Concurrently
 
 
 class _Split(beam.DoFn):
     """Listed files by uri; those left out by name are counted."""
 
+    def __init__(self, progress: Progress | None) -> None:
+        self.progress = progress
+
+    def start_bundle(self) -> None:
+        self.tally = Tally(self.progress, LISTED)
+
+    def finish_bundle(self) -> None:
+        self.tally.tell()
+
     def process(self, found: tuple[str, Entry] | None) -> Iterator[Any]:
+        self.tally.add()
         if found is None:
             yield TaggedOutput("counts", ("left out", 1))
         else:
@@ -90,6 +101,8 @@ def _read_left(bundle: str, lake: Lake, spec_id: str) -> Iterator[Any]:
     if any(memory.holds(uri=row["uri"], recording_id=row["recording_id"]) for row in rows):
         return  # a shard with a forgotten recording in it must not be named by the ledger
     for row in rows:
+        if ledger.is_older(row):
+            continue  # it is decoded anew
         if row["first"] == 0:
             file = [row["size"], row["mtime_ns"], row["recording_id"], json.loads(row["probe"])]
             yield TaggedOutput("files", (row["uri"], packed(file)))
@@ -101,7 +114,7 @@ class _Compare(beam.DoFn):
 
     Parameters
     ----------
-    corpus, partition, retried
+    corpus, partition, retried, recheck
         As for `survey`.
     lake : Lake or None
         Whose memory of what is forgotten counts; by default nothing is forgotten.
@@ -118,9 +131,11 @@ class _Compare(beam.DoFn):
         lake: Lake | None = None,
         *,
         include_forgotten: bool = False,
+        recheck: bool = False,
         others: frozenset[str] = frozenset(),
     ) -> None:
         self.corpus, self.partition, self.retried, self.others = corpus, partition, retried, others
+        self.recheck = recheck
         self.lake, self.include_forgotten = lake, include_forgotten
         self.memory: Memory | None = None
 
@@ -142,7 +157,7 @@ class _Compare(beam.DoFn):
             if row is not None and row["corpus"] == self.corpus:
                 yield TaggedOutput("gone", (replaces, uri))
                 yield TaggedOutput("counts", ("gone", 1))
-            elif row is None and labels is not None:
+            elif row is None and labels is not None and not (self.memory and self.memory.is_former(uri)):
                 yield TaggedOutput("counts", ("labels without a file", 1))
                 if self.memory is None or not self.memory.holds(uri=uri):
                     yield TaggedOutput("unmatched", (labels[0], uri))
@@ -164,7 +179,7 @@ class _Compare(beam.DoFn):
         else:
             same_name = (row["corpus"], row["label"], row["group"]) == (self.corpus, label, group)
             unchanged = (row["size"], row["mtime_ns"]) == (size, mtime_ns)
-            if plan.is_known(size, mtime_ns, row, retried=self.retried):
+            if plan.is_known(size, mtime_ns, row, retried=self.retried, recheck=self.recheck):
                 if same_name:
                     yield TaggedOutput("counts", ("unchanged", 1))
                     return
@@ -173,7 +188,7 @@ class _Compare(beam.DoFn):
                     yield TaggedOutput("identified", (row["recording_id"], packed(file.values())))
                     return
             yield TaggedOutput("counts", ("tried again" if unchanged else "changed", 1))
-            if same_name and unchanged:
+            if same_name and unchanged and not (self.recheck and ledger.is_older(row)):
                 # For what it was rejected, so that the same again is no news.
                 file = replace(file, before=row["reason"])
         if left is not None:
@@ -182,6 +197,23 @@ class _Compare(beam.DoFn):
             yield TaggedOutput("identified", (recording_id, packed(values)))
         else:
             yield file
+
+
+class _Probed(beam.DoFn):
+    """What was probed, as it is, counted for whoever waits."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self.progress = progress
+
+    def start_bundle(self) -> None:
+        self.tally = Tally(self.progress, PROBED)
+
+    def finish_bundle(self) -> None:
+        self.tally.tell()
+
+    def process(self, found: Any) -> Iterator[Any]:
+        self.tally.add()
+        yield found
 
 
 def probe_file(candidate: Candidate, corpus: str) -> Iterator[Any]:
@@ -324,16 +356,20 @@ def survey(
     partition: str | None = None,
     threads: int = 1,
     retried: frozenset[str] = plan.TRANSIENT,
+    progress: Progress | None = None,
     include_forgotten: bool = False,
+    recheck: bool = False,
 ) -> Survey:
     """Apply the transforms from the listing to the segments that are to be extracted.
 
     Parameters
     ----------
-    pipeline, lake, spec, corpus, labels, partition, threads, retried, include_forgotten
+    pipeline, lake, spec, corpus, labels, partition, threads, retried, include_forgotten, recheck
         As for `pipelines.extract.extract`. The lake may be one that does not exist yet; nothing is written to it.
     before : lance.LanceDataset or None
         The ledger to compare with; workers read it at its version.
+    progress : Progress or None
+        Told how many files are listed and probed.
     """
     version = 0 if before is None else int(before.version)
     ledger_uri = lake.ledger_uri(spec.spec_id)
@@ -342,7 +378,7 @@ def survey(
         pipeline
         | "corpus" >> beam.Create([corpus])
         | "list" >> beam.FlatMap(listing, partition)
-        | "left out or listed" >> beam.ParDo(_Split()).with_outputs("counts", main="listed")
+        | "left out or listed" >> beam.ParDo(_Split(progress)).with_outputs("counts", main="listed")
     )
     in_ledger = pipeline | "ledger fragments" >> beam.Create(fragments.numbers(before))
     known = in_ledger | "read ledger" >> beam.ParDo(_ReadLedger(ledger_uri, version, ["uri", *account.KNOWN]))
@@ -362,13 +398,14 @@ def survey(
     compared = joined(
         "by uri", {"listed": listed.listed, "known": known, "labels": named.lines, "left": left.files}
     ) | "compare" >> beam.ParDo(
-        _Compare(corpus, partition, retried, lake, include_forgotten=include_forgotten, others=others)
+        _Compare(corpus, partition, retried, lake, include_forgotten=include_forgotten, recheck=recheck, others=others)
     ).with_outputs("gone", "counts", "identified", "forgotten", "unmatched", main="candidates")
     probed = compared.candidates | "probe" >> beam.ParDo(
         Concurrently(functools.partial(probe_file, corpus=corpus), threads)
     ).with_outputs("rows", "counts", main="found").with_resource_hints(min_ram=isolation.RAM)
+    counted = probed.found | "count the probed" >> beam.ParDo(_Probed(progress))
     identified = (
-        (probed.found, compared.identified)
+        (counted, compared.identified)
         | "identified" >> beam.Flatten()
         | "leave out forgotten"
         >> beam.ParDo(_LeaveOut(lake, include_forgotten=include_forgotten)).with_outputs(

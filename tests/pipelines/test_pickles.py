@@ -96,9 +96,9 @@ def watch(event, arguments):
             frame = frame.f_back
         unpickled.add((str(arguments[0]), str(arguments[1]), " ".join(sorted(set(packages)))))
 sys.addaudithook(watch)
-from pipelines import evaluation, showing
+from pipelines import sampling, showing
 from pipelines.program import main
-evaluation.WINDOWS, showing.PAIRS, showing.QUERIES, showing.NEIGHBOURS = 100, 1, 1, 1
+sampling.WINDOWS, showing.PAIRS, showing.QUERIES, showing.NEIGHBOURS = 100, 1, 1, 1
 codes = []
 for call in calls:
     sys.stdout.flush()
