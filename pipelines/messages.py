@@ -39,7 +39,7 @@ def labels(totals: dict[str, Any], say: Callable[[str], None]) -> None:
         say(f"    labels: {shown(note)}")
     for one in totals["unmatched_labels"]:
         nearest = f"; the nearest is {shown(one['nearest'])}, which differs {one['differs']}" if one["nearest"] else ""
-        say(f"    labels: row {one['row']} names {shown(one['uri'])}: there is no such file{nearest}")
+        say(f"    labels: line {one['line']} names {shown(one['uri'])}: there is no such file{nearest}")
     more = totals["labels_without_file"] - len(totals["unmatched_labels"])
     if more > 0:
         say(f"    labels: {more} more have no file")
