@@ -167,7 +167,8 @@ def _written(box: Sandbox, part: str, works: Sequence[Work], spec: FeatureSpec) 
                 yield work, outcome
 
 
-def _outcome(work: Work) -> Row:
+def begun(work: Work) -> Row:
+    """The outcome of a segment, without what is known after decoding."""
     segment, file = work.segment, work.files[0]
     outcome: Row = dict.fromkeys(OUTCOMES.names) | {"recording_id": segment.recording_id, "uri": file.uri}
     outcome |= {"size": file.size, "mtime_ns": file.mtime_ns, "probe": json.dumps(astuple(work.probe))}
@@ -176,7 +177,7 @@ def _outcome(work: Work) -> Row:
 
 
 def _rejection(work: Work, error: Rejected) -> Row:
-    outcome = _outcome(work) | {"status": REJECTED, "stage": error.stage, "reason": error.reason}
+    outcome = begun(work) | {"status": REJECTED, "stage": error.stage, "reason": error.reason}
     return outcome | {"detail": error.detail, "windows": 0, "silent_windows": 0, "samples": 0, "cpu_s": 0.0}
 
 
@@ -184,7 +185,7 @@ def _write_work(box: Sandbox, part: str, end: int, work: Work, path: str | bytes
     """Append a segment's windows to the shard; a rejection takes back what was appended."""
     try:
         found, after = box.call(write_segment, part, end, path, work.probe, spec, work.segment, stage="decode")
-        return _outcome(work) | {"status": DONE} | found, after
+        return begun(work) | {"status": DONE} | found, after
     except Rejected as error:
         os.truncate(part, end)
         return _rejection(work, error), end

@@ -1,6 +1,5 @@
 """The command line: parse, call, print. No work of its own, and nothing heavy imported before a command needs it."""
 
-import sys
 from typing import Annotated
 
 import typer
@@ -81,7 +80,6 @@ def run_command(
         beam=context.args,
         workers=workers,
         step=lambda name: say(f"soundlake: {name} …"),
-        progress=sys.stderr.isatty(),
     )
     if as_json:
         out(result)
@@ -156,6 +154,10 @@ def extract_command(
     include_forgotten: Annotated[
         bool, typer.Option("--include-forgotten", help="Take in files that `forget` removed; they stay from now on.")
     ] = False,
+    recheck: Annotated[
+        bool,
+        typer.Option("--recheck", help="Decode again what an older version of soundlake read, where that differs."),
+    ] = False,
     repair: Annotated[
         bool, typer.Option("--repair", help="After extracting, verify all shards and rebuild bad ones.")
     ] = False,
@@ -179,12 +181,14 @@ def extract_command(
         retry=retry_rejected,
         repair=repair,
         include_forgotten=include_forgotten,
+        recheck=recheck,
     )
     summary = ledger.summary(ledger.open_ledger(where, found.spec_id)) if result["ledger_version"] else None
     if as_json:
         out(result | {"ledger": summary}, where)
     else:
         tell(messages.files(result))
+        messages.labels(result, tell)
         if summary is not None:
             tell(
                 f"ledger: {summary['listed']} files = {summary['done']} done + {summary['rejected']} rejected; "
@@ -192,7 +196,10 @@ def extract_command(
                 f"{summary['silent_windows']} silent windows skipped"
             )
             messages.notes(summary, tell)
+            messages.older_decoder(summary, found.spec_id, where, tell)
             messages.rejects(summary, tell)
+        if recheck:
+            messages.rechecked(result["recheck"], tell)
         if repair:
             messages.repaired(result["repair"], found.spec_id, tell)
     if max_rejects is not None and summary is not None and summary["rejected"] > max_rejects:
@@ -277,7 +284,6 @@ def train_command(
         settings=settings,
         if_missing=if_missing,
         if_grown=if_grown,
-        progress=sys.stderr.isatty(),
     )
     if as_json:
         out(result, lake_at(lake))

@@ -15,6 +15,7 @@ import pyarrow as pa
 from model.errors import InputError, TryLaterError
 from model.paths import is_id
 from pipelines import fragments
+from pipelines.audio import DECODER_VERSION
 from pipelines.bucket import lance_options
 from pipelines.lake import Lake
 
@@ -54,6 +55,9 @@ SCHEMA = pa.schema(
     ]
 )
 
+# An SQL filter for what an older decoder read, for a ledger that has the column.
+OLDER = f"(decoder IS NULL OR decoder < {DECODER_VERSION})"
+
 Row = dict[str, Any]
 # Beside the columns, on the way to the ledger: the fragment that holds the row that this one replaces.
 REPLACES = "replaces"
@@ -87,6 +91,11 @@ def uris_of(lake: Lake, spec_id: str, written: Iterable[str]) -> Iterator[str]:
 def open_ledger(lake: Lake, spec_id: str, version: int | None = None) -> Any:
     """The ledger as a Lance dataset, at a version or the newest; None if nothing was extracted yet."""
     return fragments.of_lake(lake, Lake.ledger(spec_id), version)
+
+
+def is_older(row: Row) -> bool:
+    """Whether an older decoder made a row; `OLDER`, for one row."""
+    return (row["decoder"] or 1) < DECODER_VERSION
 
 
 def open_for_writing(lake: Lake, spec_id: str) -> Any:
@@ -178,7 +187,8 @@ def summary(dataset: Any) -> dict[str, Any]:
     dict
         ``listed`` = ``done`` + ``rejected`` counts uris; ``recordings``, ``hours`` and ``windows`` count content once.
         ``rejects`` by reason and ``notes`` by kind (keys of `pipelines.audio.NOTES`, of files that are done), the most
-        frequent first, each with a count and an example.
+        frequent first, each with a count and an example. ``older_decoder``: by corpus, how many files an older decoder
+        read.
     """
     import pyarrow.compute as pc
 
@@ -205,12 +215,29 @@ def summary(dataset: Any) -> dict[str, Any]:
         "shards": pc.count_distinct(pc.list_flatten(done["bundles"])).as_py(),
         "rejects": dict(sorted(reasons.items(), key=lambda item: (-item[1]["count"], item[0]))),
         "notes": _notes(dataset),
+        "older_decoder": _older(dataset),
     }
 
 
 def is_other_length(claimed_s: float | None, duration_s: float) -> bool:
     """Whether a recording's length is not what its header declares."""
     return claimed_s is not None and abs(claimed_s - duration_s) > LENGTH_S + LENGTH_SHARE * duration_s
+
+
+def _older(dataset: Any) -> dict[str, int]:
+    """How many files of each corpus an older decoder read; those that no decoder could read do not count."""
+    import pyarrow.compute as pc
+
+    from pipelines.plan import TRANSIENT
+
+    where = f"(reason IS NULL OR NOT {fragments.in_list('reason', sorted(TRANSIENT))})"
+    if "decoder" in dataset.schema.names:
+        where += f" AND {OLDER}"
+    found: dict[str, int] = {}
+    for batch in dataset.to_batches(columns=["corpus"], filter=where):
+        for one in pc.value_counts(batch.column("corpus")).to_pylist():
+            found[one["values"]] = found.get(one["values"], 0) + one["counts"]
+    return dict(sorted(found.items(), key=lambda item: str(item[0])))
 
 
 def _notes(dataset: Any) -> dict[str, Any]:

@@ -5,7 +5,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from model.evaluate import DISTURBANCES, MEASURES
+from model.features import PRESETS
 from pipelines.audio import NOTES, REASONS
+from pipelines.display import duration
 from pipelines.lake import Lake
 
 
@@ -29,6 +31,18 @@ def _labels_without_file(totals: dict[str, Any], before: str = ", ") -> str:
     """Labels with a wrong folder before each name would leave a lake without any."""
     count = totals["labels_without_file"]
     return f"{before}{count} label{'s' * (count > 1)} without a file" if count else ""
+
+
+def labels(totals: dict[str, Any], say: Callable[[str], None]) -> None:
+    """Say what is odd about a label file, and name the first labels without a file, each with the nearest file."""
+    for note in totals["label_notes"]:
+        say(f"    labels: {shown(note)}")
+    for one in totals["unmatched_labels"]:
+        nearest = f"; the nearest is {shown(one['nearest'])}, which differs {one['differs']}" if one["nearest"] else ""
+        say(f"    labels: row {one['row']} names {shown(one['uri'])}: there is no such file{nearest}")
+    more = totals["labels_without_file"] - len(totals["unmatched_labels"])
+    if more > 0:
+        say(f"    labels: {more} more have no file")
 
 
 def rejects(summary: dict[str, Any], say: Callable[[str], None]) -> None:
@@ -59,6 +73,7 @@ def plan(found: dict[str, Any], say: Callable[[str], None]) -> None:
         f"{found['listed']} files: {found['unchanged']} unchanged, {found['new']} new, {found['changed']} changed"
         f"{again}{moved}{forgotten}{gone}{left}"
     )
+    labels(found, say)
     if found["known"]:
         say(f"    {found['known']:>6}  have content that is already in the lake: not decoded again")
     for reason, count in found["rejects"].items():
@@ -86,13 +101,6 @@ def plan(found: dict[str, Any], say: Callable[[str], None]) -> None:
 _MONEY = {"cpu": "for CPU time", "storage": "per month for storage"}
 
 
-def duration(seconds: float) -> str:
-    """Seconds in words."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
-
-
 def estimate_error(found: dict[str, Any]) -> str:
     """How far the last estimate was off, in words."""
     return (
@@ -116,6 +124,31 @@ def elbo(metrics: dict[str, Any]) -> str:
     )
 
 
+def older_decoder(summary: dict[str, Any], spec_id: str, lake: Lake, say: Callable[[str], None]) -> None:
+    """Say how many files an older decoder read, and what to do about it, if there are any."""
+    presets = {spec.spec_id: name for name, spec in PRESETS.items()}
+    spec = presets.get(spec_id, lake.uri(f"{Lake.spec(spec_id)}/spec.json"))
+    for corpus, count in summary["older_decoder"].items():
+        command = lake.command(f"extract {shlex.quote(str(corpus))} --spec {shlex.quote(spec)} --recheck")
+        say(
+            f"    {count:>6}  were read by an older version of soundlake. To decode again what this version reads "
+            f"otherwise, run: {command}"
+        )
+
+
+def rechecked(found: dict[str, Any], say: Callable[[str], None]) -> None:
+    """Say what became of files that an older decoder read."""
+    say(
+        f"recheck: {found['same']} files are read as before, {found['different']} otherwise, "
+        f"{found['unreachable']} could not be read"
+    )
+    if found["example"] is not None:
+        say(
+            f"    {found['unreachable']:>6}  are missing or have changed since they were extracted, and stay as they "
+            f"are. Example: {shown(found['example'])}"
+        )
+
+
 def repaired(found: dict[str, Any], spec_id: str, say: Callable[[str], None]) -> None:
     """Say which shards were damaged, and what was done about each."""
     say(f"repair: {found['shards']} shards checked, {len(found['damaged'])} damaged")
@@ -129,6 +162,7 @@ def run(result: dict[str, Any], say: Callable[[str], None]) -> None:
     """Say what the main job made."""
     found, extracted, encoded = result["ledger"], result["extract"], result["encode"]
     say(f"files       {files(extracted)}")
+    labels(extracted, say)
     say(
         f"recordings  {found['recordings']} done, {found['rejected']} files rejected, {found['hours']:.2f} hours, "
         f"{found['windows']} windows in {found['shards']} shards, {found['silent_windows']} silent windows left out"
@@ -225,6 +259,7 @@ def status(result: dict[str, Any], say: Callable[[str], None]) -> None:
             f"{found['shards']} shards"
         )
         notes(found, say)
+        older_decoder(found, spec_id, Lake.at(result["lake"]), say)
         rejects(found, say)
         if found["estimate"] is not None:
             say(f"    {estimate_error(found['estimate'])}")
@@ -238,8 +273,8 @@ def status(result: dict[str, Any], say: Callable[[str], None]) -> None:
         loss = found["validation"]["negative_elbo"]
         say(f"  model {model_id}: spec {found['spec_id']}{mark}, validation loss {loss:.0f} nats, {found['report']}")
     for model_id, found in result["tables"].items():
-        fresh = "up to date"
-        if not found["up_to_date"]:
+        fresh = "up to date" if found["up_to_date"] else "its model cannot be read"
+        if found["up_to_date"] is False:
             fresh = f"out of date; run: soundlake encode --lake {shlex.quote(result['lake'])}"
         kind = (found["index"] or {}).get("kind", "exact")
         recall = (found["index"] or {}).get("recall")

@@ -50,7 +50,9 @@ def status(lake: Lake, *, spec: str | None = None) -> dict[str, Any]:
             tables[model_id]["index"] = said.get("index")
             now = specs.get(found.get(model_id, {}).get("spec_id", ""), {}).get("ledger_version")
             wanted = {"ledger_version": now, "row_format": table.ROW_FORMAT}
-            tables[model_id]["up_to_date"] = now is not None and wanted == {name: said.get(name) for name in wanted}
+            fresh = now is not None and wanted == {name: said.get(name) for name in wanted}
+            # Of a model that cannot be read, nobody knows the spec.
+            tables[model_id]["up_to_date"] = None if "unreadable" in found.get(model_id, {}) else fresh
     memory = Memory.of(lake)
     forgotten = {"recordings": len(memory.recordings), "names": len(memory.names)}
     return {"lake": lake.root, "specs": specs, "models": found, "tables": tables, "forgotten": forgotten}
