@@ -242,6 +242,17 @@ def test_a_damaged_memory_brings_nothing_back(extracted: tuple[Path, Lake]) -> N
     assert str(audio / "6.wav") not in rows(lake)
 
 
+def test_a_tag_is_told(extracted: tuple[Path, Lake]) -> None:
+    audio, lake = extracted
+    known = ledger.open_ledger(lake, SPEC)
+    known.tags.create("keep", 1)
+    with pytest.raises(InputError, match=r"tags \(keep\).*run the same command again"):
+        forget(lake, [str(audio / "6.wav")])
+    known.tags.delete("keep")
+    forget(lake, [str(audio / "6.wav")])
+    assert names_left(lake, audio / "6.wav") == {str(audio / "6.wav"): set()}
+
+
 def test_only_what_holds_it_is_written_anew(tmp_path: Path) -> None:
     lake = Lake.at(str(tmp_path / "lake"))
     for i in range(4):
