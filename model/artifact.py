@@ -26,6 +26,7 @@ import numpy.typing as npt
 from model.errors import NO_LOCKS, InputError, TryLaterError, storage_errors
 from model.features import FeatureSpec
 from model.paths import checked_id, inside, is_id, no_links, regular
+from model.reports import Report, unheard
 
 FORMAT_VERSION = 4
 MANIFEST, WEIGHTS, ENCODER, DECODER, TRAINED, REPORT = (
@@ -366,7 +367,7 @@ def _other_file(path: Path) -> InputError:
     return InputError(f"{path} has changed since the training: restore it from a backup, or train again")
 
 
-def export(vae: Any, directory: Path, *, mean: Array, std: Array, examples: Array) -> float:
+def export(vae: Any, directory: Path, *, mean: Array, std: Array, examples: Array, report: Report = unheard) -> float:
     """Write weights and ONNX copies of a trained VAE, and prove that they agree.
 
     Parameters
@@ -376,6 +377,8 @@ def export(vae: Any, directory: Path, *, mean: Array, std: Array, examples: Arra
     mean, std : ndarray of float32, shape (n_mels,)
     examples : ndarray of float32, shape (n, window_frames, n_mels)
         Log-mel, nats, to compare on.
+    report : Report
+        Told which copy is being made.
 
     Returns
     -------
@@ -405,8 +408,10 @@ def export(vae: Any, directory: Path, *, mean: Array, std: Array, examples: Arra
     wanted = [ops.convert_to_numpy(value) for value in encoder(examples)]
     wanted.append(ops.convert_to_numpy(decoder(wanted[0])))
     for name, part in ((ENCODER, encoder), (DECODER, decoder)):
+        report(f"writing the ONNX copy {name}")
         part.export(directory / f"part-{name}", format="onnx", verbose=False)
         os.replace(directory / f"part-{name}", directory / name)
+    report("comparing the ONNX copies with the model")
     got = list(Encoder(directory / ENCODER, 1).encode(examples))
     got.append(Decoder(directory / DECODER, 1).decode(wanted[0]))
     worst = max(float(np.abs(g - w).max() / (np.abs(w).max() + 1e-12)) for g, w in zip(got, wanted, strict=True))

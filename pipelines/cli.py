@@ -1,6 +1,5 @@
 """The command line: parse, call, print. No work of its own, and nothing heavy imported before a command needs it."""
 
-import sys
 from typing import Annotated
 
 import typer
@@ -81,7 +80,6 @@ def run_command(
         beam=context.args,
         workers=workers,
         step=lambda name: say(f"soundlake: {name} …"),
-        progress=sys.stderr.isatty(),
     )
     if as_json:
         out(result)
@@ -190,6 +188,7 @@ def extract_command(
         out(result | {"ledger": summary}, where)
     else:
         tell(messages.files(result))
+        messages.labels(result, tell)
         if summary is not None:
             tell(
                 f"ledger: {summary['listed']} files = {summary['done']} done + {summary['rejected']} rejected; "
@@ -285,7 +284,6 @@ def train_command(
         settings=settings,
         if_missing=if_missing,
         if_grown=if_grown,
-        progress=sys.stderr.isatty(),
     )
     if as_json:
         out(result, lake_at(lake))

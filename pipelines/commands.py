@@ -11,6 +11,7 @@ from typing import Any, Literal
 from model.errors import HeldError, InputError
 from model.features import FeatureSpec
 from pipelines import fragments, ledger, models, table
+from pipelines.display import stage
 from pipelines.judging import evaluate, promote
 from pipelines.lake import Lake, run_manifest
 from pipelines.lookup import find_model, find_table
@@ -123,11 +124,12 @@ def extract(
     root = _root_of(lake, audio, may_be_gone=allow_empty)
     _gone(lake, root, spec.spec_id)
     retried = _retried(retry)
-    from pipelines import corpus, estimate, finish
+    from pipelines import estimate, finish
+    from pipelines.labels import find_labels
     from pipelines.runners import beam_options
 
     engine = beam_options(beam, workers=workers)
-    found = corpus.find_labels(root, labels)
+    found = find_labels(root, labels)
     lake.initialise()
     _partition_of(lake, root, partition, spec.spec_id)
     from pipelines.extract import extract as extract_features
@@ -204,11 +206,12 @@ def plan(
     """
     refuse_template(beam, "plan")
     root = _root_of(lake, audio)
-    from pipelines import corpus, estimate
+    from pipelines import estimate
+    from pipelines.labels import find_labels
     from pipelines.runners import beam_options
 
     engine = beam_options(beam, workers=workers)
-    found_labels = corpus.find_labels(root, labels)
+    found_labels = find_labels(root, labels)
     settings = {"audio": root, "labels": found_labels, "spec_id": spec.spec_id, "retry": retry, "beam": list(beam)}
     # A dry run makes no lake; where there is one, the plan is written down in it.
     there = lake.exists("lake.json")
@@ -246,7 +249,7 @@ def plan(
         }
         found |= {"rates": fresh, "spec_id": spec.spec_id}
         if run is not None:
-            run.manifest["counts"] = found
+            run.manifest["counts"] = {name: value for name, value in found.items() if name != "unmatched_labels"}
     return found
 
 
@@ -320,7 +323,6 @@ def run(
     beam: Sequence[str] = (),
     workers: int = 0,
     step: Any = lambda name: None,
-    progress: bool = False,
 ) -> dict[str, Any]:
     """The main job: extract, train if the spec has no model (or `retrain`), encode, index.
 
@@ -350,7 +352,7 @@ def run(
     trained, held = None, None
     if retrain or models.usable(lake, spec.spec_id) is None:
         step("train")
-        trained = train(lake, spec=spec.spec_id, settings=settings, progress=progress)
+        trained = train(lake, spec=spec.spec_id, settings=settings)
         if not trained["promoted"]:
             try:
                 promote(lake, trained["model_id"])
@@ -418,11 +420,13 @@ def search(
     results: list[dict[str, Any]] = []
     if not queries:
         results.append({"query": None, "hits": searcher.by_filter(str(where), k=k, by=by)})
-    for query in queries:
-        if query in by_id:
-            hits = searcher.by_recording(query, k=k, where=where, by=by)
-        else:
-            hits = searcher.by_sound(load_query(query, searcher.spec), k=k, where=where, by=by)
+    for number, query in enumerate(queries):
+        with stage("searching") as report:
+            report("searching", number, len(queries), f"query {number + 1} of {len(queries)}")
+            if query in by_id:
+                hits = searcher.by_recording(query, k=k, where=where, by=by)
+            else:
+                hits = searcher.by_sound(load_query(query, searcher.spec), k=k, where=where, by=by)
         results.append({"query": query, "hits": hits})
     return {"model_id": found_id, "results": results, "notes": searcher.notes}
 

@@ -252,8 +252,8 @@ def _say(lake: Lake, model_id: str, said: dict[str, Any], version: int, cleared:
 class _Rows:
     """What becomes of the rows of a table when names, recordings and bundles go.
 
-    There is always exactly one row a window whose id is ``RECORDING_ID:WINDOW``: that of the first name. If that one
-    goes, the next is the first.
+    Of each window the row of the first name has the id without a copy (`pipelines.table.row_id`). If that one goes, the
+    next is the first.
     """
 
     COLUMNS = ("uri", "recording_id", "bundle")
@@ -311,7 +311,7 @@ class _Rows:
             if stays[-1]:
                 columns["bundle"][i], columns["record_offset"][i] = place
                 if now:
-                    columns["id"][i] = f"{recording_id}:{window}"
+                    columns["id"][i] = table.row_id(recording_id, window)
                     for name in ("uri", "label", "group"):
                         columns[name][i] = now[name]
         for name in changing:
@@ -323,14 +323,12 @@ class _Rows:
         """The first name, if a row gets it or has it now; an empty dict if it keeps its own; None if it goes."""
         if recording_id not in self.lost:
             return {}
-        names = self.names.get(recording_id)
-        if names is None:
-            return None if unnamed else {}
-        first = names[0]
-        if not unnamed:
-            return first if uri == first["uri"] else {}
-        has_rows = (recording_id, first["uri"]) in self.there
-        return None if has_rows or uri != self.lost[recording_id] else first
+        names = self.names.get(recording_id, [])
+        in_table = [row for row in names if (recording_id, row["uri"]) in self.there]
+        if in_table:
+            return None if unnamed else in_table[0] if uri == in_table[0]["uri"] else {}
+        # None of the names that stay has rows: those of the first that goes get one.
+        return names[0] if names and unnamed and uri == self.lost[recording_id] else None if unnamed else {}
 
 
 def remove_bundles(lake: Lake, cleared: Cleared) -> None:

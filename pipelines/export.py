@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from model.artifact import pooled_width
 from model.errors import InputError, storage_errors
+from pipelines.display import Stage, stage
 from pipelines.store import Folder
 from pipelines.table import filter_error, whole
 
@@ -150,7 +151,9 @@ def export(
         if there is not None and there.is_folder:
             raise InputError(f"cannot export to {target}: it is a folder")
         with Folder(folder).create(name) as file:
-            count = _write_npz(rows, file) if kind == ".npz" else _write_blocks(rows, file, kind)
+            with stage(f"writing {by}") as report:
+                rows = _counted(rows, dataset.count_rows() if where is None and by == "windows" else None, by, report)
+                count = _write_npz(rows, file) if kind == ".npz" else _write_blocks(rows, file, kind)
             if not count:
                 raise InputError("nothing to export: no row of the table matches the filter")
     return count
@@ -165,6 +168,15 @@ def _read(dataset: Any, where: str | None, by: str) -> Iterator[pa.RecordBatch]:
             raise filter_error(dataset, where, error) from error
         with storage_errors(dataset.uri):
             raise
+
+
+def _counted(rows: Iterator[pa.RecordBatch], total: int | None, by: str, report: Stage) -> Iterator[pa.RecordBatch]:
+    """The same, and how many there were is reported."""
+    count = 0
+    for batch in rows:
+        count += len(batch)
+        report(report.name, count, total, f"{count} {by}")
+        yield batch
 
 
 def _write_npz(rows: Iterator[pa.RecordBatch], file: IO[bytes]) -> int:

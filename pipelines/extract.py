@@ -181,6 +181,7 @@ def build(
         partition=partition,
         threads=threads,
         retried=retried,
+        progress=progress,
         include_forgotten=include_forgotten,
         recheck=recheck,
     )
@@ -212,6 +213,7 @@ def build(
     counts = [*found.counts, written.counts, *counted]
     forgotten = found.forgotten | "all forgotten" >> beam.Flatten()
     lists = {"fragments": new, "dropped": dropped, "forgotten": forgotten}
+    lists |= {"unmatched": found.unmatched, "label_notes": found.label_notes}
     told = summarise(pipeline, counts, lake=lake, name=f"{run.folder}/summary.json", **lists)
     if last is not None:
         told | "finish" >> beam.Map(lambda _, last: last(), last)
@@ -240,7 +242,7 @@ def extract(
     corpus : str
         From `pipelines.corpus.corpus_root`.
     labels : str or None
-        A label file, from `pipelines.corpus.find_labels`.
+        A label file, from `pipelines.labels.find_labels`.
     run : Run
         Its folder takes the rows until they are committed.
     engine : Engine

@@ -11,7 +11,9 @@ from typing import Any
 from model.errors import InputError, TryLaterError
 from pipelines import account, forgotten, fragments, ledger, plan, table
 from pipelines.corpus import listing
+from pipelines.display import stage
 from pipelines.forgotten import Memory
+from pipelines.labels import without_file
 from pipelines.lake import Lake, Run
 from pipelines.ledger import DONE, REJECTED, Row
 
@@ -82,7 +84,7 @@ def extract(
     """
     lake = run.lake
     summary = json.loads(lake.read(f"{run.folder}/summary.json"))
-    totals = totalled(summary["counts"])
+    totals = totalled(summary)
     if totals["listed"] != _accounted(totals):
         before = ledger.open_ledger(lake, spec_id, version) if version else None
         missing = _missing(lake, spec_id, corpus, before, summary["fragments"], partition, retried=retried)
@@ -92,13 +94,14 @@ def extract(
         )
     if not allow_empty:
         _refuse_to_empty(corpus if partition is None else f"{corpus}/{partition}", totals)
+    totals["unmatched_labels"] = without_file(summary["unmatched"], corpus)
     new, dropped = summary["fragments"], summary["dropped"]
     made: int | None = version
     digests = summary["forgotten"]
     if not (new or dropped or digests):
         return totals | {"ledger_version": version}
     uri = lake.ledger_uri(spec_id)
-    with lake.locked(f"{Lake.spec(spec_id)}/ledger"):
+    with stage("committing to the ledger"), lake.locked(f"{Lake.spec(spec_id)}/ledger"):
         # What was forgotten meanwhile must not come back. Forget changes the memory first, and then waits for the lock.
         if planned is not None and Memory.of(lake).mark != planned:
             return None
@@ -124,12 +127,14 @@ def _refuse_to_empty(corpus: str, totals: dict[str, Any]) -> None:
         )
 
 
-def totalled(counts: Mapping[str, float]) -> dict[str, Any]:
-    """Files of a run by what they were and what became of them, from the pipeline's counts."""
+def totalled(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Files of a run by what they were and what became of them, and what is odd about its labels."""
+    counts = summary["counts"]
     names = ("listed", "unchanged", "new", "changed", "relabelled", "forgotten", "gone", "recordings")
     totals: dict[str, Any] = {name: counts.get(name, 0) for name in names}
     totals |= {name: counts.get(f"rows {name}", 0) for name in (DONE, REJECTED)}
     totals |= {"left_out": counts.get("left out", 0), "labels_without_file": counts.get("labels without a file", 0)}
+    totals["label_notes"] = summary["label_notes"]
     totals["tried_again"] = counts.get("tried again", 0)
     for group, prefix in (("planned_s", "planned_s "), ("cpu_s", "cpu_s "), ("audio_s", "audio_s ")):
         totals[group] = {
@@ -177,7 +182,8 @@ def note_extract(run: Run, spec_id: str, totals: dict[str, Any], *, rates: dict[
     took = sum(totals["cpu_s"].values())
     totals["estimate"] = estimate.error(estimate.cpu_seconds(totals["planned_s"], rates), took)
     totals |= {"spec_id": spec_id, "run_id": run.run_id}
-    run.manifest["counts"] = totals
+    # The lake keeps no name that only the label file knows, which `forget` would not look for.
+    run.manifest["counts"] = {name: value for name, value in totals.items() if name != "unmatched_labels"}
 
 
 def encode(run: Run, model_id: str, *, version: int, ledger_version: int) -> dict[str, Any] | None:
@@ -197,7 +203,7 @@ def encode(run: Run, model_id: str, *, version: int, ledger_version: int) -> dic
     """
     lake = run.lake
     summary = json.loads(lake.read(f"{run.folder}/summary.json"))
-    with lake.locked(f"tables/{model_id}"):
+    with stage("committing to the table"), lake.locked(f"tables/{model_id}"):
         dataset = table.need_table(lake, model_id)
         try:
             pieces = [json.loads(lake.read(name)) for name in summary["pieces"]]
@@ -228,7 +234,7 @@ def note_encode(run: Run, model_id: str, totals: dict[str, Any], *, whole: bool)
     dataset = table.need_table(lake, model_id)
     index = table.said(lake, model_id).get("index")
     if whole:
-        with lake.locked(f"tables/{model_id}"):
+        with stage("bringing the index up to date"), lake.locked(f"tables/{model_id}"):
             index = fragments.changed(dataset, table.index)
     totals |= {"model_id": model_id, "index": index, "run_id": run.run_id}
     totals["table_version"] = int(table.need_table(lake, model_id).version)

@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from model.errors import InputError
-from model.paths import is_id
-from pipelines import corpus, erasure, forgotten, ledger, remnants, traces
+from model.paths import is_id, no_links
+from pipelines import corpus, erasure, forgotten, ledger, leftovers, remnants, traces
 from pipelines.forgotten import Memory
 from pipelines.lake import Lake, run_manifest
 
@@ -103,12 +103,16 @@ def forget(
     Raises
     ------
     InputError
-        If the lake knows something not that was named, the whole list, or a shard that has to be written anew is
-        damaged; nothing is forgotten in the first cases.
+        If the lake does not know something that was named, or anything of the list: nothing is forgotten then. If there
+        is a link in the lake, or a shard that has to be written anew is damaged.
     TryLaterError
         If other runs change the lake again and again, or storage fails: the same call goes on.
     """
     lake.check()
+    if lake.is_local:
+        # What is below is deleted: nothing from outside may seem to be.
+        for folder in leftovers.FOLDERS:
+            no_links(lake.path(folder))
     ids = {name for name in listed if _RECORDING.fullmatch(name)} | set(recordings)
     by_name = {uri_of(name): name for name in (*uris, *(name for name in listed if name not in ids))}
     asked = Asked(set(by_name), ids)
@@ -160,6 +164,7 @@ def _with(memory: Memory, asked: Asked, goes: set[str]) -> Memory:
         names=memory.names | {memory.name(uri) for uri in asked.uris},
         recordings=memory.recordings | {memory.recording(one) for one in goes},
         files=memory.files | {memory.file(row["uri"], row["size"], row["mtime_ns"]) for row in rows},
+        former=memory.former | {memory.name(uri) for one in goes for uri in asked.called.get(one, ())},
     )
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from model.errors import HeldError, InputError
 from pipelines import models
+from pipelines.display import stage
 from pipelines.forgotten import Memory
 from pipelines.lake import Lake, forgotten_meanwhile, run_manifest
 from pipelines.lookup import find_model
@@ -34,7 +35,7 @@ def evaluate(
     except InputError as error:
         raise InputError(f"{error}; train one that can be judged, run: {lake.command('train')}") from error
     given = _folds(folds)
-    with quiet():
+    with stage("loading TensorFlow"), quiet():
         from pipelines.evaluation import evaluation
     from model import artifact
     from pipelines.showing import report
@@ -47,7 +48,8 @@ def evaluate(
         judged.found.update({"model_id": model.model_id, "run_id": run.run_id})
         run.manifest["counts"] = judged.found
         artifact.write_json(model.directory / artifact.METRICS, judged.found)
-        report(model, judged)
+        with stage("writing the report"):
+            report(model, judged)
         models.keep(lake, model, artifact.REPORT, artifact.METRICS)
         return judged.found | {"report": models.report(lake, model)}
 
@@ -92,7 +94,7 @@ def _through_the_gate(
     lake: Lake, model: Any, there: str, told: dict[str, Any], *, force: bool, folds: dict[str, str] | None
 ) -> None:
     """Compare with the model in use, log what came of it, and refuse one that is worse or cannot be compared."""
-    with quiet():
+    with stage("loading TensorFlow"), quiet():
         from pipelines import gate
     by_force = f"to promote it anyway run: {lake.command(f'promote {model.model_id} --force')}"
     try:
@@ -122,6 +124,6 @@ def _log(lake: Lake, model: Any, entry: dict[str, Any]) -> None:
 
 
 def _folds(path: str | None) -> dict[str, str] | None:
-    from pipelines.corpus import read_folds
+    from pipelines.labels import read_folds
 
     return None if path is None else read_folds(path)

@@ -21,6 +21,7 @@ from urllib.parse import unquote_to_bytes
 from model.errors import InputError, TryLaterError, storage_errors
 from model.paths import checked_id, inside, regular
 from pipelines import store
+from pipelines.display import stage
 from pipelines.secrecy import refuse_secrets, without_secrets
 from pipelines.store import Store
 
@@ -201,7 +202,9 @@ class Lake:
         where it does not hold.
         """
         self.path(f"{name}.lock")
-        with self.store.locked(name, wait=wait):
+        with contextlib.ExitStack() as held:
+            with stage("waiting for another command that uses the lake"):
+                held.enter_context(self.store.locked(name, wait=wait))
             yield
 
     # The lake itself.

@@ -7,6 +7,7 @@ from typing import Any
 from model.evaluate import DISTURBANCES, MEASURES
 from model.features import PRESETS
 from pipelines.audio import NOTES, REASONS
+from pipelines.display import duration
 from pipelines.lake import Lake
 
 
@@ -30,6 +31,18 @@ def _labels_without_file(totals: dict[str, Any], before: str = ", ") -> str:
     """Labels with a wrong folder before each name would leave a lake without any."""
     count = totals["labels_without_file"]
     return f"{before}{count} label{'s' * (count > 1)} without a file" if count else ""
+
+
+def labels(totals: dict[str, Any], say: Callable[[str], None]) -> None:
+    """Say what is odd about a label file, and name the first labels without a file, each with the nearest file."""
+    for note in totals["label_notes"]:
+        say(f"    labels: {shown(note)}")
+    for one in totals["unmatched_labels"]:
+        nearest = f"; the nearest is {shown(one['nearest'])}, which differs {one['differs']}" if one["nearest"] else ""
+        say(f"    labels: row {one['row']} names {shown(one['uri'])}: there is no such file{nearest}")
+    more = totals["labels_without_file"] - len(totals["unmatched_labels"])
+    if more > 0:
+        say(f"    labels: {more} more have no file")
 
 
 def rejects(summary: dict[str, Any], say: Callable[[str], None]) -> None:
@@ -60,6 +73,7 @@ def plan(found: dict[str, Any], say: Callable[[str], None]) -> None:
         f"{found['listed']} files: {found['unchanged']} unchanged, {found['new']} new, {found['changed']} changed"
         f"{again}{moved}{forgotten}{gone}{left}"
     )
+    labels(found, say)
     if found["known"]:
         say(f"    {found['known']:>6}  have content that is already in the lake: not decoded again")
     for reason, count in found["rejects"].items():
@@ -85,13 +99,6 @@ def plan(found: dict[str, Any], say: Callable[[str], None]) -> None:
 
 
 _MONEY = {"cpu": "for CPU time", "storage": "per month for storage"}
-
-
-def duration(seconds: float) -> str:
-    """Seconds in words."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
 def estimate_error(found: dict[str, Any]) -> str:
@@ -155,6 +162,7 @@ def run(result: dict[str, Any], say: Callable[[str], None]) -> None:
     """Say what the main job made."""
     found, extracted, encoded = result["ledger"], result["extract"], result["encode"]
     say(f"files       {files(extracted)}")
+    labels(extracted, say)
     say(
         f"recordings  {found['recordings']} done, {found['rejected']} files rejected, {found['hours']:.2f} hours, "
         f"{found['windows']} windows in {found['shards']} shards, {found['silent_windows']} silent windows left out"
@@ -238,6 +246,9 @@ def promoted(result: dict[str, Any], say: Callable[[str], None]) -> None:
 def status(result: dict[str, Any], say: Callable[[str], None]) -> None:
     """Say what is in a lake."""
     say(f"lake {result['lake']}")
+    forgotten = result["forgotten"]
+    if any(forgotten.values()):
+        say(f"  forgotten: {forgotten['recordings']} recordings, {forgotten['names']} names; extract leaves them out")
     if not result["specs"]:
         say(f"  no features yet; run: soundlake run AUDIO --lake {shlex.quote(result['lake'])}")
     for spec_id, found in result["specs"].items():
@@ -257,6 +268,8 @@ def status(result: dict[str, Any], say: Callable[[str], None]) -> None:
             say(f"  model {model_id}: {found['unreadable']}")
             continue
         mark = ", promoted" if found["promoted"] else ""
+        if found["trained_forgotten"]:
+            mark += f", trained on {found['trained_forgotten']} recordings that are forgotten now"
         loss = found["validation"]["negative_elbo"]
         say(f"  model {model_id}: spec {found['spec_id']}{mark}, validation loss {loss:.0f} nats, {found['report']}")
     for model_id, found in result["tables"].items():

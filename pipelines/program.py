@@ -14,6 +14,7 @@ import typer
 
 from model.errors import HeldError, InputError, TryLaterError
 from pipelines.cli import app
+from pipelines.display import at_work
 from pipelines.lake import MANIFEST, HandedOver, interrupted
 from pipelines.options import verbose
 from pipelines.terminal import OURS, Answer, Told, say, say_all
@@ -103,8 +104,10 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     """Run the command line; return the exit code, where nothing went wrong."""
     streams = sys.stdout, sys.stderr
+    command = next((one for one in arguments if not one.startswith("-")), "soundlake")
     try:
-        code = app(args=_reasons_filled_in(arguments), standalone_mode=False)
+        with at_work(command):
+            code = app(args=_reasons_filled_in(arguments), standalone_mode=False)
     except SystemExit as error:
         # Of Beam's own parser. And Typer's answer to any broken pipe, for which it takes the streams away: stdout's
         # come to nothing (`Answer`), so that it is one of the command's work.

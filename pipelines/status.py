@@ -2,10 +2,12 @@
 
 from typing import Any
 
+from model import artifact
 from model.errors import InputError
 from model.features import PRESETS
 from model.paths import is_id
 from pipelines import ledger, models, table
+from pipelines.forgotten import Memory
 from pipelines.lake import Lake, manifests
 from pipelines.lookup import spec_of_lake
 
@@ -35,6 +37,7 @@ def status(lake: Lake, *, spec: str | None = None) -> dict[str, Any]:
             "validation": model.metrics["validation"],
             "active_dimensions": model.metrics["active_dimensions"],
             "report": models.report(lake, model),
+            "trained_forgotten": int(model.manifest.get(artifact.STRUCK, 0)),
         }
     for name in lake.names("tables"):
         model_id = name.removesuffix(".lance")
@@ -50,7 +53,9 @@ def status(lake: Lake, *, spec: str | None = None) -> dict[str, Any]:
             fresh = now is not None and wanted == {name: said.get(name) for name in wanted}
             # Of a model that cannot be read, nobody knows the spec.
             tables[model_id]["up_to_date"] = None if "unreadable" in found.get(model_id, {}) else fresh
-    return {"lake": lake.root, "specs": specs, "models": found, "tables": tables}
+    memory = Memory.of(lake)
+    forgotten = {"recordings": len(memory.recordings), "names": len(memory.names)}
+    return {"lake": lake.root, "specs": specs, "models": found, "tables": tables, "forgotten": forgotten}
 
 
 def _last_estimate(lake: Lake, spec_id: str) -> dict[str, Any] | None:

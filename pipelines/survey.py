@@ -20,23 +20,49 @@ from pipelines import account, fragments, isolation, ledger, plan
 from pipelines.account import Candidate, Work, packed
 from pipelines.audio import Probe, Rejected, probe
 from pipelines.bundle import read_outcomes
-from pipelines.corpus import Entry, at_hand, in_partition, listing, read_labels
+from pipelines.corpus import Entry, at_hand, in_partition, listing, partition_of, partitions
 from pipelines.forgotten import Memory
 from pipelines.isolation import sandbox
 from pipelines.joins import joined
+from pipelines.labels import NAMED, read_labels
 from pipelines.lake import Lake
+from pipelines.progress import LISTED, PROBED, Progress, Tally
 from pipelines.runners import Concurrently
 
 
 class _Split(beam.DoFn):
     """Listed files by uri; those left out by name are counted."""
 
+    def __init__(self, progress: Progress | None) -> None:
+        self.progress = progress
+
+    def start_bundle(self) -> None:
+        self.tally = Tally(self.progress, LISTED)
+
+    def finish_bundle(self) -> None:
+        self.tally.tell()
+
     def process(self, found: tuple[str, Entry] | None) -> Iterator[Any]:
+        self.tally.add()
         if found is None:
             yield TaggedOutput("counts", ("left out", 1))
         else:
             uri, entry = found
             yield uri, packed([entry.size, entry.mtime_ns])
+
+
+class _ReadLabels(beam.DoFn):
+    """(uri, [number of its row, label, group]) of what a label file names; what is odd about it as ``notes``."""
+
+    def __init__(self, corpus: str) -> None:
+        self.corpus = corpus
+
+    def process(self, labels: str) -> Iterator[Any]:
+        found = read_labels(labels, self.corpus)
+        for note in found.notes:
+            yield TaggedOutput("notes", note)
+        for uri, (number, values) in found.lines.items():
+            yield uri, packed([number, *values])
 
 
 class _ReadLedger(beam.DoFn):
@@ -93,6 +119,8 @@ class _Compare(beam.DoFn):
     lake : Lake or None
         Whose memory of what is forgotten counts; by default nothing is forgotten.
     include_forgotten : bool
+    others : frozenset of str
+        The other partitions of the corpus: a label that belongs to none has no file, whichever is looked at.
     """
 
     def __init__(
@@ -104,8 +132,10 @@ class _Compare(beam.DoFn):
         *,
         include_forgotten: bool = False,
         recheck: bool = False,
+        others: frozenset[str] = frozenset(),
     ) -> None:
-        self.corpus, self.partition, self.retried, self.recheck = corpus, partition, retried, recheck
+        self.corpus, self.partition, self.retried, self.others = corpus, partition, retried, others
+        self.recheck = recheck
         self.lake, self.include_forgotten = lake, include_forgotten
         self.memory: Memory | None = None
 
@@ -114,7 +144,9 @@ class _Compare(beam.DoFn):
 
     def process(self, element: tuple[str, Mapping[str, list[bytes]]]) -> Iterator[Any]:
         uri, joined = element
-        if not in_partition(uri, self.corpus, self.partition):
+        if not in_partition(uri, self.corpus, self.partition) and (
+            not joined["labels"] or joined["known"] or partition_of(uri, self.corpus) in self.others
+        ):
             return
         listed, known, labels = (
             next((json.loads(data) for data in joined[name]), None) for name in ("listed", "known", "labels")
@@ -125,8 +157,10 @@ class _Compare(beam.DoFn):
             if row is not None and row["corpus"] == self.corpus:
                 yield TaggedOutput("gone", (replaces, uri))
                 yield TaggedOutput("counts", ("gone", 1))
-            elif row is None and labels is not None:
+            elif row is None and labels is not None and not (self.memory and self.memory.is_former(uri)):
                 yield TaggedOutput("counts", ("labels without a file", 1))
+                if self.memory is None or not self.memory.holds(uri=uri):
+                    yield TaggedOutput("unmatched", (labels[0], uri))
             return
         yield TaggedOutput("counts", ("listed", 1))
         size, mtime_ns = listed
@@ -136,7 +170,7 @@ class _Compare(beam.DoFn):
             return
         for digest in sorted(forgotten):
             yield TaggedOutput("forgotten", digest)
-        label, group = labels or (None, None)
+        _, label, group = labels or (None, None, None)
         file = Candidate(uri, size, mtime_ns, label, group, replaces=replaces)
         # Finished bundles that no ledger names yet know the file: it needs no second reading.
         left = min((one[2:] for one in map(json.loads, joined["left"]) if one[:2] == listed), default=None)
@@ -163,6 +197,23 @@ class _Compare(beam.DoFn):
             yield TaggedOutput("identified", (recording_id, packed(values)))
         else:
             yield file
+
+
+class _Probed(beam.DoFn):
+    """What was probed, as it is, counted for whoever waits."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self.progress = progress
+
+    def start_bundle(self) -> None:
+        self.tally = Tally(self.progress, PROBED)
+
+    def finish_bundle(self) -> None:
+        self.tally.tell()
+
+    def process(self, found: Any) -> Iterator[Any]:
+        self.tally.add()
+        yield found
 
 
 def probe_file(candidate: Candidate, corpus: str) -> Iterator[Any]:
@@ -278,6 +329,10 @@ class Survey(NamedTuple):
         Of `pipelines.forgotten.Memory`: of files whose content is forgotten; with `include_forgotten`, of what is not
         forgotten any more.
     counts : tuple, of (name, number)
+    unmatched : of (number of a row, uri)
+        The first labels without a file.
+    label_notes : of str
+        What is odd about the label file.
     """
 
     works: Any
@@ -286,6 +341,8 @@ class Survey(NamedTuple):
     gone: tuple[Any, ...]
     forgotten: tuple[Any, ...]
     counts: tuple[Any, ...]
+    unmatched: Any
+    label_notes: Any
 
 
 def survey(
@@ -299,6 +356,7 @@ def survey(
     partition: str | None = None,
     threads: int = 1,
     retried: frozenset[str] = plan.TRANSIENT,
+    progress: Progress | None = None,
     include_forgotten: bool = False,
     recheck: bool = False,
 ) -> Survey:
@@ -310,6 +368,8 @@ def survey(
         As for `pipelines.extract.extract`. The lake may be one that does not exist yet; nothing is written to it.
     before : lance.LanceDataset or None
         The ledger to compare with; workers read it at its version.
+    progress : Progress or None
+        Told how many files are listed and probed.
     """
     version = 0 if before is None else int(before.version)
     ledger_uri = lake.ledger_uri(spec.spec_id)
@@ -318,16 +378,16 @@ def survey(
         pipeline
         | "corpus" >> beam.Create([corpus])
         | "list" >> beam.FlatMap(listing, partition)
-        | "left out or listed" >> beam.ParDo(_Split()).with_outputs("counts", main="listed")
+        | "left out or listed" >> beam.ParDo(_Split(progress)).with_outputs("counts", main="listed")
     )
     in_ledger = pipeline | "ledger fragments" >> beam.Create(fragments.numbers(before))
     known = in_ledger | "read ledger" >> beam.ParDo(_ReadLedger(ledger_uri, version, ["uri", *account.KNOWN]))
     named = (
         pipeline
         | "label file" >> beam.Create([] if labels is None else [labels])
-        | "read labels" >> beam.FlatMap(read_labels, corpus)
-        | "pack labels" >> beam.Map(lambda named: (named[0], packed([named[1]["label"], named[1]["group"]])))
+        | "read labels" >> beam.ParDo(_ReadLabels(corpus)).with_outputs("notes", main="lines")
     )
+    others = frozenset() if partition is None else frozenset(partitions(corpus)) - {partition}
     left = (
         pipeline
         | "once" >> beam.Create([None])
@@ -336,15 +396,16 @@ def survey(
         | "read leftovers" >> beam.FlatMap(_read_left, lake, spec.spec_id).with_outputs("files", main="outcomes")
     )
     compared = joined(
-        "by uri", {"listed": listed.listed, "known": known, "labels": named, "left": left.files}
+        "by uri", {"listed": listed.listed, "known": known, "labels": named.lines, "left": left.files}
     ) | "compare" >> beam.ParDo(
-        _Compare(corpus, partition, retried, lake, include_forgotten=include_forgotten, recheck=recheck)
-    ).with_outputs("gone", "counts", "identified", "forgotten", main="candidates")
+        _Compare(corpus, partition, retried, lake, include_forgotten=include_forgotten, recheck=recheck, others=others)
+    ).with_outputs("gone", "counts", "identified", "forgotten", "unmatched", main="candidates")
     probed = compared.candidates | "probe" >> beam.ParDo(
         Concurrently(functools.partial(probe_file, corpus=corpus), threads)
     ).with_outputs("rows", "counts", main="found").with_resource_hints(min_ram=isolation.RAM)
+    counted = probed.found | "count the probed" >> beam.ParDo(_Probed(progress))
     identified = (
-        (probed.found, compared.identified)
+        (counted, compared.identified)
         | "identified" >> beam.Flatten()
         | "leave out forgotten"
         >> beam.ParDo(_LeaveOut(lake, include_forgotten=include_forgotten)).with_outputs(
@@ -369,6 +430,10 @@ def survey(
         (compared.gone, identified.gone),
         (compared.forgotten, identified.forgotten),
         (listed.counts, compared.counts, probed.counts, identified.counts, recognised.counts),
+        compared.unmatched
+        | "first without a file" >> beam.combiners.Top.Smallest(NAMED)
+        | "each without a file" >> beam.FlatMap(list),
+        named.notes,
     )
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from model.errors import InputError, storage_errors
+from pipelines.display import stage
 from pipelines.store import Folder
 
 Signal = npt.NDArray[np.float64]
@@ -183,8 +184,10 @@ def synthesise(folder: str, *, recordings: int = 96, seed: int = 0) -> int:
             _refuse_others(folder, plan, labels, seed)
         # First: by it, what a run that was stopped has made is known for a part of this corpus.
         _make(files, "labels.csv", lambda file: file.write(labels))
-        for one in plan:
-            _make(files, one.name, functools.partial(_write_sound, one, seed))
+        with stage("making sounds") as report:
+            for number, one in enumerate(plan):
+                report("making sounds", number, len(plan), f"{number} of {len(plan)} files")
+                _make(files, one.name, functools.partial(_write_sound, one, seed))
         silent = functools.partial(_encode, sound=np.zeros(16_000 * 3), rate=16_000, container="WAV", subtype="PCM_16")
         _make(files, "recorder-off.wav", silent)
         _make(files, "not-a-sound.wav", lambda file: file.write(b"Someone saved a note under a sound's name.\n"))

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from model.errors import InputError
 from pipelines import fragments
+from pipelines.display import stage
 from pipelines.lake import Lake
 
 # Below this an exact scan takes milliseconds; an index would cost more than it gives.
@@ -113,12 +114,13 @@ def index(dataset: Any) -> dict[str, Any]:
     # One that was built stays in use if rows leave.
     if rows < INDEX_ROWS and not indexed:
         return {"kind": "exact", "rows": rows}
-    if indexed:
-        dataset.optimize.optimize_indices()
-    else:
-        dataset.create_index(
-            "embedding", "IVF_FLAT", name="embedding_idx", metric="l2", num_partitions=round(math.sqrt(rows))
-        )
+    with stage("building the index"):
+        if indexed:
+            dataset.optimize.optimize_indices()
+        else:
+            dataset.create_index(
+                "embedding", "IVF_FLAT", name="embedding_idx", metric="l2", num_partitions=round(math.sqrt(rows))
+            )
     return {"kind": "IVF_FLAT", "rows": rows, "recall": recall(dataset)}
 
 
@@ -167,9 +169,13 @@ def recall(dataset: Any) -> float:
     """
     count, place = dataset.count_rows(), ["recording_id", "window"]
     picked = [int(i * count / RECALL_QUERIES) for i in range(RECALL_QUERIES)]
-    wanted = hits = 0
-    for vector in dataset.take(picked, columns=["embedding"])["embedding"].to_pylist():
-        both = (nearest(dataset, vector, k=RECALL_K, where=None, columns=place, exact=exact) for exact in (True, False))
-        true, found = ({(row["recording_id"], row["window"]) for row in rows} for rows in both)
-        wanted, hits = wanted + len(true), hits + len(true & found)
+    wanted, hits, name = 0, 0, "measuring what the index finds"
+    with stage(name) as report:
+        for number, vector in enumerate(dataset.take(picked, columns=["embedding"])["embedding"].to_pylist()):
+            report(name, number, RECALL_QUERIES, f"{number} of {RECALL_QUERIES} queries")
+            both = (
+                nearest(dataset, vector, k=RECALL_K, where=None, columns=place, exact=exact) for exact in (True, False)
+            )
+            true, found = ({(row["recording_id"], row["window"]) for row in rows} for rows in both)
+            wanted, hits = wanted + len(true), hits + len(true & found)
     return hits / wanted

@@ -10,6 +10,7 @@ from typing import Any
 from model import hosts
 from model.errors import InputError
 from pipelines import ledger, models
+from pipelines.display import stage
 from pipelines.forgotten import Memory
 from pipelines.lake import Lake, run_manifest
 from pipelines.lookup import spec_of_lake
@@ -25,7 +26,6 @@ def train(
     settings: dict[str, Any],
     if_missing: bool = False,
     if_grown: float | None = None,
-    progress: bool = False,
 ) -> dict[str, Any]:
     """Train a model on the lake's features; it is promoted if the spec has no promoted model that can be used.
 
@@ -61,7 +61,7 @@ def train(
         if known is not None and windows < (1 + if_grown) * grown["seen"]:
             return _told(lake, known, trained=False, run_id=None) | grown
     bundles, groups = ledger.training_input(dataset)
-    with quiet():
+    with stage("loading TensorFlow"), quiet():
         from model.artifact import model_id as id_of
         from model.train import TrainSettings, identity
         from model.train import train as train_model
@@ -79,16 +79,19 @@ def train(
     model_id = id_of(identity(names, found, groups, resolved))
 
     def trained(saved: Callable[[Path], None]) -> bool:
-        return train_model(
-            models.shards(lake, found.spec_id, bundles),
-            found,
-            groups=groups,
-            models_dir=models.folder(lake),
-            settings=resolved,
-            origin={"lake": lake.root, "ledger_version": int(dataset.version)},
-            progress=progress,
-            saved=saved,
-        ).trained
+        with stage("fetching the shards"):
+            shards = models.shards(lake, found.spec_id, bundles)
+        with stage("preparing the training") as report:
+            return train_model(
+                shards,
+                found,
+                groups=groups,
+                models_dir=models.folder(lake),
+                settings=resolved,
+                origin={"lake": lake.root, "ledger_version": int(dataset.version)},
+                report=report,
+                saved=saved,
+            ).trained
 
     new = model_id not in models.known(lake)
     if not here.is_chief:

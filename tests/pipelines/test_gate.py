@@ -11,7 +11,7 @@ from pyarrow import parquet
 
 from model import artifact, promotion, splits
 from model.features import dequantise
-from pipelines import commands, evaluation, gate, judging, ledger, lookup, table
+from pipelines import commands, gate, judging, ledger, lookup, sampling, table
 from pipelines.lake import Lake
 from pipelines.program import main
 from tests.conftest import Made
@@ -53,9 +53,9 @@ def test_figures_by_other_routes(lake: Lake, worse: str) -> None:
     wanted = np.mean([np.average([e for e, _ in one], weights=[w for _, w in one]) for one in each.values()])
     assert found["error"].current == pytest.approx(wanted, rel=1e-3)
     # The ELBO of log-mel, a window at a time, with the variance that the candidate was trained with: the seed's is 1.
-    clips = [c for c in evaluation.sample(lake, current.spec, known, groups) if split[c.recording_id] != splits.TRAIN]
+    clips = [c for c in sampling.sample(lake, current.spec, known, groups) if split[c.recording_id] != splits.TRAIN]
     noise, losses = np.random.default_rng(0), []
-    everyone = evaluation.sample(lake, current.spec, known, groups)
+    everyone = sampling.sample(lake, current.spec, known, groups)
     for clip in everyone:
         values = dequantise(clip.values, candidate.spec)
         mean, log_variance, _ = candidate.encoder().encode(values)

@@ -47,6 +47,8 @@ LINKS = [
     ("tables/MODEL.lance/data/*", "list"),
     ("tables/MODEL.lance/_versions/*", "list"),
     ("runs", "maintain"),
+    ("features/SPEC/outcomes/*", "forget"),
+    ("runs", "forget"),
 ]
 
 
