@@ -5,7 +5,7 @@ import functools
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from model.errors import HeldError, InputError
@@ -101,6 +101,7 @@ def extract(
     repair: bool = False,
     include_forgotten: bool = False,
     recheck: bool = False,
+    begin: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Bring the features of a corpus up to date; see `pipelines.extract.extract` for what comes back.
 
@@ -117,6 +118,8 @@ def extract(
         Take in files that the lake has forgotten; they are forgotten no more.
     recheck : bool
         Before that, decode again what an older decoder read; adds ``recheck`` (`pipelines.recheck.recheck`).
+    begin : callable
+        Called once the call is known to be right, before the work begins.
     """
     for name, given in (("repair", repair), ("recheck", recheck)):
         if given:
@@ -137,6 +140,7 @@ def extract(
     settings = {"audio": root, "labels": found, "spec_id": spec.spec_id, "retry": retry, "beam": list(beam)}
     settings["partition"] = partition
     rates = estimate.rates(lake, spec.spec_id)
+    begin()
     with run_manifest(lake, "extract", settings) as run:
         rechecked = None
         if recheck:
@@ -344,8 +348,9 @@ def run(
             "run works on one host only: extract there, then run `soundlake train` on all hosts of TF_CONFIG"
         )
     refuse_template(beam, "run")
-    step("extract")
-    extracted = extract(lake, audio, spec=spec, labels=labels, beam=beam, workers=workers)
+    extracted = extract(
+        lake, audio, spec=spec, labels=labels, beam=beam, workers=workers, begin=lambda: step("extract")
+    )
     known = ledger.open_ledger(lake, spec.spec_id)
     if known is None or not known.count_rows(f"status = '{ledger.DONE}'"):
         raise InputError(f"no usable recording in {audio}; for the reasons run: {lake.command('status')}")
