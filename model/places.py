@@ -20,6 +20,7 @@ from model.features import FeatureSpec
 from model.hosts import Hosts
 from model.paths import regular
 from model.records import DamagedShardError, Record, decode, read_framed
+from model.reports import Report, unheard
 
 # Local paths of shards, and the recording_ids that are to be read from each: a shard may hold more.
 Shards = Mapping[str, Collection[str]]
@@ -99,7 +100,14 @@ class Places:
             raise DamagedShardError(f"{self.shards[shard]} has become shorter")
 
 
-def find(shards: Shards, spec: FeatureSpec, split_of: Mapping[str, str], *, here: Hosts | None = None) -> Places:
+def find(
+    shards: Shards,
+    spec: FeatureSpec,
+    split_of: Mapping[str, str],
+    *,
+    here: Hosts | None = None,
+    report: Report = unheard,
+) -> Places:
     """Look through shards, checksums included; of several hosts each looks through its part and tells the others.
 
     Parameters
@@ -110,6 +118,8 @@ def find(shards: Shards, spec: FeatureSpec, split_of: Mapping[str, str], *, here
     split_of : mapping of str to str
         recording_id → split; windows of other recordings are not to be read.
     here : Hosts or None
+    report : Report
+        Told how many shards are done.
 
     Raises
     ------
@@ -118,10 +128,10 @@ def find(shards: Shards, spec: FeatureSpec, split_of: Mapping[str, str], *, here
     """
     here = here or Hosts()
     names = sorted(shards)
-    mine = {
-        str(number): _of_shard(names[number], set(shards[names[number]]), spec, split_of)
-        for number in range(here.index, len(names), here.count)
-    }
+    mine = {}
+    for number in range(here.index, len(names), here.count):
+        report("reading the shards", number, len(names), f"{number} of {len(names)}")
+        mine[str(number)] = _of_shard(names[number], set(shards[names[number]]), spec, split_of)
     told = io.BytesIO()
     np.savez(told, allow_pickle=False, **mine)
     each: dict[str, Any] = {}

@@ -13,7 +13,7 @@ import pyarrow as pa
 from model.features import FeatureSpec
 from pipelines import plan
 from pipelines.account import Work
-from pipelines.audio import Rejected
+from pipelines.audio import DECODER_VERSION, Rejected
 from pipelines.corpus import at_hand
 from pipelines.isolation import Sandbox, sandbox
 from pipelines.lake import Lake
@@ -37,6 +37,8 @@ OUTCOMES = pa.schema(
         ("windows", pa.int64()),
         ("silent_windows", pa.int64()),
         ("samples", pa.int64()),  # at the spec's rate, from the recording's start to where reading stopped
+        ("decoder", pa.int32()),  # `audio.DECODER_VERSION`; null for 1, and not in files of that time
+        ("notes", pa.list_(pa.string())),  # keys of `audio.NOTES` that decoding found; nor are these
     ]
 )
 
@@ -116,7 +118,7 @@ def make_bundle(
             outcomes.append(outcome)
         if not any(outcome["windows"] for outcome in outcomes):
             raise _NothingKept
-    _write_outcomes(lake, spec, bundle, outcomes)
+    write_outcomes(lake, spec.spec_id, bundle, outcomes)
     return [{name: row[name] for name in OUTCOMES.names} | {"bundle": bundle} for row in outcomes]
 
 
@@ -139,13 +141,13 @@ def restore_shard(lake: Lake, spec: FeatureSpec, bundle: str, kept: Sequence[tup
                 )
 
 
-def _write_outcomes(lake: Lake, spec: FeatureSpec, bundle: str, outcomes: Sequence[Row]) -> None:
+def write_outcomes(lake: Lake, spec_id: str, bundle: str, outcomes: Sequence[Row]) -> None:
     """Write down what became of a bundle's segments: from now on it is done."""
     from pyarrow import parquet
 
     sink = io.BytesIO()
     parquet.write_table(pa.Table.from_pylist(list(outcomes), schema=OUTCOMES), sink)
-    lake.write(Lake.outcome(spec.spec_id, bundle), sink.getvalue())
+    lake.write(Lake.outcome(spec_id, bundle), sink.getvalue())
 
 
 def _written(box: Sandbox, part: str, works: Sequence[Work], spec: FeatureSpec) -> Iterator[tuple[Work, Row]]:
@@ -165,15 +167,17 @@ def _written(box: Sandbox, part: str, works: Sequence[Work], spec: FeatureSpec) 
                 yield work, outcome
 
 
-def _outcome(work: Work) -> Row:
+def begun(work: Work) -> Row:
+    """The outcome of a segment, without what is known after decoding."""
     segment, file = work.segment, work.files[0]
     outcome: Row = dict.fromkeys(OUTCOMES.names) | {"recording_id": segment.recording_id, "uri": file.uri}
     outcome |= {"size": file.size, "mtime_ns": file.mtime_ns, "probe": json.dumps(astuple(work.probe))}
-    return outcome | {"first": segment.first, "count": segment.key()[2], "expected": segment.windows}
+    outcome |= {"first": segment.first, "count": segment.key()[2], "expected": segment.windows}
+    return outcome | {"decoder": DECODER_VERSION}
 
 
 def _rejection(work: Work, error: Rejected) -> Row:
-    outcome = _outcome(work) | {"status": REJECTED, "stage": error.stage, "reason": error.reason}
+    outcome = begun(work) | {"status": REJECTED, "stage": error.stage, "reason": error.reason}
     return outcome | {"detail": error.detail, "windows": 0, "silent_windows": 0, "samples": 0, "cpu_s": 0.0}
 
 
@@ -181,7 +185,7 @@ def _write_work(box: Sandbox, part: str, end: int, work: Work, path: str | bytes
     """Append a segment's windows to the shard; a rejection takes back what was appended."""
     try:
         found, after = box.call(write_segment, part, end, path, work.probe, spec, work.segment, stage="decode")
-        return _outcome(work) | {"status": DONE} | found, after
+        return begun(work) | {"status": DONE} | found, after
     except Rejected as error:
         os.truncate(part, end)
         return _rejection(work, error), end

@@ -2,7 +2,7 @@
 
 Workers write new fragments, and old ones without the rows that leave, where no reader sees them. One commit by the
 driver makes all of it visible, if the rows are still those of the version that the run was planned from. Lance itself
-would put a commit after another's, and rows of both would be there twice: docs/storage.md tells how it is kept from it.
+would rebase concurrent appends, duplicating rows: docs/storage.md tells how that is prevented.
 """
 
 import contextlib
@@ -55,7 +55,8 @@ def of_lake(lake: Lake, name: str, version: int | None = None) -> Any:
     bases = [base.path for base in found.base_paths().values()]
     if bases:
         raise InputError(
-            f"{found.uri} has rows elsewhere ({bases[0][:200]}): none of a lake's datasets has; restore it"
+            f"{found.uri} refers to data outside the lake ({bases[0][:200]}), which soundlake never "
+            "writes: restore it from a backup"
         )
     return found
 
@@ -75,7 +76,7 @@ def checked(text: str) -> Any:
         if all(_FILE.fullmatch(file["path"]) and file.get("base_id") is None for file in files):
             return FragmentMetadata.from_json(text)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{text[:200]!r} is no fragment of a Lance dataset: {error}") from error
+        raise InputError(f"{text[:200]!r} is not a fragment of a Lance dataset: {error}") from error
     raise InputError(f"a fragment names a file that is not in its dataset's folder: {text[:200]!r}")
 
 
@@ -224,7 +225,7 @@ def commit(
             after, ours = _since(uri, version, transaction.uuid)
             if ours is not None:
                 return ours
-            if after and _is_conflict(error):
+            if after and is_conflict(error):
                 return None
             raise
 
@@ -267,7 +268,8 @@ def _since(uri: str, version: int, name: str) -> tuple[bool, int | None]:
     return int(newest.version) > version, None
 
 
-def _is_conflict(error: Exception) -> bool:
+def is_conflict(error: Exception) -> bool:
+    """Whether an error of a commit says that another commit was faster."""
     said = f"{type(error).__name__}: {error}"
     # A strict first commit asks for the version 0 that there never was.
     return any(words in said for words in ("onflict", "already exists", "0.manifest was not found"))

@@ -105,7 +105,7 @@ def _take(lease: _Lease, bucket: Bucket, name: str, *, wait: bool) -> None:
         says, token = _read(bucket, name)
         if token != seen:
             if seen is not None and not wait and not says.get("free"):
-                raise TryLaterError(f"{says.get('owner')} is at {bucket.root}/{name}: run the same command later")
+                raise TryLaterError(f"{says.get('owner')} has locked {bucket.root}/{name}: run the same command later")
             seen, since = token, time.monotonic()
         if (says.get("free") or time.monotonic() - since > float(says.get("seconds", LENGTH_S))) and lease.write(token):
             return

@@ -56,11 +56,13 @@ def told(error: Exception, where: str) -> Exception | None:
     status, code = (found[1] if (found := pattern.search(said)) else "" for pattern in (_STATUS, _CODE))
     bucket = "/".join(where.split("/")[:3])
     if code == "NoSuchBucket" or "specified bucket does not exist" in said:
-        return InputError(f"there is no bucket {bucket}: make it, or correct the name or the endpoint")
+        return InputError(f"there is no bucket {bucket}: create it, or correct the name or the endpoint")
     if code in _BAD_KEYS or status == "401":
-        return InputError(f"{bucket} does not take the credentials of the environment ({code or status})")
+        return InputError(
+            f"{bucket} rejects the credentials of the environment ({code or status}): correct or renew them"
+        )
     if "169.254." in said or "metadata.google" in said:
-        return InputError(f"no credentials for {bucket}: set the variables that docs/storage.md names")
+        return InputError(f"no credentials for {bucket}: set the variables listed in docs/storage.md")
     if status == "403":
         return PermissionError(errno.EACCES, f"no permission ({code or status}): look at the credentials", where)
     if code == "NoSuchUpload":

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from model.features import FeatureSpec
-from pipelines.audio import Probe
+from pipelines import ledger
+from pipelines.audio import DECODER_VERSION, Probe
 from pipelines.ledger import Row
 
 # Windows of a segment, where a recording can be cut: a long one spreads over workers.
@@ -55,11 +56,14 @@ class Segment:
         return self.recording_id, self.first, -1 if self.count is None else self.count
 
 
-def is_known(size: int, mtime_ns: int, row: Row, *, retried: frozenset[str] = TRANSIENT) -> bool:
+def is_known(size: int, mtime_ns: int, row: Row, *, retried: frozenset[str] = TRANSIENT, recheck: bool = False) -> bool:
     """Whether a ledger row still tells about a listed file: same size and time of change, and not to be tried again.
 
-    A file that the system still says nothing about (a link to nothing) is known to be so.
+    A file that the system still says nothing about (a link to nothing) is known to be so. With `recheck`, a file that
+    an older decoder rejected without knowing its content is not: `pipelines.recheck` has looked at all others.
     """
+    if recheck and row["recording_id"] is None and ledger.is_older(row):
+        return False
     same = row["size"] == size and row["mtime_ns"] == mtime_ns
     return same and (row["reason"] not in retried or (size < 0 and row["reason"] in TRANSIENT))
 
@@ -132,6 +136,7 @@ def pack(found: Iterable[Segment], total: int) -> Iterator[tuple[Segment, ...]]:
 
 
 def bundle_id(spec: FeatureSpec, packed: Iterable[Segment]) -> str:
-    """The name of a bundle: digest of the spec and of its segments, never of when or where."""
-    text = json.dumps([spec.spec_id, *(segment.key() for segment in packed)], separators=(",", ":"))
+    """The name of a bundle: digest of the spec, the decoders' version and its segments, never of when or where."""
+    # Version 1 was not named: what it left unfinished has other names, and is not taken for what is read now.
+    text = json.dumps([spec.spec_id, DECODER_VERSION, *(s.key() for s in packed)], separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -14,6 +14,7 @@ import typer
 
 from model.errors import HeldError, InputError, TryLaterError
 from pipelines.cli import app
+from pipelines.display import at_work
 from pipelines.lake import MANIFEST, HandedOver, interrupted
 from pipelines.options import verbose
 from pipelines.terminal import OURS, Answer, Told, say, say_all
@@ -84,8 +85,8 @@ def _stoppable() -> Iterator[None]:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit code.
 
-    0 done, 1 a fault of ours, 2 the call or its input is wrong, 3 a gate said no, 4 more rejects than allowed,
-    75 may go through later, 130 interrupted.
+    0 done, 1 internal error, 2 the call or its input is wrong, 3 model rejected by the quality gate, 4 more rejects
+    than allowed, 75 temporary failure, 130 interrupted.
     """
     prepare()
     with _stoppable():
@@ -103,8 +104,10 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     """Run the command line; return the exit code, where nothing went wrong."""
     streams = sys.stdout, sys.stderr
+    command = next((one for one in arguments if not one.startswith("-")), "soundlake")
     try:
-        code = app(args=_reasons_filled_in(arguments), standalone_mode=False)
+        with at_work(command):
+            code = app(args=_reasons_filled_in(arguments), standalone_mode=False)
     except SystemExit as error:
         # Of Beam's own parser. And Typer's answer to any broken pipe, for which it takes the streams away: stdout's
         # come to nothing (`Answer`), so that it is one of the command's work.
@@ -125,9 +128,9 @@ def _run(arguments: list[str]) -> int:
 def _told(error: BaseException) -> int:
     """Tell of what a command ended with; the exit code."""
     if interrupted(error) or isinstance(error, typer.Abort):
-        return _fail(130, "interrupted; what is done is kept, the same command goes on from there", error)
+        return _fail(130, "interrupted; finished work is kept, run the same command to continue", error)
     if isinstance(error, HandedOver):
-        say("soundlake: the pipeline is written down; the run ends with the job that is made of it")
+        say("soundlake: the template is written; the run ends when a job started from it ends")
         return 0
     for kind, code in ((InputError, 2), (HeldError, 3), (TryLaterError, 75)):
         if isinstance(error, kind):
@@ -141,10 +144,10 @@ def _told(error: BaseException) -> int:
     if "LanceError(IO)" in str(error):
         said = _one_line(error).partition("LanceError(IO): ")[2].split(", /")[0]
         return _fail(2, f"a ledger or table of the lake is damaged ({said}): restore its folder from a copy", error)
-    where = "" if verbose() else "; -v shows where"
+    where = "" if verbose() else "; -v shows the traceback"
     if where and any(note.startswith(MANIFEST) for note in getattr(error, "__notes__", [])):
         where += ", and so does the newest manifest in the lake's runs/"
-    return _fail(1, f"a fault of soundlake's own: {type(error).__name__}: {_one_line(error)}{where}", error)
+    return _fail(1, f"internal error (please report it): {type(error).__name__}: {_one_line(error)}{where}", error)
 
 
 def _one_line(error: BaseException) -> str:

@@ -88,7 +88,8 @@ def beam_options(arguments: Sequence[str], *, workers: int = 0) -> Engine:
     for argument in given:
         if not argument.startswith("--"):
             raise InputError(
-                f"what follows `--` are Beam's options, such as --runner=SparkRunner; {argument!r} is none"
+                f"unexpected argument {argument!r}; what follows `--` must be options of Beam, such as "
+                "--runner=SparkRunner"
             )
     if "--direct_running_mode=multi_threading" in given:
         # Its embedded worker empties its buffers by a clock, in another thread, without a lock.
@@ -367,10 +368,10 @@ def _worker_error(error: Exception, endpoint: str | None = None) -> Exception:
     missing = re.search(r'Cannot run program "([^"]*)"', text)
     if missing:
         return InputError(
-            f"workers of the cluster have no {missing[1]}: install soundlake there in the same place, or say by "
-            "--environment_type and --environment_config how they start"
+            f"workers of the cluster have no {missing[1]}: install soundlake there at the same path, or set "
+            "--environment_type and --environment_config"
         )
     return TryLaterError(
         job_server.death(endpoint)
-        or f"the cluster gave up: {job_server.telling(text)}; what is done is kept, the same command goes on from there"
+        or f"the cluster gave up: {job_server.telling(text)}; finished work is kept, run the same command to continue"
     )

@@ -229,14 +229,16 @@ class Searcher:
     Parameters
     ----------
     lake : Lake
-    model : model.artifact.Model
+    model : model.artifact.Model or None
+        None for filters and recordings of the table alone, which need none.
     dataset : lance.LanceDataset
         The model's table.
     """
 
     def __init__(self, lake: Lake, model: Any, dataset: Any) -> None:
         self.lake, self.model, self.dataset = lake, model, dataset
-        self.spec: FeatureSpec = model.spec
+        if model is not None:
+            self.spec: FeatureSpec = model.spec
         self.notes: list[str] = []
 
     def by_filter(self, where: str, *, k: int, by: str) -> list[Hit]:

@@ -16,7 +16,8 @@ from model.inversion import sound_of
 from model.report import Heard, Pair, Worth, write
 from pipelines.audio import Rejected, opened
 from pipelines.corpus import at_hand, local_path
-from pipelines.evaluation import Clip, Judged
+from pipelines.evaluation import Judged
+from pipelines.sampling import Clip
 from pipelines.search import stretch
 
 log = logging.getLogger(__name__)

@@ -209,7 +209,9 @@ class Folder:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except BlockingIOError as error:
-                raise TryLaterError(f"another process is at {self._path(name)}: run the same command later") from error
+                raise TryLaterError(
+                    f"another process has locked {self._path(name)}: run the same command later"
+                ) from error
             except OSError as error:
                 if error.errno not in NO_LOCKS:
                     with storage_errors(path):

@@ -180,12 +180,12 @@ def test_a_preset_decides_what_is_not_given() -> None:
 @pytest.mark.parametrize(
     ("bad", "said"),
     [
-        ({"likeness_dim": 0, "contrastive": 1}, "give likeness_dim"),
-        ({"preset": "seed", "likeness_dim": 3}, "a latent alone"),
-        ({"preset": "seed", "contrastive": 1}, "a latent alone"),
-        ({"mixing": 0.5}, "needs a contrastive term"),
+        ({"likeness_dim": 0, "contrastive": 1}, "a likeness_dim above 0"),
+        ({"preset": "seed", "likeness_dim": 3}, "need the preset default"),
+        ({"preset": "seed", "contrastive": 1}, "need the preset default"),
+        ({"mixing": 0.5}, "mixing needs contrastive"),
         ({"batch_size": 7, "contrastive": 1}, "in pairs"),
-        ({"batch_size": 2, "contrastive": 1}, "two at least"),
+        ({"batch_size": 2, "contrastive": 1}, "at least 4"),
         ({"masking": 1.0}, "less than 1"),
         ({"precision": "float16"}, "float32"),
         ({"temperature": 0}, "greater than 0"),

@@ -35,7 +35,7 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str,
         (["search", "x.wav", "--by", "files"], "--by"),
         (["train", "--steps", "many"], "--steps"),
         (["status", "--lake", "/nonexistent"], "no lake"),
-        (["extract", ".", "--lake", "/nonexistent", "--retry-rejected", "ugly"], "no reason 'ugly'"),
+        (["extract", ".", "--lake", "/nonexistent", "--retry-rejected", "ugly"], "unknown reason 'ugly'"),
         (["plan", "/nonexistent"], "no such folder"),
         (["plan", ".", "--price-cpu", "-1"], "--price-cpu"),
         (["plan", ".", "--price-cpu", "inf"], "not a finite number"),
@@ -131,7 +131,7 @@ def test_interrupted_is_130_and_says_what_is_kept(
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     (said,) = err.splitlines()
-    assert said.startswith("soundlake: interrupted; what is done is kept")
+    assert said.startswith("soundlake: interrupted; finished work is kept")
     assert list((tmp_path / "tmp").iterdir()) == []
     manifests = [json.loads(path.read_text()) for path in Path(lake.root).glob("runs/*.json")]
     assert "interrupted" in {manifest["result"] for manifest in manifests}
@@ -191,7 +191,7 @@ def test_a_manifest_is_named_where_there_is_one(
     monkeypatch.setattr("pipelines.status.status", fault)
     monkeypatch.setattr("pipelines.extract.extract", fault)
     code, _, err = call(capsys, "status", "--lake", lake.root)
-    assert (code, "-v shows where" in err, "manifest" in err) == (1, True, False)
+    assert (code, "-v shows the traceback" in err, "manifest" in err) == (1, True, False)
     code, _, err = call(capsys, "extract", str(made.audio), "--lake", lake.root)
     assert (code, "newest manifest in the lake's runs/" in err) == (1, True)
 
@@ -233,7 +233,7 @@ def test_rejects_are_tried_again(
 def test_a_plan_in_words(capsys: pytest.CaptureFixture[str], made: Made, tmp_path: Path) -> None:
     code, out, _ = call(capsys, "plan", str(made.audio), "--lake", made.lake.root)
     assert code == 0
-    assert out.splitlines() == ["26 files: 26 unchanged, 0 new, 0 changed; 1 left out by name", "nothing to decode"]
+    assert out.splitlines() == ["26 files: 26 unchanged, 0 new, 0 changed; 1 ignored by name", "nothing to decode"]
     arguments = ["--lake", str(tmp_path / "lake"), "--price-cpu", "0.04", "--price-storage", "0.02"]
     code, out, _ = call(capsys, "plan", str(made.audio), *arguments)
     assert code == 0
@@ -241,7 +241,7 @@ def test_a_plan_in_words(capsys: pytest.CaptureFixture[str], made: Made, tmp_pat
     # Silence is found by decoding only.
     assert "to decode: 25 recordings" in out
     assert "measured now for FLAC" in out
-    assert "a month for the shards" in out
+    assert "per month for storage" in out
     assert not (tmp_path / "lake").exists()
 
 
@@ -283,7 +283,7 @@ def test_the_same_run_again_does_nothing_and_says_so(capsys: pytest.CaptureFixtu
     before = sorted((p, p.stat().st_mtime_ns) for p in Path(made.lake.root).rglob("*") if "runs" not in p.parts)
     code, out, _ = call(capsys, "run", str(made.audio), "--lake", made.lake.root)
     assert code == 0
-    assert "nothing to do: all 26 files are as they were" in out
+    assert "nothing to do: all 26 files are unchanged" in out
     assert "nothing to encode" in out
     after = sorted((p, p.stat().st_mtime_ns) for p in Path(made.lake.root).rglob("*") if "runs" not in p.parts)
     assert [entry for entry in after if entry not in before and not entry[0].is_dir()] == []
