@@ -23,8 +23,9 @@ from pipelines.encoder import EncoderHandler, Name, Piece, Recording
 from pipelines.forgotten import Memory
 from pipelines.joins import joined
 from pipelines.lake import Lake, Run
+from pipelines.machine import keep_freed_memory
 from pipelines.progress import Progress
-from pipelines.runners import Engine, keep_freed_memory, run_pipeline
+from pipelines.runners import Engine, run_pipeline
 
 # Runs that commit to one table at the same time plan again; more often than this is no coincidence.
 ATTEMPTS = 3
