@@ -285,7 +285,9 @@ def status(result: dict[str, Any], say: Callable[[str], None]) -> None:
         if found["trained_forgotten"]:
             mark += f", trained on {found['trained_forgotten']} recordings that are forgotten now"
         loss = found["validation"]["negative_elbo"]
-        say(f"  model {model_id}: spec {found['spec_id']}{mark}, validation loss {loss:.0f} nats, {found['report']}")
+        at = f"--lake {shlex.quote(result['lake'])}"
+        report = found["report"] or f"no report; run: soundlake evaluate --model {model_id} {at}"
+        say(f"  model {model_id}: spec {found['spec_id']}{mark}, validation loss {loss:.0f} nats, {report}")
     for model_id, found in result["tables"].items():
         fresh = "up to date" if found["up_to_date"] else "its model cannot be read"
         if found["up_to_date"] is False:
