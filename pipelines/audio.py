@@ -30,6 +30,7 @@ __all__ = [
     "FLAC_FRAMES_PER_BYTE",
     "NOTES",
     "REASONS",
+    "SEEKABLE_CODECS",
     "Probe",
     "Rejected",
     "mono_blocks",
@@ -120,6 +121,9 @@ def _probe_soundfile(file: BinaryIO, size: int) -> Probe | None:
     # Unknown totals and absurd ones make libsndfile fail or ask for 256 GiB.
     if container == "FLAC" and (frames > size * FLAC_FRAMES_PER_BYTE or containers.links(file)):
         return None
+    # libFLAC takes a tag behind the last frame for damage.
+    if container == "FLAC" and containers.closing_tags(file, size):
+        return None
     seekable = (container in SEEKABLE_CONTAINERS and codec in SEEKABLE_CODECS) or container == "FLAC"
     found = Probe(container, codec, rate, channels, None if frames >= 2**62 else frames, seekable, "soundfile")
     return _with_data(file, size, found) if container in SEEKABLE_CONTAINERS else found
@@ -135,7 +139,11 @@ def _with_data(file: BinaryIO, size: int, found: Probe) -> Probe:
         if width:
             return replace(found, claimed_frames=data.length // width, notes=(note,))
         note = "more-data"
-    if note is None and width and (found.claimed_frames or 0) * width + containers.WORTH_TELLING <= data.length:
+    # libsndfile goes by other fields in some containers.
+    read = (found.claimed_frames or 0) * width
+    if note == "more-data" and read >= data.length + containers.WORTH_TELLING:
+        note = None
+    if note is None and width and read + containers.WORTH_TELLING <= data.length:
         note = "more-data"
     return replace(found, notes=() if note is None else (note,))
 
@@ -235,7 +243,17 @@ def _sound(file: BinaryIO, found: Probe) -> Any:
     return Sound(file.fileno(), closefd=False)
 
 
-def _soundfile_blocks(file: BinaryIO, found: Probe, start: int, stop: int | None) -> Blocks:
+def _goes_on(file: BinaryIO) -> bool:
+    """Whether a decoder that stopped at the length that it was told has left much of the file unread."""
+    # Of the descriptor, which libsndfile reads by; before anything here reads from it.
+    read = os.lseek(file.fileno(), 0, os.SEEK_CUR)
+    size = os.fstat(file.fileno()).st_size
+    return read + containers.closing_tags(file, size) + containers.WORTH_TELLING <= size
+
+
+def _soundfile_blocks(
+    file: BinaryIO, found: Probe, start: int, stop: int | None, note: Callable[[str], None]
+) -> Blocks:
     """Decode by libsndfile, from `start` where seeking is exact, else from the beginning."""
     pcm16 = found.codec == "PCM_16"
     frames = min(BLOCK_FRAMES, max(512, 2**19 // found.channels))
@@ -259,6 +277,8 @@ def _soundfile_blocks(file: BinaryIO, found: Probe, start: int, stop: int | None
                 # Where the length is exact, less of it means the decoder stopped early without a word.
                 if found.seekable and at < sound.frames:
                     raise EOFError(f"{at} of {sound.frames} frames")
+                if found.container in ("FLAC", "MP3") and _goes_on(file):
+                    note("more-data")
                 return
 
 
@@ -296,7 +316,7 @@ def mono_blocks(
     integers = probe.reader == "soundfile" and probe.codec.startswith("PCM_")
     with opened(path, "decode") as file:
         if probe.reader == "soundfile":
-            blocks = _soundfile_blocks(file, probe, start, stop)
+            blocks = _soundfile_blocks(file, probe, start, stop, note)
         else:
             blocks = ffmpeg.blocks(file, probe, stop=stop, note=note)
         with contextlib.closing(blocks):

@@ -96,6 +96,7 @@ def run_command(
         beam=context.args,
         workers=workers,
         step=lambda name: say(f"soundlake: {name} …"),
+        ready=lambda command: say(f"soundlake: the table can be searched now, such as by: {command}"),
     )
     if as_json:
         out(result)

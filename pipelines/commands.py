@@ -5,6 +5,7 @@ import functools
 import logging
 import os
 import re
+import shlex
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -327,6 +328,7 @@ def run(
     beam: Sequence[str] = (),
     workers: int = 0,
     step: Any = lambda name: None,
+    ready: Any = lambda command: None,
 ) -> dict[str, Any]:
     """The main job: extract, train if the spec has no model (or `retrain`), encode, index.
 
@@ -334,6 +336,8 @@ def run(
     ----------
     step : callable
         Told the name of each step before it begins.
+    ready : callable
+        Told the command line of a search as soon as the table can be searched, if more work follows.
 
     Returns
     -------
@@ -375,6 +379,9 @@ def run(
     judged, candidate = None, trained["model_id"] if trained else model.model_id
     # Also of a run that was killed before it came here.
     if not lake.exists(f"models/{candidate}/{artifact.METRICS}"):
+        some = known.to_table(columns=["uri"], filter=f"status = '{ledger.DONE}' AND windows > 0", limit=1)
+        if encoded["rows"]:
+            ready(lake.command(f"search {shlex.quote(some['uri'][0].as_py())}"))
         step("evaluate")
         try:
             judged = evaluate(lake, model_id=candidate)

@@ -2,12 +2,14 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -331,6 +333,30 @@ def test_status_tells_the_lake(capsys: pytest.CaptureFixture[str], made: Made) -
     assert "up to date" in out
 
 
+def test_status_tells_which_model_is_in_use_even_if_it_cannot_be_read(
+    capsys: pytest.CaptureFixture[str], made: Made, tmp_path: Path
+) -> None:
+    lake = made.copy(tmp_path)
+    current = Path(lake.root, "models", "current.json")
+    ((spec_id, model_id),) = json.loads(current.read_text())["promoted"].items()
+    manifest = Path(lake.root, "models", model_id, "model.json")
+
+    def status() -> dict[str, Any]:
+        code, out, _ = call(capsys, "status", "--lake", lake.root, "--json")
+        assert code == 0
+        return dict(json.loads(out))
+
+    assert status()["specs"][spec_id]["promoted"] == model_id
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format_version": 999}))
+    found = status()
+    assert found["specs"][spec_id]["promoted"] == model_id
+    assert "999" in found["models"][model_id]["unreadable"]
+    shutil.rmtree(manifest.parent)
+    assert status()["specs"][spec_id]["promoted"] == model_id
+    current.unlink()
+    assert status()["specs"][spec_id]["promoted"] is None
+
+
 def test_a_play_list_is_written(capsys: pytest.CaptureFixture[str], made: Made, tmp_path: Path) -> None:
     clip = str(sorted(made.audio.glob("bird/*"))[0])
     target = tmp_path / "found.m3u"
@@ -358,7 +384,7 @@ def test_exports_agree(capsys: pytest.CaptureFixture[str], made: Made, tmp_path:
     else:
         found = parquet.read_table(target)
         rows, vector = len(found), found["embedding"][0].as_py()
-    assert f"{rows} windows" in out
+    assert f"{rows} rows" in out
     hits = main(["search", "--where", "label = 'bird'", "--lake", made.lake.root])
     assert hits == 0
     assert len(vector) == 128
