@@ -8,6 +8,7 @@ recording has there.
 
 import contextlib
 import errno
+import math
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from model.errors import OF_THE_MACHINE
 from pipelines import containers, ffmpeg
 from pipelines.blocks import BLOCK_FRAMES, Blocks, mean
 from pipelines.recording import CHANNELS_RANGE, NOTES, RATE_RANGE, REASONS, Probe, Rejected
@@ -71,8 +73,26 @@ def opened(path: str | os.PathLike[str], stage: str) -> BufferedReader:
             raise Rejected(stage, "empty")
         return open(path, "rb")
     except (OSError, ValueError) as error:
+        if getattr(error, "errno", None) in OF_THE_MACHINE:
+            raise  # the file is not to blame
         reason = _OS_REASONS.get(getattr(error, "errno", None) or 0, "unreadable")
         raise Rejected(stage, reason, detail=_say(error)) from error
+
+
+def _refuse_unreadable(file: BinaryIO, stage: str, *, most: float = math.inf) -> None:
+    """Raise `Rejected` if the system cannot read a file: decoders take that for its end, or for damage.
+
+    Parameters
+    ----------
+    most : float
+        Bytes to read at most.
+    """
+    number, at = file.fileno(), 0
+    try:
+        while at < most and (read := len(os.pread(number, 1 << 20, at))):
+            at += read
+    except OSError as error:
+        raise Rejected(stage, "unreadable", detail=_say(error)) from error
 
 
 def _probe_soundfile(file: BinaryIO, size: int) -> Probe | None:
@@ -183,7 +203,11 @@ def probe(path: str | os.PathLike[str]) -> Probe:
         raised as `Rejected` with stage ``'probe'``.
     """
     with opened(path, "probe") as file:
-        found = _probe_soundfile(file, os.fstat(file.fileno()).st_size) or _probe_ffmpeg(file)
+        try:
+            found = _probe_soundfile(file, os.fstat(file.fileno()).st_size) or _probe_ffmpeg(file)
+        except Rejected:
+            _refuse_unreadable(file, "probe", most=1 << 20)
+            raise
     if not RATE_RANGE[0] <= found.sample_rate <= RATE_RANGE[1]:
         raise Rejected("probe", "unsupported-rate", detail=f"{found.sample_rate} Hz")
     if not CHANNELS_RANGE[0] <= found.channels <= CHANNELS_RANGE[1]:
@@ -304,6 +328,7 @@ def mono_blocks(
                 except (Rejected, ImportError, MemoryError):
                     raise
                 except Exception as error:
+                    _refuse_unreadable(file, "decode")
                     detail = f"after {end / probe.sample_rate:.3f} s: {_say(error)}"
                     raise Rejected("decode", "damaged", detail=detail) from error
                 end = at + len(block)

@@ -183,7 +183,7 @@ def recheck_unit(
         again = _read_again(recording_id, files)
         if again is None:
             told["unreachable"] += len(rows)
-            yield TaggedOutput("unreachable", rows[0]["uri"])
+            yield TaggedOutput("unreachable", files[0].uri)
             continue
         file, rejected = again
         files = [file, *(one for one in files if one.uri != file.uri)]
@@ -229,7 +229,7 @@ def _decoded(
         recording_id = rows[0]["recording_id"]
         if any(outcome["reason"] in plan.TRANSIENT for outcome in outcomes[recording_id]):
             told["unreachable"] += len(rows)
-            yield TaggedOutput("unreachable", rows[0]["uri"])
+            yield TaggedOutput("unreachable", files[0].uri)
             continue
         settled = account.settle(recording_id, files, outcomes[recording_id], spec, corpus)
         same = rows[0]["reason"] is not None and settled[0]["reason"] == rows[0]["reason"]

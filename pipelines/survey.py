@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import apache_beam as beam
 from apache_beam.pvalue import AsSingleton, TaggedOutput
 
+from model.errors import OF_THE_MACHINE
 from model.features import FeatureSpec
 from pipelines import account, fragments, isolation, ledger, plan
 from pipelines.account import Candidate, Work, packed
@@ -228,6 +229,8 @@ def probe_file(candidate: Candidate, corpus: str) -> Iterator[Any]:
     except Rejected as error:
         stage, reason, detail = error.stage, error.reason, error.detail
     except OSError as error:
+        if error.errno in OF_THE_MACHINE:
+            raise
         stage, reason, detail = "probe", "unreadable", error.strerror or type(error).__name__
     else:
         yield digest, packed(replace(candidate, before=None, probe=found).values())
