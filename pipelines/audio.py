@@ -30,6 +30,7 @@ __all__ = [
     "FLAC_FRAMES_PER_BYTE",
     "NOTES",
     "REASONS",
+    "SEEKABLE_CODECS",
     "Probe",
     "Rejected",
     "mono_blocks",

@@ -205,8 +205,8 @@ def move(lake: Lake, spec_id: str, bundle: str, recordings: set[str], outcomes: 
     except (DamagedShardError, FileNotFoundError) as error:
         said = "it is missing" if isinstance(error, FileNotFoundError) else str(error)
         raise InputError(
-            f"the shard {lake.uri(name)} cannot be read: {said}; `soundlake extract AUDIO --repair` makes it again, "
-            "then forget again"
+            f"the shard {lake.uri(name)} cannot be read: {said}; to rebuild it run: "
+            f"{lake.command('extract AUDIO --repair')}, then forget again"
         ) from error
     if all("first" in row for row in kept):
         write_outcomes(lake, spec_id, new, kept)

@@ -49,6 +49,10 @@ class Asked:
     rows: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     specs: set[str] = field(default_factory=set)
 
+    def names_of(self, recording_id: str) -> set[str]:
+        """Every uri that a recording has or had."""
+        return self.called.get(recording_id, set())
+
 
 def uri_of(name: str) -> str:
     """The uri of a file that a user names: a path, a ``file://`` URI, or one in a bucket."""
@@ -132,8 +136,8 @@ def forget(
         memory = forgotten.change(lake, lambda now: _with(now, asked, goes))
         moment = time.time()
         told: dict[str, Any] = {
-            "recordings": len(goes),
-            "names": len(asked.uris.union(*(asked.called.get(one, ()) for one in goes))),
+            "recordings": sum(not before.holds(recording_id=one) for one in goes),
+            "names": sum(not before.is_former(one) for one in asked.uris.union(*map(asked.names_of, goes))),
             "already": len(already),
             "unknown": sorted(named.get(one, one) for one in unknown),
         }
@@ -161,7 +165,7 @@ def _with(memory: Memory, asked: Asked, goes: set[str]) -> Memory:
         names=memory.names | {memory.name(uri) for uri in asked.uris},
         recordings=memory.recordings | {memory.recording(one) for one in goes},
         files=memory.files | {memory.file(row["uri"], row["size"], row["mtime_ns"]) for row in rows},
-        former=memory.former | {memory.name(uri) for one in goes for uri in asked.called.get(one, ())},
+        former=memory.former | {memory.name(uri) for one in goes for uri in asked.names_of(one)},
     )
 
 
@@ -227,7 +231,7 @@ def _look_for(lake: Lake, asked: Asked, recordings: set[str]) -> None:
 def _erase(lake: Lake, memory: Memory, asked: Asked, goes: set[str], moment: float) -> dict[str, Any]:
     """Remove what the memory holds from everything; what it says of models and tables."""
     stays = {row["uri"] for one, rows in asked.rows.items() if one not in goes for row in rows} - asked.uris
-    names = asked.uris | set().union(*(asked.called.get(one, ()) for one in goes)) - stays
+    names = asked.uris | set().union(*map(asked.names_of, goes)) - stays
     trained = remnants.clear_models(lake, goes, asked.specs, moment=moment)
     remnants.clear_texts(lake, names, goes, memory, moment=moment)
     changed = []

@@ -101,11 +101,23 @@ def plan(found: dict[str, Any], say: Callable[[str], None]) -> None:
 _MONEY = {"cpu": "for CPU time", "storage": "per month for storage"}
 
 
+# An estimate within this share of what it took was right.
+CLOSE = 0.05
+
+
 def estimate_error(found: dict[str, Any]) -> str:
     """How far the last estimate was off, in words."""
+    ratio = 1 + found["error"]
+    if ratio >= 2:
+        said = f"the estimate was {ratio:.1f} times as much"
+    elif ratio <= 0.5:
+        said = f"{1 / ratio:.1f} times the estimate" if ratio > 0 else "nothing was estimated"
+    else:
+        said = f"{abs(found['error']):.0%} {'less' if found['error'] > 0 else 'more'} than estimated"
+        said = "as estimated" if abs(found["error"]) < CLOSE else said
     return (
-        f"last estimate of extract: {duration(found['estimated_cpu_s'])} of CPU, took {duration(found['took_cpu_s'])} "
-        f"({abs(found['error']):.0%} {'over' if found['error'] > 0 else 'under'})"
+        f"last extract: estimated at {duration(found['estimated_cpu_s'])} of CPU time, "
+        f"took {duration(found['took_cpu_s'])}: {said}"
     )
 
 
@@ -273,7 +285,9 @@ def status(result: dict[str, Any], say: Callable[[str], None]) -> None:
         if found["trained_forgotten"]:
             mark += f", trained on {found['trained_forgotten']} recordings that are forgotten now"
         loss = found["validation"]["negative_elbo"]
-        say(f"  model {model_id}: spec {found['spec_id']}{mark}, validation loss {loss:.0f} nats, {found['report']}")
+        at = f"--lake {shlex.quote(result['lake'])}"
+        report = found["report"] or f"no report; run: soundlake evaluate --model {model_id} {at}"
+        say(f"  model {model_id}: spec {found['spec_id']}{mark}, validation loss {loss:.0f} nats, {report}")
     for model_id, found in result["tables"].items():
         fresh = "up to date" if found["up_to_date"] else "its model cannot be read"
         if found["up_to_date"] is False:

@@ -300,19 +300,16 @@ class _Recognise(beam.DoFn):
         yield TaggedOutput("counts", ("recordings", 1))
         for work in works:
             if work.outcome is None:
-                yield TaggedOutput("counts", (f"planned_s {container}", _claimed_seconds(work, self.spec)))
+                yield TaggedOutput("counts", (f"planned_s {container}", _believed_seconds(work, self.spec)))
                 yield TaggedOutput("counts", ("planned windows", work.segment.windows))
             yield work.packed()
 
 
-def _claimed_seconds(work: Work, spec: FeatureSpec) -> float:
-    """Seconds of sound in a segment, by the header."""
-    found, segment = work.probe, work.segment
-    whole = segment.windows * spec.step_seconds
-    if not found.claimed_frames:
-        return whole
-    to_the_end = found.claimed_frames / found.sample_rate - segment.first * spec.step_seconds
-    return to_the_end if segment.count is None else min(to_the_end, whole)
+def _believed_seconds(work: Work, spec: FeatureSpec) -> float:
+    """Seconds of sound in a segment, by the header or the size of its file."""
+    segment = work.segment
+    to_the_end = plan.believed_seconds(work.probe, work.files[0].size) - segment.first * spec.step_seconds
+    return to_the_end if segment.count is None else min(to_the_end, segment.windows * spec.step_seconds)
 
 
 class Survey(NamedTuple):

@@ -120,8 +120,8 @@ def cleaned(lake: Lake, name: str, memory: Memory, *, moment: float, versions: b
             tags = sorted(patiently(dataset.uri, dataset.tags.list))
             if tags:
                 raise InputError(
-                    f"{dataset.uri} has versions with tags ({', '.join(tags)}), which keep what is to be forgotten: delete "
-                    "the tags, and run the same command again"
+                    f"{dataset.uri} has versions with tags ({', '.join(tags)}), which keep what is to be forgotten: "
+                    "delete the tags, and run the same command again"
                 )
             fragments.changed(dataset, lambda one: one.cleanup_old_versions(older_than=timedelta(0)))
             old = _unnamed(lake, name, dataset)

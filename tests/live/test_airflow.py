@@ -403,23 +403,30 @@ def test_a_model_in_use_that_cannot_be_read_is_not_green(world: World) -> None:
     api.quiet()
 
 
-def test_a_call_that_nobody_takes_is_in_the_log(world: World) -> None:
-    api, hook = world.api, world.hook
+def logged(folder: Path, said: str, seconds: float = 300.0) -> str:
+    """Wait for a line in the logs of a folder; return all of them."""
+    until = time.monotonic() + seconds
+    while said not in (text := "".join(path.read_text() for path in folder.rglob("*") if path.is_file())):
+        assert time.monotonic() < until, f"not in {folder}: {said}"
+        time.sleep(1)
+    return text
+
+
+def test_a_message_that_nobody_takes_is_in_the_log(world: World) -> None:
+    api, hook, logs = world.api, world.hook, world.airflow.home / "logs"
     before, hook.status = hook.requests, 503
     run = api.trigger("evaluate_and_promote")
     assert api.ended("evaluate_and_promote", run) == "failed"
     said = "nobody was told: `alert` at 127.0.0.1 did not take the message: HTTP Error 503"
-    until = time.monotonic() + 120
-    logs = world.airflow.home / "logs" / "dag_processor"
-    while not any(said in path.read_text() for path in logs.rglob("*.log") if path.name.startswith("evaluate")):
-        assert time.monotonic() < until
-        time.sleep(1)
-    hook.status = 200
+    text = logged(logs / "dag_processor", said)
     # What was to be told stands there, too.
-    text = "".join(path.read_text() for path in logs.rglob("*.log"))
     assert f"soundlake: evaluate_and_promote failed, run {run}" in text
     assert "no candidate: give a model_id" in text
     assert hook.requests == before + 3
+    hook.status = 200
+    # Airflow keeps the deadline of a run that failed, and calls when it has passed: nobody is told another thing then.
+    logged(logs / "executor_callbacks" / "evaluate_and_promote" / run, f"evaluate_and_promote {run} has ended: failed")
+    assert not any(run in text for text in hook.texts)
     api.quiet()
 
 
@@ -449,13 +456,9 @@ def test_maintain(world: World) -> None:
     }
 
 
-def test_each_run_that_failed_was_told_once(world: World) -> None:
-    """And none of them as late on top of it, though Airflow keeps their deadlines."""
-    api = world.api
-    told = [text.split("\n")[0].split()[-1] for text in world.hook.texts if " failed, run " in text]
-    assert len(set(told)) == len(told) >= 6
+def test_each_run_was_told_once(world: World) -> None:
+    failed = [text.split("\n")[0].split()[-1] for text in world.hook.texts if " failed, run " in text]
+    assert len(set(failed)) == len(failed) >= 6
     late = [text.split()[2] for text in world.hook.texts if text.endswith("has not ended in its time")]
     assert len(set(late)) == len(late)
-    failed = {one["dag_run_id"] for dag_id in DAGS for one in api.runs(dag_id) if one["state"] == "failed"}
-    assert failed
-    assert not failed & set(late)
+    assert len(failed) + len(late) == len(world.hook.texts)

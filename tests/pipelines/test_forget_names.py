@@ -152,6 +152,8 @@ def test_words(extracted: tuple[Path, Lake], capsys: pytest.CaptureFixture[str],
     assert "forgotten: 2 recordings, 2 names" in capsys.readouterr().out
     assert main(["forget", str(audio / "6.wav"), *at]) == 0
     assert "already forgotten" in capsys.readouterr().out
+    assert main(["forget", "--recording", sha256(audio / "6.wav"), *at]) == 0
+    assert "already forgotten" in capsys.readouterr().out
     (manifest,) = sorted(Path(lake.root, "runs").glob("*-forget-*"))[-1:]
     assert json.loads(manifest.read_text())["counts"]["already"] == 1
     main(["extract", str(audio), *at])
