@@ -76,7 +76,7 @@ def export(
 
 def forget(
     files: Annotated[
-        list[str] | None, typer.Argument(metavar="[URI]...", help="Files, as extract has seen them; they may be gone.")
+        list[str] | None, typer.Argument(metavar="URI", help="Files, as extract has seen them; they may be gone.")
     ] = None,
     recording: Annotated[
         list[str] | None, typer.Option("--recording", metavar="ID", help="A recording_id, with all its names.")
