@@ -10,6 +10,7 @@ from dataclasses import astuple, replace
 
 import pyarrow as pa
 
+from model.errors import InputError
 from model.features import FeatureSpec
 from pipelines import plan
 from pipelines.account import Work
@@ -127,7 +128,7 @@ def restore_shard(lake: Lake, spec: FeatureSpec, bundle: str, kept: Sequence[tup
 
     Raises
     ------
-    RuntimeError
+    InputError
         If a segment does not give what it gave: another version of a decoder, say.
     """
     with lake.create(Lake.shard(spec.spec_id, bundle)) as shard, sandbox() as box:
@@ -135,9 +136,10 @@ def restore_shard(lake: Lake, spec: FeatureSpec, bundle: str, kept: Sequence[tup
         for (work, outcome), (_, before) in zip(found, kept, strict=True):
             now = outcome["windows"], outcome["reason"] or DONE
             if now != (before["windows"], DONE):
-                raise RuntimeError(
-                    f"{work.files[0].uri} gives {now[0]} windows now ({now[1]}), and gave "
-                    f"{before['windows']}: the shard {lake.uri(Lake.shard(spec.spec_id, bundle))} was left as it is"
+                raise InputError(
+                    f"the shard {lake.uri(Lake.shard(spec.spec_id, bundle))} cannot be rebuilt as it was: "
+                    f"{work.files[0].uri} gives {now[0]} windows now ({now[1]}), and gave {before['windows']}; if an "
+                    f"older version of soundlake read it, run: {lake.command('extract AUDIO --recheck')}"
                 )
 
 

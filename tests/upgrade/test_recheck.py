@@ -132,8 +132,13 @@ def test_what_is_gone_damaged_or_rejected(old_3: Old, monkeypatch: pytest.Monkey
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 255
     shard.write_bytes(data)
-    (old_3.audio / "wind-07.flac").unlink()
-    gone = rows(lake)["/tmp/soundlake-fixture/audio/wind-07.flac"]
+    gone, recheck_files = rows(lake)["/tmp/soundlake-fixture/audio/wind-07.flac"], recheck.recheck
+
+    def later(*given: Any, **named: Any) -> dict[str, Any]:
+        (old_3.audio / "wind-07.flac").unlink()
+        return recheck_files(*given, **named)
+
+    monkeypatch.setattr(recheck, "recheck", later)
     found = extract(old_3, recheck=True)["recheck"]
     assert (found["unreachable"], found["example"]) == (2, str(old_3.audio / "wind-07.flac"))
     after = rows(lake)
