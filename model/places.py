@@ -150,7 +150,7 @@ def _of_shard(shard: str, wanted: set[str], spec: FeatureSpec, split_of: Mapping
     try:
         with open(regular(shard), "rb") as file:
             return np.fromiter(_walked(read_framed(file), wanted, spec, split_of), _PLACE)
-    except (DamagedShardError, OSError) as error:
+    except (DamagedShardError, FileNotFoundError) as error:
         raise InputError(
             f"the shard {shard} cannot be read: {error}; `soundlake extract AUDIO --repair` makes it again"
         ) from error

@@ -5,7 +5,8 @@ import functools
 import logging
 import os
 import re
-from collections.abc import Sequence
+import shlex
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from model.errors import HeldError, InputError
@@ -101,6 +102,7 @@ def extract(
     repair: bool = False,
     include_forgotten: bool = False,
     recheck: bool = False,
+    begin: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Bring the features of a corpus up to date; see `pipelines.extract.extract` for what comes back.
 
@@ -116,7 +118,9 @@ def extract(
     include_forgotten : bool
         Take in files that the lake has forgotten; they are forgotten no more.
     recheck : bool
-        Then decode again what an older decoder read; adds ``recheck`` (`pipelines.recheck.recheck`).
+        Then, decode again what an older decoder read; adds ``recheck`` (`pipelines.recheck.recheck`).
+    begin : callable
+        Called once the call is known to be right, before the work begins.
     """
     for name, given in (("repair", repair), ("recheck", recheck)):
         if given:
@@ -137,6 +141,7 @@ def extract(
     settings = {"audio": root, "labels": found, "spec_id": spec.spec_id, "retry": retry, "beam": list(beam)}
     settings["partition"] = partition
     rates = estimate.rates(lake, spec.spec_id)
+    begin()
     with run_manifest(lake, "extract", settings) as run:
         with watching(Progress(lake, run.folder), verb="extracting") as watch:
             totals = extract_features(
@@ -320,6 +325,7 @@ def run(
     beam: Sequence[str] = (),
     workers: int = 0,
     step: Any = lambda name: None,
+    ready: Any = lambda command: None,
 ) -> dict[str, Any]:
     """The main job: extract, train if the spec has no model (or `retrain`), encode, index.
 
@@ -327,6 +333,8 @@ def run(
     ----------
     step : callable
         Told the name of each step before it begins.
+    ready : callable
+        Told the command line of a search as soon as the table can be searched, if more work follows.
 
     Returns
     -------
@@ -341,8 +349,9 @@ def run(
             "run works on one host only: extract there, then run `soundlake train` on all hosts of TF_CONFIG"
         )
     refuse_template(beam, "run")
-    step("extract")
-    extracted = extract(lake, audio, spec=spec, labels=labels, beam=beam, workers=workers)
+    extracted = extract(
+        lake, audio, spec=spec, labels=labels, beam=beam, workers=workers, begin=lambda: step("extract")
+    )
     known = ledger.open_ledger(lake, spec.spec_id)
     if known is None or not known.count_rows(f"status = '{ledger.DONE}'"):
         raise InputError(f"no usable recording in {audio}; for the reasons run: {lake.command('status')}")
@@ -367,6 +376,9 @@ def run(
     judged, candidate = None, trained["model_id"] if trained else model.model_id
     # Also of a run that was killed before it came here.
     if not lake.exists(f"models/{candidate}/{artifact.METRICS}"):
+        some = known.to_table(columns=["uri"], filter=f"status = '{ledger.DONE}' AND windows > 0", limit=1)
+        if encoded["rows"]:
+            ready(lake.command(f"search {shlex.quote(some['uri'][0].as_py())}"))
         step("evaluate")
         try:
             judged = evaluate(lake, model_id=candidate)

@@ -18,6 +18,13 @@ WORTH_TELLING = 4096
 # What a program writes as the size of data that it cannot tell yet: all ones, or about the largest signed number.
 OPEN_SIZE = 0x7FFF_F000
 _READ_BYTES = 1 << 20
+# Beginnings: of an Ogg page; of a FLAC file, its mark and STREAMINFO, which always has 34 bytes, the last block of
+# metadata or not; of a Matroska or WebM file, an EBML header with one of these types of document.
+_PAGE = re.compile(rb"OggS\0")
+_FLAC = re.compile(rb"fLaC[\0\x80]\0\0\x22")
+_MATROSKA = re.compile(rb"\x1a\x45\xdf\xa3.{0,48}?\x42\x82.(?:webm|matroska)", re.DOTALL)
+# No match is longer.
+_PATTERN_BYTES = 64
 
 
 class Part(io.RawIOBase):
@@ -55,6 +62,19 @@ def id3_bytes(head: bytes) -> int:
     return 10 + functools.reduce(lambda total, byte: total << 7 | byte & 0x7F, head[6:10], 0)
 
 
+def closing_tags(file: BinaryIO, size: int) -> int:
+    """Bytes of the tags at a file's end: ID3v1, and APEv2 before it."""
+    file.seek(max(0, size - 160))
+    tail = file.read(160)
+    id3v1 = 128 if tail[-128:-125] == b"TAG" else 0
+    footer = tail[len(tail) - id3v1 - 32 : len(tail) - id3v1]
+    if footer[:8] != b"APETAGEX":
+        return id3v1
+    length, _, flags = struct.unpack("<III", footer[12:24])
+    # The length counts the footer, and not a header.
+    return id3v1 + int(length) + (32 if flags >> 31 else 0)
+
+
 def tells_its_length(file: BinaryIO) -> bool:
     """Whether an MP3 says in its first frame how long it is, and ends there: files joined into one go on.
 
@@ -75,21 +95,19 @@ def tells_its_length(file: BinaryIO) -> bool:
     return after != b"ID3" and not (after[:1] == b"\xff" and after[1:2] >= b"\xe0")
 
 
-def _places(file: BinaryIO, pattern: bytes, begin: int) -> Iterator[int]:
+def _places(file: BinaryIO, pattern: re.Pattern[bytes], begin: int) -> Iterator[int]:
     """Where a pattern stands in a file, from `begin` on. Not by `mmap`: a decoder's process may not map large files."""
-    kept = b""
     while True:
-        file.seek(begin + len(kept))
-        read = file.read(_READ_BYTES)
-        data = kept + read
-        found = data.find(pattern)
-        while found >= 0:
-            yield begin + found
-            found = data.find(pattern, found + 1)
-        if not read:
+        file.seek(begin)
+        data = file.read(_READ_BYTES)
+        # What may go on beyond these bytes is left to the next.
+        whole = len(data) if len(data) < _READ_BYTES else len(data) - _PATTERN_BYTES
+        for found in pattern.finditer(data):
+            if found.start() < whole:
+                yield begin + found.start()
+        if len(data) < _READ_BYTES:
             return
-        kept = data[-len(pattern) + 1 :] if len(pattern) > 1 else b""
-        begin += len(data) - len(kept)
+        begin += whole
 
 
 def _ogg_links(file: BinaryIO) -> Iterator[int]:
@@ -102,7 +120,7 @@ def _ogg_links(file: BinaryIO) -> Iterator[int]:
             return
         if head[:5] != b"OggS\0":
             # Damage, or a tag between two files: on to the next page.
-            at = next(_places(file, b"OggS\0", at + 1), -1)
+            at = next(_places(file, _PAGE, at + 1), -1)
             if at < 0:
                 return
             continue
@@ -111,23 +129,6 @@ def _ogg_links(file: BinaryIO) -> Iterator[int]:
             yield at
         in_headers = begins
         at += 27 + head[26] + sum(file.read(head[26]))
-
-
-def _flac_links(file: BinaryIO, begin: int) -> Iterator[int]:
-    """Where another FLAC file begins in a FLAC file; a tag before it belongs to it."""
-    for at in _places(file, b"fLaC", begin + 4):
-        file.seek(at + 4)
-        # STREAMINFO, the last block of metadata or not, always 34 bytes.
-        if file.read(4)[:4] in (b"\0\0\0\x22", b"\x80\0\0\x22"):
-            yield at
-
-
-def _matroska_links(file: BinaryIO) -> Iterator[int]:
-    """Where another Matroska or WebM file begins: an EBML header with one of these types of document."""
-    for at in _places(file, b"\x1a\x45\xdf\xa3", 4):
-        file.seek(at)
-        if re.search(rb"\x42\x82.(?:webm|matroska)", file.read(64), re.DOTALL):
-            yield at
 
 
 def links(file: BinaryIO) -> tuple[int, ...]:
@@ -148,9 +149,9 @@ def links(file: BinaryIO) -> tuple[int, ...]:
     if head[:4] == b"OggS":
         found = _ogg_links(file)
     elif head[:4] == b"fLaC":
-        found = _flac_links(file, begin)
+        found = _places(file, _FLAC, begin + 4)
     elif head[:4] == b"\x1a\x45\xdf\xa3":
-        found = _matroska_links(file)
+        found = _places(file, _MATROSKA, 4)
     begins = []
     for at in found:
         begins.append(at)
@@ -254,14 +255,10 @@ def _chunks(file: BinaryIO, layout: _Layout, at: int, size: int) -> Iterator[tup
 
 def _unexplained(file: BinaryIO, layout: _Layout, at: int, size: int) -> int:
     """Where data begins, from the end of a data chunk on, that is neither a chunk nor a tag; `size` if none does."""
-    place = -(-at // layout.align) * layout.align
-    for name, begin, length in _chunks(file, layout, place, size):
-        # Another one of sound, or the header of another file.
-        if name == layout.data or name[:4] in (b"RIFF", b"RIFX", b"FORM", b"riff") or length < 0:
-            break
-        if begin + length > size + 1:
-            break
-        place = -(-(begin + length) // layout.align) * layout.align
+    aligned = -(-at // layout.align) * layout.align
+    place = max(_after_chunks(file, layout, place, size) for place in {at, aligned})
+    if place == at:
+        place = aligned
     file.seek(place)
     after = file.read(_READ_BYTES)
     if after.startswith(_TAGS):
@@ -271,6 +268,18 @@ def _unexplained(file: BinaryIO, layout: _Layout, at: int, size: int) -> int:
             return place
         after = file.read(_READ_BYTES)
     return size
+
+
+def _after_chunks(file: BinaryIO, layout: _Layout, place: int, size: int) -> int:
+    """Where the chunks that follow each other from a place on end; the first one of sound is none of them."""
+    for name, begin, length in _chunks(file, layout, place, size):
+        # Another one of sound, or the header of another file.
+        if name == layout.data or name[:4] in (b"RIFF", b"RIFX", b"FORM", b"riff") or length < 0:
+            break
+        if begin + length > size + 1:
+            break
+        place = -(-(begin + length) // layout.align) * layout.align
+    return place
 
 
 def pcm_data(file: BinaryIO, size: int) -> Data | None:
@@ -288,8 +297,9 @@ def pcm_data(file: BinaryIO, size: int) -> Data | None:
     head = file.read(28)
     if head[:4] == b".snd" and len(head) >= 24:
         begin, length = struct.unpack(">II", head[4:12])
-        more = length != 0xFFFF_FFFF and begin + length + WORTH_TELLING <= size
-        return Data(begin, min(length, size - begin), "more-data" if more else None) if begin < size else None
+        there = size - begin
+        note = "more-data" if length + WORTH_TELLING <= there else "cut-short" if length > there else None
+        return Data(begin, min(length, there), None if length == 0xFFFF_FFFF else note, "BIG")
     found = _family(head)
     if found is None:
         return None

@@ -39,7 +39,7 @@ def labels(totals: dict[str, Any], say: Callable[[str], None]) -> None:
         say(f"    labels: {shown(note)}")
     for one in totals["unmatched_labels"]:
         nearest = f"; the nearest is {shown(one['nearest'])}, which differs {one['differs']}" if one["nearest"] else ""
-        say(f"    labels: row {one['row']} names {shown(one['uri'])}: there is no such file{nearest}")
+        say(f"    labels: line {one['line']} names {shown(one['uri'])}: there is no such file{nearest}")
     more = totals["labels_without_file"] - len(totals["unmatched_labels"])
     if more > 0:
         say(f"    labels: {more} more have no file")
@@ -74,6 +74,11 @@ def plan(found: dict[str, Any], say: Callable[[str], None]) -> None:
         f"{again}{moved}{forgotten}{gone}{left}"
     )
     labels(found, say)
+    if found["older_decoder"]:
+        say(
+            f"    {found['older_decoder']:>6}  of the unchanged were read by an older version of soundlake: "
+            "extract --recheck decodes them again"
+        )
     if found["known"]:
         say(f"    {found['known']:>6}  have content that is already in the lake: not decoded again")
     for reason, count in found["rejects"].items():
@@ -179,6 +184,8 @@ def run(result: dict[str, Any], say: Callable[[str], None]) -> None:
     if judged is not None:
         other = "" if judged["model_id"] == model["model_id"] else f"of {judged['model_id']}, which was trained now: "
         say(f"worth       {other}{worth(judged)}")
+        for sentence in judged["verdict"]:
+            say(f"            {sentence}")
     say(f"report      {result['report']}")
 
 
@@ -309,14 +316,18 @@ def evaluation(found: dict[str, Any], say: Callable[[str], None]) -> None:
     """Say how good a model is, and its baselines."""
     say(
         f"model {found['model_id']} on {found['recordings']} recordings, {found['windows']} windows; "
-        f"{found['held_out_recordings']} recordings held out"
+        f"{found['held_out_recordings']} of these recordings were held out of training"
     )
     error, components = found["mse"]["model"], found["mse"]["PCA"]
     say(f"reconstruction of held-out recordings: mean square error {error:.3f}, principal components {components:.3f}")
     if found["probes"] is None:
         say(f"{found['labelled']} recordings with labels, {found['labels']} labels, no probes: {found['no_probes']}")
     else:
-        say(f"clips of {found['labelled']} recordings, {found['labels']} labels, {found['folds']}, 95 % intervals:")
+        say(
+            f"labels read off the embeddings of {found['labelled']} recordings, {found['labels']} labels, "
+            f"{found['folds']}, 95 % intervals;"
+        )
+        say("the encoder was trained on most of these recordings, without their labels:")
         for line in _table(MEASURES, found["probes"], lambda s: f"{s['value']:.3f} ({s['low']:.2f}–{s['high']:.2f})"):
             say(line)
         ahead = ", ".join(f"{MEASURES[name]} {100 * points:+.1f}" for name, points in found["ahead"].items())
@@ -324,6 +335,9 @@ def evaluation(found: dict[str, Any], say: Callable[[str], None]) -> None:
     say("held-out windows found again after a disturbance:")
     for line in _table(DISTURBANCES, found["consistency"], lambda share: f"{share:.3f}"):
         say(line)
+    say("what this means:")
+    for sentence in found["verdict"]:
+        say(f"  {sentence}")
     say(f"report  {found['report']}")
 
 

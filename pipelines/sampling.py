@@ -19,8 +19,8 @@ from pipelines.lake import Lake
 # Windows that are looked at, in whole recordings; of a recording, evenly spread.
 WINDOWS, WINDOWS_EACH = 8192, 64
 BATCH_WINDOWS = 64
-# Nats above digital silence that no band of a silent frame exceeds; pairs of near copies that are named.
-SILENT_NATS, NAMED = 1.0, 3
+# Nats above digital silence that count as silence where near copies are looked for; pairs of them that are named.
+SILENT_NATS, NAMED = (1.0, 3.0), 3
 
 log = logging.getLogger(__name__)
 
@@ -152,10 +152,10 @@ def near_copies(clips: list[Clip], model: Model) -> list[tuple[int, int]]:
 
     _, group = np.unique([clip.group for clip in clips], return_inverse=True)
     known_by = [copies.statistics(dequantise(clip.values, spec), clip.valid) for clip in clips]
-    floor = model.normalise(np.full(spec.n_mels, spec.floor + SILENT_NATS, np.float32))
+    floors = [model.normalise(np.full(spec.n_mels, spec.floor + nats, np.float32)) for nats in SILENT_NATS]
     with stage("looking for near copies") as report:
         return copies.pairs(
-            window, np.concatenate(known_by), clip=numbers, group=group[numbers], floor=floor, report=report
+            window, np.concatenate(known_by), clip=numbers, group=group[numbers], floors=floors, report=report
         )
 
 

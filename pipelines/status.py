@@ -21,6 +21,8 @@ def status(lake: Lake, *, spec: str | None = None) -> dict[str, Any]:
         preset = next((name for name, spec in PRESETS.items() if spec.spec_id == spec_id), None)
         specs[spec_id] = {"preset": preset, "ledger_version": int(dataset.version), **ledger.summary(dataset)}
         specs[spec_id]["estimate"] = _last_estimate(lake, spec_id)
+        # Here too, since a model that cannot be read does not say what it is of.
+        specs[spec_id]["promoted"] = models.promoted(lake, spec_id)
     found: dict[str, Any] = {}
     tables: dict[str, Any] = {}
     for model_id in models.known(lake):
