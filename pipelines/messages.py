@@ -74,6 +74,11 @@ def plan(found: dict[str, Any], say: Callable[[str], None]) -> None:
         f"{again}{moved}{forgotten}{gone}{left}"
     )
     labels(found, say)
+    if found["older_decoder"]:
+        say(
+            f"    {found['older_decoder']:>6}  of the unchanged were read by an older version of soundlake: "
+            "extract --recheck decodes them again"
+        )
     if found["known"]:
         say(f"    {found['known']:>6}  have content that is already in the lake: not decoded again")
     for reason, count in found["rejects"].items():
