@@ -54,6 +54,8 @@ OF_THE_MACHINE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.
 # The network, or a server behind it: the next try may go through.
 OF_THE_NETWORK = {errno.ETIMEDOUT, errno.ECONNRESET, errno.ECONNREFUSED, errno.ECONNABORTED, errno.ENETDOWN}
 OF_THE_NETWORK |= {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EHOSTDOWN}
+# A folder that cannot be listed for one of these is there all the same, and so is what it holds.
+PASSING = OF_THE_MACHINE | OF_THE_NETWORK | {errno.EIO, errno.ENXIO, errno.ENODEV, errno.ESTALE}
 _KNOWN = OF_THE_MACHINE | OF_THE_NETWORK | _OF_THE_CALL
 _KNOWN |= {errno.EIO, errno.EFBIG, errno.ENXIO, errno.ENODEV, errno.ESTALE, errno.ETXTBSY, errno.EBUSY, errno.ENOLCK}
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from model.errors import HeldError, InputError
+from model.errors import HeldError, storage_errors
 from pipelines.options import Json, LakeAt, ModelId, SpecToRead, Verbose
 from pipelines.terminal import lake_at, out, say, tell
 
@@ -36,11 +36,8 @@ def search(
     result = commands.search(lake_at(lake), query or [], k=k, where=where, by=by, spec=spec, model_id=model)
     if play_list is not None:
         text = playlist([hit for found in result["results"] for hit in found["hits"]])
-        try:
-            with open(play_list, "w", encoding="utf-8", errors="surrogateescape") as file:
-                file.write(text)
-        except OSError as error:
-            raise InputError(f"cannot write the play list {play_list}: {error.strerror}") from error
+        with storage_errors(play_list), open(play_list, "w", encoding="utf-8", errors="surrogateescape") as file:
+            file.write(text)
     for note in result["notes"]:
         say(f"soundlake: {note}")
     if as_json:

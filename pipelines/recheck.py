@@ -19,7 +19,7 @@ import apache_beam as beam
 import numpy as np
 from apache_beam.pvalue import TaggedOutput
 
-from model.errors import OF_THE_MACHINE, InputError
+from model.errors import InputError
 from model.features import FeatureSpec
 from model.records import Record, decode, read_framed
 from pipelines import account, erasure, finish, fragments, isolation, ledger, plan
@@ -109,9 +109,8 @@ def _read_again(recording_id: str, files: Sequence[Candidate]) -> tuple[Candidat
                 with open(path, "rb") as data:
                     if hashlib.file_digest(data, "sha256").hexdigest() == recording_id:
                         return found, rejected
-        except OSError as error:
-            if error.errno in OF_THE_MACHINE:
-                raise
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            continue
     return None
 
 

@@ -4,6 +4,7 @@ A deleted row stays in its data file, and an old version keeps the rows that a n
 holds a forgotten row is written anew, old versions go at once, and every other data file is opened and looked at.
 """
 
+import errno
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from model.errors import InputError, storage_errors
+from model.errors import InputError, number_of, storage_errors
 from pipelines import fragments
 from pipelines.bucket import lance_options
 from pipelines.forgotten import Memory
@@ -49,7 +50,9 @@ def rows_in(dataset_uri: str, name: str) -> Any:
 
     try:
         return patiently(dataset_uri, read)
-    except (OSError, ValueError, RuntimeError):
+    except (OSError, ValueError, RuntimeError) as error:
+        if number_of(error) not in (None, errno.ENOENT):
+            raise
         return None
 
 

@@ -1,9 +1,10 @@
 /* Make the system's calls on some files fail, in front of the C library (LD_PRELOAD).
  *
- * FAULT_CALL: open, read or write; FAULT_PATH: a part of the file's path; FAULT_ERRNO: the number. Looked at in each
+ * FAULT_CALL: open, list, read or write; FAULT_PATH: a part of the file's path; FAULT_ERRNO: the number. Looked at in each
  * call, so that a process may set them when it is ready.
  */
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -76,6 +77,14 @@ OPENAT(openat64)
     }
 FOPEN(fopen)
 FOPEN(fopen64)
+
+DIR *opendir(const char *path) {
+    if (wanted("list") && named(path)) {
+        fails();
+        return NULL;
+    }
+    return NEXT(opendir)(path);
+}
 
 #define MOVES(name, call, type)                                            \
     ssize_t name(int fd, type buffer, size_t size)                    \

@@ -94,6 +94,34 @@ def test_commands(
     assert done.out == ""
 
 
+@pytest.mark.parametrize(
+    ("command", "call", "part", "fault"),
+    [
+        (("encode",), "read", "/shards/", errno.EIO),
+        (("encode",), "open", ".lance/data/", errno.EMFILE),
+        (("extract", "AUDIO", "--spec", "music"), "open", "/ledger.lance/data/", errno.EMFILE),
+        (("extract", "AUDIO", "--spec", "music"), "write", "/outcomes/", errno.EDQUOT),
+        pytest.param(("train", "--steps", "1"), "read", "/shards/", errno.EIO, marks=pytest.mark.slow),
+    ],
+)
+def test_steps_of_a_pipeline(
+    shim: Path, made: Made, tmp_path: Path, command: tuple[str, ...], call: str, part: str, fault: int
+) -> None:
+    """Through Beam, and in a worker's thread; the same call goes through once the fault is gone."""
+    lake = made.copy(tmp_path)
+    for folder in ("tables", "models") if command[0] == "train" else ("tables",):
+        shutil.rmtree(Path(lake.root) / folder)
+    arguments = [str(made.audio) if value == "AUDIO" else value for value in command]
+    environment = {"LD_PRELOAD": str(shim), "FAULT_CALL": call, "FAULT_PATH": part, "FAULT_ERRNO": str(fault)}
+    done = Command(*arguments, "--lake", lake.root, environment=environment)
+    assert done.end() == 75, done.err
+    line = done.err.splitlines()[-1]
+    assert TODO[fault] in line
+    assert "damaged" not in line
+    again = Command(*arguments, "--lake", lake.root)
+    assert again.end() == 0, again.err
+
+
 # Not bits that are flipped: Lance keeps no checksum of its data.
 WRONG: dict[str, Callable[[bytes], bytes]] = {
     "zeros": lambda data: bytes(len(data)),
@@ -191,3 +219,28 @@ def test_what_may_pass_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(PermissionError):
         patiently("s3://bucket/x", refuse)
     assert len(calls) == 1
+
+
+def test_a_folder_that_cannot_be_listed_is_not_gone(shim: Path, made: Made, tmp_path: Path) -> None:
+    """Else its files would leave the ledger, and with the next encode the table."""
+    lake = made.copy(tmp_path)
+    before = Path(lake.root)
+    versions = sorted(before.glob("features/*/ledger.lance/_versions/*"))
+    environment = {"LD_PRELOAD": str(shim), "FAULT_CALL": "list", "FAULT_PATH": "audio/bird"}
+    for fault in (errno.EMFILE, errno.EIO, errno.ESTALE):
+        done = Command(
+            "extract", made.audio, "--lake", lake.root, environment=environment | {"FAULT_ERRNO": str(fault)}
+        )
+        assert done.end() == 75, done.err
+        line = done.err.splitlines()[-1]
+        assert TODO[fault] in line
+        assert "audio/bird" in line
+    assert sorted(before.glob("features/*/ledger.lance/_versions/*")) == versions
+
+
+def test_a_play_list_on_a_full_disk_is_75(made: Made, capsys: pytest.CaptureFixture[str]) -> None:
+    call = ["search", "--where", "label = 'bird'", "--lake", made.lake.root, "--play-list"]
+    assert main([*call, "/dev/full"]) == 75
+    assert "no space left for /dev/full" in capsys.readouterr().err
+    assert main([*call, "/proc/x.m3u"]) == 2
+    assert "cannot use /proc/x.m3u" in capsys.readouterr().err

@@ -384,7 +384,7 @@ def test_exports_agree(capsys: pytest.CaptureFixture[str], made: Made, tmp_path:
     else:
         found = parquet.read_table(target)
         rows, vector = len(found), found["embedding"][0].as_py()
-    assert f"{rows} windows" in out
+    assert f"{rows} rows" in out
     hits = main(["search", "--where", "label = 'bird'", "--lake", made.lake.root])
     assert hits == 0
     assert len(vector) == 128
