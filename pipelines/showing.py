@@ -17,7 +17,7 @@ from model.report import Heard, Pair, Worth, write
 from pipelines.audio import Rejected, opened
 from pipelines.corpus import at_hand, local_path
 from pipelines.evaluation import Clip, Judged
-from pipelines.search import stretch
+from pipelines.query import stretch
 
 log = logging.getLogger(__name__)
 

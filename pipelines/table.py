@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,6 +15,9 @@ from pipelines.lake import Lake
 # Below this an exact scan takes milliseconds; an index would cost more than it gives.
 INDEX_ROWS = 65_536
 RECALL_QUERIES, RECALL_K = 100, 10
+
+# In a table's totals: distances of random pairs of its windows (`pipelines.random_pairs`).
+RANDOM_PAIRS = "random_pairs"
 
 _KEY = {b"lance-schema:unenforced-primary-key": b"true"}
 
@@ -133,11 +137,25 @@ def filter_error(dataset: Any, where: str | None, error: Exception) -> Exception
     """`InputError` for a filter that the table does not understand; the error itself if it is about something else."""
     if where is None or "LanceError(IO)" in str(error):
         return error
-    said = str(error).replace("\n)", ")").split("\n")[0].split(", /")[0].split(", rust/")[0]
+    said = " ".join(str(error).split()).split(", /")[0].split(", rust/")[0]
     # Ours follow; Lance's list has its hidden ones, too.
-    said = said.partition(". Valid fields are")[0]
+    said = said.partition(". Valid fields are")[0].rstrip(".")
+    # The filter is told already: not again as Lance was given it, in parentheses and within a statement.
+    parsing = re.fullmatch(
+        r"Invalid user input: Error parsing statement: SELECT 1 FROM t WHERE .*\((sql parser.*)\)", said
+    )
+    resolving = re.fullmatch(
+        r"Invalid user input: Error resolving filter expression .*: Invalid user input: (.*)", said
+    )
+    said = (
+        parsing[1]
+        if parsing
+        else resolving[1]
+        if resolving
+        else said.removeprefix("Invalid user input: ").removeprefix("Schema error: ")
+    )
     names = ", ".join(name for name in dataset.schema.names if name not in ("embedding", "bundle", "record_offset"))
-    return InputError(f"cannot use the filter {where!r}: {said}. Columns: {names}")
+    return InputError(f"cannot use the filter {where!r}: {said}{'' if said.endswith('?') else '.'} Columns: {names}")
 
 
 def recall(dataset: Any) -> float:
