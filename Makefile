@@ -63,7 +63,7 @@ check: $(VENV)/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The same on a real scheduler, database and API, on loopback: ten minutes, and Debian's postgresql.
+# The same on a real scheduler, database and API, on loopback: a quarter of an hour, and Debian's postgresql.
 test-airflow-live: $(AIRFLOW)/ready $(VENV)/ready
 	mkdir -p build
 	$(AIRFLOW)/bin/python -m pytest -rs -v --confcutdir tests/live --basetemp build/live tests/live

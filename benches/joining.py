@@ -113,7 +113,7 @@ def bucket(first: int, count: int) -> Told:
     told.held("by uri, known", listed + known, compare)
     counted = told.timed("compare, known", compare(listed + known))
     unchanged = sum(one.value == ("unchanged", 1) for one in counted)
-    assert unchanged == count, f"{unchanged} of {count} files are as they were"
+    assert unchanged == count, f"{unchanged} of {count} files are unchanged"
     content = [7, *(CONTENT.get(name) for name in [*account.CONTENT, "uri"])]
     told.bytes["by content: known"] = len(account.packed(content)) + 69
     return told

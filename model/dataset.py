@@ -14,6 +14,7 @@ from model import augment, splits, texture, vae
 from model.errors import InputError
 from model.features import FeatureSpec, dequantise
 from model.places import Places
+from model.reports import Report, unheard
 
 # Windows that a shuffle holds: 128 MB at 128 x 128.
 SHUFFLE_WINDOWS = 4096
@@ -65,7 +66,7 @@ class Statistics:
     windows: dict[str, int]
 
 
-def statistics(places: Places) -> Statistics:
+def statistics(places: Places, *, report: Report = unheard) -> Statistics:
     """Count the windows of each split, and take mean and deviation of the training split's frames.
 
     Padding is left out. Beyond `STATISTICS_WINDOWS` training windows, every n-th is read, by its place.
@@ -73,6 +74,8 @@ def statistics(places: Places) -> Statistics:
     Parameters
     ----------
     places : Places
+    report : Report
+        Told how many windows are done.
 
     Raises
     ------
@@ -87,14 +90,16 @@ def statistics(places: Places) -> Statistics:
     frames = 0
     total = np.zeros(spec.n_mels)
     squares = np.zeros(spec.n_mels)
-    for number in places.of_split(splits.TRAIN)[every - 1 :: every]:
+    chosen = places.of_split(splits.TRAIN)[every - 1 :: every]
+    for done, number in enumerate(chosen):
+        report("mean and deviation of the mel bands", done, len(chosen), f"{done} of {len(chosen)} windows")
         (quantised,) = places.read(number[None])
         values = dequantise(quantised[: places.windows["valid"][number]], spec).astype(np.float64)
         frames += len(values)
         total += values.sum(axis=0)
         squares += np.square(values).sum(axis=0)
     if frames == 0:
-        raise InputError("no window to train on: the ledger names no recording that is done and not silent")
+        raise InputError("nothing to train on: no recording in the ledger is done and not silent")
     mean = total / frames
     std = np.sqrt(np.maximum(squares / frames - mean**2, 0))
     std = np.maximum(std, max(MIN_STD, MIN_STD_SHARE * float(np.median(std))))
@@ -109,6 +114,7 @@ def components(
     likeness: int = 0,
     pitch: int = 0,
     seed: int = 0,
+    report: Report = unheard,
 ) -> vae.Components:
     """Principal components of the training split's normalised windows, by randomised SVD (Halko et al. 2011).
 
@@ -126,6 +132,8 @@ def components(
         components would know these alone.
     seed : int
         Of how far they are moved, and of what changes are tried for `texture.projection`.
+    report : Report
+        Told what is being done, and how far it is.
     """
     from sklearn.decomposition import PCA
 
@@ -136,6 +144,7 @@ def components(
     rows = np.empty((len(chosen) * copies, spec.window_frames * spec.n_mels), np.float32)
     drawn = np.random.default_rng(seed)
     for number, window in enumerate(chosen):
+        report("windows for the principal components", number, len(chosen), f"{number} of {len(chosen)} windows")
         values = np.repeat(dequantise(places.read(window[None]), spec), copies, axis=0)
         if copies > 1:
             bands = drawn.integers(-pitch, pitch + 1, copies, dtype=np.int32)
@@ -143,11 +152,13 @@ def components(
             values = ops.convert_to_numpy(augment.transposed(values, bands))
         values = (values - normalisation.mean) / normalisation.std
         rows[number * copies : (number + 1) * copies] = values.reshape(copies, -1)
+    report("principal components")
     found = PCA(min(count, max(1, len(rows) - 1)), svd_solver="randomized", random_state=0).fit(rows)
     # scikit-learn spreads what is left over the directions that it did not look for.
     left = 0.0
     found_statistics, changed_statistics = [], []
     for first in range(0, len(rows), DRAWN_WINDOWS):
+        report("statistics for the likeness map", first, len(rows), f"{first} of {len(rows)} windows")
         part = rows[first : first + DRAWN_WINDOWS]
         left += float(np.square(part - found.inverse_transform(found.transform(part))).sum(dtype=np.float64))
         if likeness:
@@ -155,6 +166,7 @@ def components(
             found_statistics.append(texture.statistics_of(windows))
             changed_statistics.append(texture.statistics_of(_changed(windows, spec, normalisation, drawn)))
     left /= rows.size
+    report("likeness map")
     return vae.Components(
         found.mean_.astype(np.float32),
         found.components_.astype(np.float32),

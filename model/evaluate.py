@@ -5,6 +5,7 @@ All of it works on arrays and on embedders, so that an embedding and its baselin
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,8 @@ from model.features import FeatureSpec
 
 # Of the probes: regularisation of the linear one, neighbours of the other, folds.
 LINEAR_C, NEIGHBOURS, FOLDS = 0.1, 5, 5
+# Largest gradient at which the linear probe is done: at a tenth of it takes five times as long, and hits as often.
+LINEAR_TOLERANCE = 1e-3
 # Resamplings for an interval.
 RESAMPLES = 1000
 # A latent dimension counts as active above this mean KL, in nats (Burda et al. 2016 use a like threshold).
@@ -65,9 +68,7 @@ def fold_of(labels: Sequence[str], groups: Sequence[str]) -> npt.NDArray[np.int6
     # More folds than any label has clips would leave all of them without some label.
     count = min(FOLDS, len(set(groups)), max(Counter(labels).values(), default=0))
     if count < 2 or len(set(labels)) < 2:
-        raise InputError(
-            "a probe needs two labels, two clips of one, and two groups: what is learned is tried on others"
-        )
+        raise InputError("a probe needs at least two labels, two clips with the same label, and two groups")
     found = np.zeros(len(labels), np.int64)
     with warnings.catch_warnings():
         # Of labels with fewer clips than there are folds: they are in those that they are in.
@@ -108,12 +109,13 @@ def hits(
 
     names, codes = np.unique(np.asarray(labels), return_inverse=True)
     found = {name: np.full(len(codes), np.nan) for name in MEASURES}
-    for number in np.unique(fold):
+
+    def tried(number: int) -> None:
         test, train = np.flatnonzero(fold == number), np.flatnonzero(fold != number)
         scaler = StandardScaler().fit(np.asarray(clips[train], np.float64))
-        learned, asked = scaler.transform(clips[train]), scaler.transform(clips[test])
+        learned, asked = (scaler.transform(clips[part]).astype(np.float32) for part in (train, test))
         if len(set(codes[train])) > 1:
-            model = LogisticRegression(C=LINEAR_C, max_iter=2000).fit(learned, codes[train])
+            model = LogisticRegression(C=LINEAR_C, tol=LINEAR_TOLERANCE, max_iter=2000).fit(learned, codes[train])
             found["linear"][test] = model.predict(asked) == codes[test]
         order = np.argsort(-(normalize(asked) @ normalize(learned).T), axis=1, kind="stable")
         for query, row in zip(test, codes[train][order], strict=True):
@@ -124,8 +126,12 @@ def hits(
             same = np.flatnonzero(row == codes[query])
             if len(same):
                 found["map"][query] = np.mean(np.arange(1, len(same) + 1) / (same + 1))
+
+    # Most of the time goes into products of matrices, which leave the other threads alone.
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(tried, np.unique(fold)))
     if np.isnan(found["map"]).all():
-        raise InputError("no probe can be made: every label lies in one group only, so none is there to learn it from")
+        raise InputError("no probe: every label occurs in one group only, so it cannot be both learned and tested")
     return found
 
 
@@ -149,20 +155,25 @@ def probe(
     return {name: interval(values, groups) for name, values in hits(clips, labels, fold=fold).items()}
 
 
-def interval(values: npt.NDArray[np.float64], groups: Sequence[str]) -> Score:
+def interval(
+    values: npt.NDArray[np.float64], groups: Sequence[str], *, weights: npt.NDArray[np.float64] | None = None
+) -> Score:
     """Mean over clips and its 95 % interval by the bootstrap over groups; NaN does not count.
 
     Parameters
     ----------
     values : ndarray of float64, shape (clips,)
     groups : sequence of str
+    weights : ndarray of float64, shape (clips,) or None
+        What each clip counts for, where `values` are sums; by default each counts for one.
     """
     counted = ~np.isnan(values)
     _, group = np.unique(np.asarray(groups)[counted], return_inverse=True)
-    sums, sizes = np.bincount(group, values[counted]), np.bincount(group)
+    sums = np.bincount(group, values[counted])
+    sizes = np.bincount(group, None if weights is None else weights[counted])
     drawn = np.random.default_rng(0).integers(0, len(sums), (RESAMPLES, len(sums)))
     low, high = np.quantile(sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1), (0.025, 0.975))
-    return Score(float(values[counted].mean()), float(low), float(high))
+    return Score(float(sums.sum() / sizes.sum()), float(low), float(high))
 
 
 def log_mel_statistics(frames: Array) -> Array:

@@ -96,7 +96,9 @@ class Hosts:
         try:
             listening = socket.create_server(("", port), family=family, dualstack_ipv6=both)
         except OSError as error:
-            raise TryLaterError(f"cannot listen at {own}: {error.strerror}; end what uses the port") from error
+            raise TryLaterError(
+                f"cannot listen at {own}: {error.strerror}; stop the program that uses the port"
+            ) from error
         # Whoever comes later than this closes finds TensorFlow listening here.
         with listening:
             for number, address in enumerate(self.addresses):
@@ -108,7 +110,7 @@ class Hosts:
                     except OSError as error:
                         if time.monotonic() > deadline:
                             raise TryLaterError(
-                                f"host {number} of {self.count} ({address}) has not come within {JOINING} s: start the "
+                                f"host {number} of {self.count} ({address}) did not join within {JOINING} s: start the "
                                 "same command on all hosts"
                             ) from error
                         time.sleep(1)
@@ -140,7 +142,7 @@ class Hosts:
         except lost as error:
             after = f"step {self.kept_step}" if self.kept_step else "the beginning"
             raise TryLaterError(
-                f"{self._named_in(str(error))} has gone: start the same command on all hosts again, and it goes on "
+                f"{self._named_in(str(error))} was lost: start the same command on all hosts again, and it goes on "
                 f"from {after}"
             ) from error
 
@@ -191,7 +193,9 @@ class Hosts:
         for number, other in enumerate(self.gathered(json.dumps(made_from, sort_keys=True).encode())):
             theirs = json.loads(other)
             if theirs["settings"] != json.loads(json.dumps(made_from))["settings"]:
-                raise InputError(f"host {number} trains with other settings than host {self.index}: give all the same")
+                raise InputError(
+                    f"host {number} trains with other settings than host {self.index}: give all hosts the same"
+                )
             if theirs != json.loads(json.dumps(made_from)):
                 raise TryLaterError(
                     f"host {number} sees another lake than host {self.index}, or has another soundlake: if the lake "

@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from model import evaluate
+from model import durable, evaluate
 from model.errors import InputError
 from model.hosts import Hosts
+from model.reports import Report
 from model.trainer import Trainer, window_seconds
 
 log = logging.getLogger(__name__)
@@ -64,7 +65,10 @@ def _own_checkpoints(folder: Path) -> str:
     found = tf.train.get_checkpoint_state(str(folder))
     for path in [] if found is None else [found.model_checkpoint_path, *found.all_model_checkpoint_paths]:
         if os.path.dirname(os.path.abspath(path)) != os.path.abspath(folder):
-            raise InputError(f"{folder / 'checkpoint'} names a checkpoint elsewhere ({path[:200]}): delete the folder")
+            raise InputError(
+                f"{folder / 'checkpoint'} names a checkpoint outside its folder ({path[:200]}): do not trust "
+                "it; move the folder away"
+            )
     return str(folder)
 
 
@@ -72,9 +76,9 @@ class Loop:
     """Steps, validations, checkpoints and the state that a resumed run needs of them."""
 
     def __init__(
-        self, trainer: Trainer, directory: Path, here: Hosts, *, progress: bool, saved: Callable[[Path], None]
+        self, trainer: Trainer, directory: Path, here: Hosts, *, report: Report, saved: Callable[[Path], None]
     ) -> None:
-        self.trainer, self.directory, self.here, self.progress, self.saved = trainer, directory, here, progress, saved
+        self.trainer, self.directory, self.here, self.report, self.saved = trainer, directory, here, report, saved
         self.history: list[dict[str, float]] = []
         self.best, self.best_step, self.waited, self.reason = float("inf"), 0, 0, ""
         self.seconds_before, self.sums = 0.0, np.zeros(len(TERMS))
@@ -95,7 +99,7 @@ class Loop:
             self.waited, self.reason, self.seconds_before = state["waited"], state["reason"], state["seconds"]
             self.sums = np.asarray(state["sums"])
             here.kept_step = self.step
-            log.info("taken up at step %d", self.step)
+            log.info("resumed at step %d", self.step)
         self._kept = kept
         self._started = time.monotonic()
 
@@ -113,13 +117,18 @@ class Loop:
         state["seconds"] = self.seconds_before + time.monotonic() - self._started
         self._state.assign(json.dumps(state))
         if self.here.is_chief:
-            manager.save(checkpoint_number=self.step)
+            path = Path(manager.save(checkpoint_number=self.step))
+            # TensorFlow syncs nothing, and has just removed an older one.
+            for file in (*path.parent.glob(f"{path.name}.*"), path.parent / "checkpoint", path.parent):
+                durable.sync(file)
         self.here.kept_step = self.step
 
     def run(self, training: Any, validation: Any) -> None:
         """Train until the budget is spent or nothing improves, then go back to the best weights."""
         settings = self.trainer.settings
-        with _stopping() as stop, self._bar() as advance:
+        first, started = self.step, time.monotonic()
+        self.report("compiling the training step")
+        with _stopping() as stop:
             writer = tf.summary.create_noop_writer()
             if self.here.is_chief:
                 writer = tf.summary.create_file_writer(str(self.directory / "logs"))
@@ -134,7 +143,7 @@ class Loop:
                     raise self._diverged(f"step {step} gave {terms}")
                 self.sums += told
                 since = (step - 1) % settings.evaluate_every + 1
-                advance(self.sums / since)
+                self._advance(self.sums / since, first=first, started=started)
                 if step % settings.evaluate_every == 0 or step == settings.max_steps:
                     self._validate(self.sums / since, validation, writer)
                     self.sums = np.zeros(len(TERMS))
@@ -152,6 +161,7 @@ class Loop:
     def _validate(self, training: Any, validation: Any, writer: Any) -> None:
         """Measure, keep the weights if they are the best, decide whether to stop."""
         step, settings = self.step, self.trainer.settings
+        self.report("training", step, settings.max_steps, f"step {step} of {settings.max_steps}, validating")
         # The variance learned is that of the training's errors, and falls with them: on recordings not heard it would
         # soon count small errors for large, and training would seem to be over.
         found = self.trainer.evaluate(validation, calibrated=True)
@@ -182,33 +192,18 @@ class Loop:
     def _diverged(self, what: str) -> InputError:
         folder = self.directory / "checkpoints" / "best"
         kept = (
-            f"the last good weights, of step {self.best_step}, are in {folder}" if self.best_step else "none was good"
+            f"the last good weights, of step {self.best_step}, are in {folder}"
+            if self.best_step
+            else "no good weights were saved"
         )
-        return InputError(f"the training diverged: {what}; {kept}; train with a lower --learning-rate")
+        return InputError(f"the training diverged: {what}; {kept}; use a lower --learning-rate")
 
-    @contextmanager
-    def _bar(self) -> Iterator[Any]:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        bar = Progress(
-            TextColumn("training"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("steps, loss {task.fields[loss]:.0f} nats, {task.fields[rate]:.2f} audio-hours/s"),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-            disable=not (self.progress and self.here.is_chief),
-        )
-        settings, first = self.trainer.settings, self.step
+    def _advance(self, terms: Any, *, first: int, started: float) -> None:
+        """Report how far the training is, and the mean of the loss since the last validation."""
+        settings, step = self.trainer.settings, self.step
         hours = settings.batch_size * window_seconds(self.trainer.spec) / 3600
-        started = time.monotonic()
-        with bar:
-            task = bar.add_task("", total=settings.max_steps, completed=first, loss=float("nan"), rate=0.0)
-
-            def advance(terms: Any) -> None:
-                step = self.step
-                rate = (step - first) * hours / (time.monotonic() - started)
-                bar.update(task, completed=step, loss=terms[0] + terms[1], rate=rate)
-
-            yield advance
+        rate = (step - first) * hours / max(time.monotonic() - started, 1e-3)
+        note = f"step {step} of {settings.max_steps}, loss {terms[0] + terms[1]:.0f} nats, {rate:.2f} audio-hours/s"
+        if self.history:
+            note += f", validation error {self.history[-1]['validation_mse']:.3f}"
+        self.report("training", step, settings.max_steps, note)

@@ -28,7 +28,7 @@ def checked_id(text: str, what: str) -> str:
         If it is no id; `what` says of what it should be one.
     """
     if not is_id(text):
-        raise InputError(f"{str(text)[:80]!r} is no id of a {what}: somebody has changed the lake, do not trust it")
+        raise InputError(f"{str(text)[:80]!r} is not a valid {what} id; lake metadata may have been tampered with")
     return text
 
 
@@ -52,7 +52,7 @@ def inside(root: str, name: str, *, on_disk: bool = True) -> str:
     path = root
     for part in name.split("/") if name else ():
         if part in ("", ".", "..") or "\0" in part:
-            raise InputError(f"{name[:200]!r} is no name in {root}: it leads out")
+            raise InputError(f"{name[:200]!r} is not a name inside {root}: it leads out of it")
         path = f"{path}/{part}"
         if on_disk and os.path.islink(path):
             raise _is_link(path)
@@ -94,9 +94,11 @@ def regular(path: str | os.PathLike[str]) -> str | os.PathLike[str]:
     """
     mode = os.stat(path, follow_symlinks=False).st_mode
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        raise InputError(f"{path} is no file: remove it")
+        raise InputError(f"{path} is not a regular file: move it out of the lake")
     return path
 
 
 def _is_link(path: str) -> InputError:
-    return InputError(f"{path} is a link, and none in a lake is followed: put what it leads to in its place")
+    return InputError(
+        f"{path} is a symbolic link, which a lake may not contain: replace it with the file or folder itself"
+    )

@@ -20,6 +20,7 @@ from model.features import FeatureSpec
 from model.hosts import Hosts
 from model.paths import regular
 from model.records import DamagedShardError, Record, decode, read_framed
+from model.reports import Report, unheard
 
 # Local paths of shards, and the recording_ids that are to be read from each: a shard may hold more.
 Shards = Mapping[str, Collection[str]]
@@ -29,6 +30,10 @@ _PLACE = np.dtype([("offset", "<i8"), ("window", "<i4"), ("valid", "<i4"), ("spl
 _SPLITS = (splits.TRAIN, splits.VALIDATION, splits.TEST)
 # Shards that are open at the same time, at most.
 _OPEN = 128
+
+
+class BadShardError(InputError):
+    """A shard is damaged or missing: whoever knows the lake says how it is rebuilt."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +104,14 @@ class Places:
             raise DamagedShardError(f"{self.shards[shard]} has become shorter")
 
 
-def find(shards: Shards, spec: FeatureSpec, split_of: Mapping[str, str], *, here: Hosts | None = None) -> Places:
+def find(
+    shards: Shards,
+    spec: FeatureSpec,
+    split_of: Mapping[str, str],
+    *,
+    here: Hosts | None = None,
+    report: Report = unheard,
+) -> Places:
     """Look through shards, checksums included; of several hosts each looks through its part and tells the others.
 
     Parameters
@@ -110,6 +122,8 @@ def find(shards: Shards, spec: FeatureSpec, split_of: Mapping[str, str], *, here
     split_of : mapping of str to str
         recording_id → split; windows of other recordings are not to be read.
     here : Hosts or None
+    report : Report
+        Told how many shards are done.
 
     Raises
     ------
@@ -118,10 +132,10 @@ def find(shards: Shards, spec: FeatureSpec, split_of: Mapping[str, str], *, here
     """
     here = here or Hosts()
     names = sorted(shards)
-    mine = {
-        str(number): _of_shard(names[number], set(shards[names[number]]), spec, split_of)
-        for number in range(here.index, len(names), here.count)
-    }
+    mine = {}
+    for number in range(here.index, len(names), here.count):
+        report("reading the shards", number, len(names), f"{number} of {len(names)}")
+        mine[str(number)] = _of_shard(names[number], set(shards[names[number]]), spec, split_of)
     told = io.BytesIO()
     np.savez(told, allow_pickle=False, **mine)
     each: dict[str, Any] = {}
@@ -140,10 +154,9 @@ def _of_shard(shard: str, wanted: set[str], spec: FeatureSpec, split_of: Mapping
     try:
         with open(regular(shard), "rb") as file:
             return np.fromiter(_walked(read_framed(file), wanted, spec, split_of), _PLACE)
-    except (DamagedShardError, OSError) as error:
-        raise InputError(
-            f"the shard {shard} cannot be read: {error}; `soundlake extract AUDIO --repair` makes it again"
-        ) from error
+    except (DamagedShardError, FileNotFoundError) as error:
+        said = "it is missing" if isinstance(error, FileNotFoundError) else error
+        raise BadShardError(f"the shard {shard} cannot be read: {said}") from error
 
 
 def _walked(records: Iterable[bytes], wanted: set[str], spec: FeatureSpec, split_of: Mapping[str, str]) -> Any:

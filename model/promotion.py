@@ -27,9 +27,11 @@ def current_of(data: bytes, where: str) -> dict[str, Any]:
     try:
         found = json.loads(data)
         if not (isinstance(found["history"], list) and all(map(is_id, found["promoted"].values()))):
-            raise ValueError("it names what is no model")
+            raise ValueError("it has an invalid model id")
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
-        raise InputError(f"{where} is damaged: {error}; delete it and promote a model again") from error
+        raise InputError(
+            f"{where} is damaged: {error}; restore it from a backup, or move it away and promote a model again"
+        ) from error
     return dict(found)
 
 
@@ -81,7 +83,9 @@ def log_promotion(model: Model, entry: Mapping[str, Any]) -> None:
     try:
         before = json.loads(Path(regular(path)).read_text(encoding="utf-8")) if path.exists() else []
     except ValueError as error:
-        raise InputError(f"{path} is damaged: {error}; delete it and promote again") from error
+        raise InputError(
+            f"{path} is damaged: {error}; restore it from a backup, or move it away and promote again"
+        ) from error
     write_json(path, [*before, {**entry, "at": _now()}])
 
 

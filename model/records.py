@@ -8,7 +8,7 @@ import functools
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -108,6 +108,20 @@ def decode(data: bytes, *, window_frames: int, n_mels: int) -> Record:
         raise DamagedShardError(f"not a record of {window_frames} x {n_mels} values: {error!r}") from error
 
 
+def recording_of(data: bytes) -> str:
+    """The recording_id of a serialised window, of any shape.
+
+    Raises
+    ------
+    DamagedShardError
+        If `data` is no window.
+    """
+    try:
+        return str(_example().FromString(data).features.feature[RECORDING_ID].bytes_list.value[0].decode())
+    except (DecodeError, IndexError, ValueError) as error:
+        raise DamagedShardError(f"not a window: {error!r}") from error
+
+
 def _masked_crc(data: bytes) -> int:
     import google_crc32c
 
@@ -115,7 +129,7 @@ def _masked_crc(data: bytes) -> int:
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-def write_framed(file: BinaryIO, data: bytes) -> None:
+def write_framed(file: IO[bytes], data: bytes) -> None:
     """Append one record to a TFRecord file: length, checksum of the length, data, checksum of the data."""
     length = struct.pack("<Q", len(data))
     file.write(length + struct.pack("<I", _masked_crc(length)) + data + struct.pack("<I", _masked_crc(data)))

@@ -20,10 +20,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from model import artifact, dataset, evaluate, hosts, places, report, splits, vae
+from model import artifact, dataset, evaluate, hosts, places, splits, vae
+from model import report as page
 from model.errors import InputError, TryLaterError
 from model.features import FeatureSpec
 from model.loop import Loop
+from model.reports import Report, unheard
 from model.trainer import Trainer, TrainSettings, fresh, training_input, window_seconds
 
 log = logging.getLogger(__name__)
@@ -74,14 +76,20 @@ _FULL_BYTES = 1 << 20
 
 @contextmanager
 def _storage_errors(directory: Path) -> Iterator[None]:
-    """`artifact.storage_errors`, for TensorFlow's own errors, too: of a full disk, not of a full GPU."""
+    """`artifact.storage_errors`, and what TensorFlow says without the system's number: of a full disk, a full GPU."""
     try:
         with artifact.storage_errors(directory):
             yield
     except tf.errors.ResourceExhaustedError as error:
-        if "No space left" in str(error) or shutil.disk_usage(directory).free < _FULL_BYTES:
+        if shutil.disk_usage(directory).free < _FULL_BYTES:
             raise TryLaterError(f"no space left for {directory}: free some and run the same command again") from error
-        raise
+        raise InputError(f"not enough memory to train in {directory}: use a smaller --batch-size") from error
+    except tf.errors.DataLossError as error:
+        # Shards were read and checked before, so it is a checkpoint.
+        raise InputError(
+            f"a checkpoint in {directory / 'checkpoints'} is damaged: move that folder away, and the training starts "
+            "again"
+        ) from error
 
 
 def train(
@@ -92,7 +100,7 @@ def train(
     models_dir: Path,
     settings: TrainSettings,
     origin: Mapping[str, Any],
-    progress: bool = False,
+    report: Report = unheard,
     saved: Callable[[Path], None] = lambda directory: None,
 ) -> TrainResult:
     """Train a VAE on a lake's windows, or find that this very model is there already.
@@ -111,8 +119,8 @@ def train(
     settings : TrainSettings
     origin : mapping
         Where the data came from, such as the ledger's version; recorded as it is.
-    progress : bool
-        Show a bar on stderr.
+    report : Report
+        Told what is being done, and how far it is.
     saved : callable
         Told the model's folder whenever a checkpoint has come into it.
 
@@ -133,7 +141,7 @@ def train(
     directory = models_dir / model_id
     if not artifact.is_finished(directory):
         if not shards or not groups:
-            raise InputError("no window to train on: the ledger names no recording that is done and not silent")
+            raise InputError("nothing to train on: no recording in the ledger is done and not silent")
         here = hosts.from_environment()
         alone = artifact.being_made(directory) if here.is_chief else nullcontext()
         with here.none_lost(), _storage_errors(directory), alone:
@@ -141,7 +149,7 @@ def train(
                 here.join()
                 here.agree(made_from)
                 metrics = _made(
-                    shards, spec, groups, directory, settings, made_from, origin, here, progress=progress, saved=saved
+                    shards, spec, groups, directory, settings, made_from, origin, here, report=report, saved=saved
                 )
                 return TrainResult(model_id, directory, metrics, True)
     return TrainResult(model_id, directory, artifact.load(directory).metrics, False)
@@ -157,13 +165,13 @@ def _made(
     origin: Mapping[str, Any],
     here: hosts.Hosts,
     *,
-    progress: bool,
+    report: Report,
     saved: Callable[[Path], None],
 ) -> dict[str, Any]:
     """Train, write the model directory, and return the metrics; hosts that are not the chief only train."""
     split_of = splits.assign(groups)
-    windows = places.find(shards, spec, split_of, here=here)
-    statistics = _statistics(windows, here)
+    windows = places.find(shards, spec, split_of, here=here, report=report)
+    statistics = _statistics(windows, here, report)
     components = None
     if settings.preset != "seed" and here.is_chief:
         components = dataset.components(
@@ -173,26 +181,30 @@ def _made(
             likeness=settings.likeness_dim,
             pitch=settings.pitch,
             seed=settings.seed,
+            report=report,
         )
+    report("building the network")
     trainer = Trainer(spec, settings, statistics.normalisation, components=components, strategy=here.strategy)
     held_out = splits.VALIDATION if statistics.windows[splits.VALIDATION] else splits.TRAIN
     if held_out == splits.TRAIN:
-        log.warning("too few recordings to hold any out: the validation figures are those of the training data")
+        log.warning("too few recordings to hold any out: the validation figures are measured on the training data")
 
     part = here.index, here.count
 
     def batches(split: str, part: tuple[int, int] = part) -> Any:
         return dataset.evaluation_batches(windows, split=split, batch_size=settings.batch_size, part=part)
 
-    loop = Loop(trainer, directory, here, progress=progress, saved=saved)
+    loop = Loop(trainer, directory, here, report=report, saved=saved)
     started = time.monotonic()
     training = training_input(windows, settings, skip_batches=loop.step, part=part)
     loop.run(training, batches(held_out))
     seconds = time.monotonic() - started
+    report("validating the best weights")
     validation = trainer.evaluate(batches(held_out), calibrated=True)
     trainer.model.calibrate(validation["mse"])
     metrics = _metrics(loop, validation, statistics, held_out) | {"seconds": round(loop.seconds_before + seconds, 1)}
     if statistics.windows[splits.TEST]:
+        report("testing the best weights")
         metrics["test"] = {k: v for k, v in trainer.evaluate(batches(splits.TEST)).items() if k != "kl_per_dim"}
     if not here.is_chief:
         return {}
@@ -205,15 +217,15 @@ def _made(
         "metrics": metrics,
     }
     trained = splits.digests(one for one, split in split_of.items() if split == splits.TRAIN)
-    _write_model(directory, manifest, loop, statistics.normalisation, examples, trained)
+    _write_model(directory, manifest, loop, statistics.normalisation, examples, trained, report)
     return metrics
 
 
-def _statistics(windows: places.Places, here: hosts.Hosts) -> dataset.Statistics:
+def _statistics(windows: places.Places, here: hosts.Hosts, report: Report) -> dataset.Statistics:
     """`dataset.statistics` as the chief finds them: another processor may round differently."""
     found = b""
     if here.is_chief:
-        statistics = dataset.statistics(windows)
+        statistics = dataset.statistics(windows, report=report)
         normal = statistics.normalisation
         found = json.dumps([normal.mean.tolist(), normal.std.tolist(), statistics.windows]).encode()
     mean, std, counts = json.loads(here.from_chief(found))
@@ -237,19 +249,23 @@ def _write_model(
     normalisation: dataset.Normalisation,
     examples: np.ndarray,
     trained: np.ndarray,
+    report: Report,
 ) -> None:
     """Weights, ONNX copies, report and, last, the manifest."""
     # Spread over the split, so that the report shows several recordings.
     examples = examples[np.unique(np.linspace(0, len(examples) - 1, PAIRS).round().astype(int))]
     mean, std = normalisation.mean, normalisation.std
     network = _plain(loop.trainer)
-    manifest["metrics"]["onnx_difference"] = artifact.export(network, directory, mean=mean, std=std, examples=examples)
+    manifest["metrics"]["onnx_difference"] = artifact.export(
+        network, directory, mean=mean, std=std, examples=examples, report=report
+    )
     manifest["normalisation"] = {"mean": mean.tolist(), "std": std.tolist()}
     manifest["versions"] = {"tensorflow": tf.__version__, "keras": keras.__version__, "numpy": np.__version__}
     rebuilt = keras.ops.convert_to_numpy(network((examples - mean) / std)) * std + mean
     manifest["history"] = loop.history
-    pairs = [report.Pair(f"window {i}", *both) for i, both in enumerate(zip(examples, rebuilt, strict=True), 1)]
-    report.write(directory / artifact.REPORT, manifest, history=loop.history, pairs=pairs)
+    report("writing the report")
+    pairs = [page.Pair(f"window {i}", *both) for i, both in enumerate(zip(examples, rebuilt, strict=True), 1)]
+    page.write(directory / artifact.REPORT, manifest, history=loop.history, pairs=pairs)
     artifact.finish(directory, manifest, trained=trained)
 
 

@@ -115,19 +115,19 @@ class TrainSettings(BaseModel):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.preset == "seed" and (self.likeness_dim or self.contrastive):
-            raise ValueError("the seed has a latent alone: likeness_dim and contrastive are for the default preset")
+            raise ValueError("likeness_dim and contrastive need the preset default: the preset seed has neither")
         if self.contrastive and not self.likeness_dim:
-            raise ValueError("the contrastive term compares windows by their likeness: give likeness_dim, too")
+            raise ValueError("contrastive needs a likeness_dim above 0")
         if self.mixing and not self.contrastive:
-            raise ValueError("mixing is for the second window of a pair: it needs a contrastive term")
+            raise ValueError("mixing needs contrastive")
         if self.contrastive and (self.batch_size % 2 or self.batch_size < 4):
-            raise ValueError(f"batch_size {self.batch_size}: the contrastive term takes windows in pairs, two at least")
+            raise ValueError(f"batch_size {self.batch_size}: contrastive needs an even batch_size of at least 4")
         return self
 
     def check(self, spec: FeatureSpec) -> None:
         """Raise `InputError` unless windows of this spec can be trained on so."""
         if self.pitch >= spec.n_mels:
-            raise InputError(f"--pitch {self.pitch} moves windows out of sight: they have {spec.n_mels} mel bands")
+            raise InputError(f"--pitch {self.pitch} is too large: windows have only {spec.n_mels} mel bands")
 
     @property
     def network(self) -> dict[str, Any]:
@@ -145,10 +145,15 @@ def strategy_for_devices() -> Any:
 
 def fresh(spec: FeatureSpec, settings: TrainSettings) -> vae.VAE:
     """The network with random weights, the same for the same seed."""
-    # Keras takes the seeds of its initialisers from here. Its own `set_random_seed` would also set TensorFlow's global
-    # seed, with which a dataset's shuffle no longer takes a tensor as its seed.
+    # Keras takes the seeds of its initialisers from Python's generator, which is the caller's: it gets its state back.
+    # Keras's own `set_random_seed` would also set TensorFlow's global seed, with which a dataset's shuffle no longer
+    # takes a tensor as its seed.
+    before = random.getstate()
     random.seed(settings.seed)
-    return vae.build(vae.VaeConfig(n_frames=spec.window_frames, n_mels=spec.n_mels, **settings.network))
+    try:
+        return vae.build(vae.VaeConfig(n_frames=spec.window_frames, n_mels=spec.n_mels, **settings.network))
+    finally:
+        random.setstate(before)
 
 
 def training_input(
@@ -207,7 +212,7 @@ class Trainer:
                 f"--batch-size {settings.batch_size} cannot be shared evenly{pairs} among {replicas} devices"
             )
         if settings.xla and replicas > 1:
-            raise InputError(f"--xla compiles for one device, and there are {replicas}: leave it out")
+            raise InputError(f"--xla works on one device only, and there are {replicas}: leave it out")
         self._local = settings.batch_size // replicas
         self._mean, self._std = tf.constant(normalisation.mean), tf.constant(normalisation.std)
         with self.strategy.scope():

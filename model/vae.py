@@ -67,9 +67,9 @@ class VaeConfig(BaseModel):
                 f"a window of {self.n_frames} x {self.n_mels} cannot be halved three times: use multiples of 8"
             )
         if self.preset == "seed" and (self.likeness_dim or self.contrastive):
-            raise ValueError("the seed has a latent alone: likeness_dim and contrastive are for the default preset")
+            raise ValueError("likeness_dim and contrastive need the preset default: the preset seed has neither")
         if self.contrastive and not self.likeness_dim:
-            raise ValueError("the contrastive term compares windows by their likeness: give likeness_dim, too")
+            raise ValueError("contrastive needs a likeness_dim above 0")
         return self
 
 

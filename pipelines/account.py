@@ -12,16 +12,16 @@ from typing import Any
 
 from model.features import FeatureSpec
 from pipelines import ledger, plan
-from pipelines.audio import Probe
+from pipelines.audio import DECODER_VERSION, Probe
 from pipelines.ledger import DONE, REJECTED, Row
 from pipelines.plan import Segment
 
 # Columns of a ledger row that tell about the bytes, whatever the file is called.
 CONTENT = ["recording_id", "status", "stage", "reason", "detail", "container", "codec", "sample_rate", "channels"]
-CONTENT += ["claimed_s", "duration_s", "windows", "silent_windows", "bundles"]
+CONTENT += ["claimed_s", "duration_s", "windows", "silent_windows", "bundles", "decoder", "notes"]
 
 # Columns that decide whether a file is still what the ledger says.
-KNOWN = ["recording_id", "corpus", "size", "mtime_ns", "reason", "label", "group"]
+KNOWN = ["recording_id", "corpus", "size", "mtime_ns", "reason", "label", "group", "decoder"]
 
 
 # Made once: `json.dumps` makes one a call, which takes as long as the encoding.
@@ -84,8 +84,8 @@ class Candidate:
 
     def rejection(self, corpus: str, *, stage: str, reason: str, detail: str) -> Row:
         """The ledger row of a file that could not be read."""
-        row = self.row(corpus)
-        return row | {"status": REJECTED, "stage": stage, "reason": reason, "detail": detail, "bundles": []}
+        row = self.row(corpus) | {"status": REJECTED, "stage": stage, "reason": reason, "detail": detail}
+        return row | {"bundles": [], "decoder": DECODER_VERSION}
 
 
 # Plain values of a candidate without its header, and of a header: `dataclasses.astuple` copies them all, at ten times
@@ -181,6 +181,8 @@ def settle(
         raise RuntimeError(f"{first.uri}: {len(lost)} segments are not accounted for, the first is {lost[0]}")
     windows, silent = sum(o["windows"] for o in parts), sum(o["silent_windows"] for o in parts)
     content: Row = {"recording_id": recording_id, "status": DONE, "windows": windows, "silent_windows": silent}
+    # A killed run of before may have left outcomes by an older decoder.
+    content["decoder"] = min(o["decoder"] or 1 for o in parts)
     content["duration_s"] = max(o["samples"] for o in parts) / spec.sample_rate
     bad = next((o for o in parts if o["status"] == REJECTED), None)
     if bad is not None:
@@ -188,5 +190,11 @@ def settle(
     elif windows == 0:
         content |= {"status": REJECTED, "stage": "features", "reason": "silent"}
         content["detail"] = f"{content['duration_s']:.3f} s, {first.probe.channels} channels"
+    else:
+        notes = set(first.probe.notes).union(*(o["notes"] or [] for o in parts))
+        claimed_s = first.row(corpus)["claimed_s"]
+        if ledger.is_other_length(claimed_s, content["duration_s"]):
+            notes.add("other-length")
+        content["notes"] = sorted(notes) or None
     content["bundles"] = sorted({o["bundle"] for o in parts if o["windows"]}) if content["status"] == DONE else []
     return [replace(candidate, probe=first.probe).row(corpus) | content for candidate in found]

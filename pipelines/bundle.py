@@ -1,6 +1,7 @@
 """A bundle: decode its segments into one shard, and write down what became of each."""
 
 import contextlib
+import errno
 import io
 import itertools
 import json
@@ -10,10 +11,11 @@ from dataclasses import astuple, replace
 
 import pyarrow as pa
 
+from model.errors import OF_THE_MACHINE, number_of
 from model.features import FeatureSpec
 from pipelines import plan
 from pipelines.account import Work
-from pipelines.audio import Rejected
+from pipelines.audio import DECODER_VERSION, Rejected
 from pipelines.corpus import at_hand
 from pipelines.isolation import Sandbox, sandbox
 from pipelines.lake import Lake
@@ -37,6 +39,8 @@ OUTCOMES = pa.schema(
         ("windows", pa.int64()),
         ("silent_windows", pa.int64()),
         ("samples", pa.int64()),  # at the spec's rate, from the recording's start to where reading stopped
+        ("decoder", pa.int32()),  # `audio.DECODER_VERSION`; null for 1, and not in files of that time
+        ("notes", pa.list_(pa.string())),  # keys of `audio.NOTES` that decoding found; nor are these
     ]
 )
 
@@ -58,7 +62,10 @@ def read_outcomes(lake: Lake, spec_id: str, bundle: str) -> list[Row] | None:
     try:
         data = lake.read(Lake.outcome(spec_id, bundle))
         rows = parquet.read_table(io.BytesIO(data), schema=OUTCOMES).to_pylist()
-    except (pa.ArrowException, OSError):
+    except (pa.ArrowException, OSError) as error:
+        # What is not there, or no Parquet, is made again; of what the system cannot read just now nothing is known.
+        if number_of(error) not in (None, errno.ENOENT):
+            raise
         return None
     return [row | {"bundle": bundle} for row in rows]
 
@@ -116,7 +123,7 @@ def make_bundle(
             outcomes.append(outcome)
         if not any(outcome["windows"] for outcome in outcomes):
             raise _NothingKept
-    _write_outcomes(lake, spec, bundle, outcomes)
+    write_outcomes(lake, spec.spec_id, bundle, outcomes)
     return [{name: row[name] for name in OUTCOMES.names} | {"bundle": bundle} for row in outcomes]
 
 
@@ -139,13 +146,13 @@ def restore_shard(lake: Lake, spec: FeatureSpec, bundle: str, kept: Sequence[tup
                 )
 
 
-def _write_outcomes(lake: Lake, spec: FeatureSpec, bundle: str, outcomes: Sequence[Row]) -> None:
+def write_outcomes(lake: Lake, spec_id: str, bundle: str, outcomes: Sequence[Row]) -> None:
     """Write down what became of a bundle's segments: from now on it is done."""
     from pyarrow import parquet
 
     sink = io.BytesIO()
     parquet.write_table(pa.Table.from_pylist(list(outcomes), schema=OUTCOMES), sink)
-    lake.write(Lake.outcome(spec.spec_id, bundle), sink.getvalue())
+    lake.write(Lake.outcome(spec_id, bundle), sink.getvalue())
 
 
 def _written(box: Sandbox, part: str, works: Sequence[Work], spec: FeatureSpec) -> Iterator[tuple[Work, Row]]:
@@ -157,6 +164,8 @@ def _written(box: Sandbox, part: str, works: Sequence[Work], spec: FeatureSpec) 
             try:
                 path = stack.enter_context(at_hand(uri))
             except OSError as error:
+                if error.errno in OF_THE_MACHINE:
+                    raise
                 gone = Rejected("decode", "unreadable", detail=str(error))
                 yield from ((work, _rejection(work, gone)) for work in group)
                 continue
@@ -165,15 +174,17 @@ def _written(box: Sandbox, part: str, works: Sequence[Work], spec: FeatureSpec) 
                 yield work, outcome
 
 
-def _outcome(work: Work) -> Row:
+def begun(work: Work) -> Row:
+    """The outcome of a segment, without what is known after decoding."""
     segment, file = work.segment, work.files[0]
     outcome: Row = dict.fromkeys(OUTCOMES.names) | {"recording_id": segment.recording_id, "uri": file.uri}
     outcome |= {"size": file.size, "mtime_ns": file.mtime_ns, "probe": json.dumps(astuple(work.probe))}
-    return outcome | {"first": segment.first, "count": segment.key()[2], "expected": segment.windows}
+    outcome |= {"first": segment.first, "count": segment.key()[2], "expected": segment.windows}
+    return outcome | {"decoder": DECODER_VERSION}
 
 
 def _rejection(work: Work, error: Rejected) -> Row:
-    outcome = _outcome(work) | {"status": REJECTED, "stage": error.stage, "reason": error.reason}
+    outcome = begun(work) | {"status": REJECTED, "stage": error.stage, "reason": error.reason}
     return outcome | {"detail": error.detail, "windows": 0, "silent_windows": 0, "samples": 0, "cpu_s": 0.0}
 
 
@@ -181,7 +192,7 @@ def _write_work(box: Sandbox, part: str, end: int, work: Work, path: str | bytes
     """Append a segment's windows to the shard; a rejection takes back what was appended."""
     try:
         found, after = box.call(write_segment, part, end, path, work.probe, spec, work.segment, stage="decode")
-        return _outcome(work) | {"status": DONE} | found, after
+        return begun(work) | {"status": DONE} | found, after
     except Rejected as error:
         os.truncate(part, end)
         return _rejection(work, error), end

@@ -1,6 +1,6 @@
 """The command line: parse, call, print. No work of its own, and nothing heavy imported before a command needs it."""
 
-import sys
+from importlib import metadata
 from typing import Annotated
 
 import typer
@@ -31,6 +31,7 @@ from pipelines.options import (
     Precision,
     Preset,
     Retry,
+    RetryCommand,
     Seed,
     SpecToRead,
     SpecToWrite,
@@ -45,12 +46,26 @@ from pipelines.terminal import lake_at, out, say, tell
 
 app = typer.Typer(
     name="soundlake",
-    help="A folder of raw audio in, a searchable table of VAE embeddings out.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
     rich_markup_mode=None,
 )
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        tell(f"soundlake {metadata.version('soundlake')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _soundlake(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_version, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """A folder of raw audio in, a searchable table of VAE embeddings out."""
 
 
 @app.command("run", context_settings=BEAM, epilog="Example: soundlake run ~/recordings --lake ~/lake")
@@ -60,7 +75,7 @@ def run_command(
     lake: LakeAt = "./lake",
     spec: SpecToWrite = "general",
     labels: Labels = None,
-    train: Annotated[bool, typer.Option("--train", help="Train again, even if there is a model.")] = False,
+    train: Annotated[bool, typer.Option("--train", help="Train a new model even if the spec has one.")] = False,
     preset: Preset = None,
     steps: Steps = None,
     seed: Seed = None,
@@ -68,7 +83,7 @@ def run_command(
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """The main job: extract, train and evaluate if there is no model for this spec, encode, index."""
+    """Do the whole job: extract, train and evaluate unless the spec has a model, encode, index."""
     from pipelines import commands, lookup, messages
 
     result = commands.run(
@@ -81,7 +96,7 @@ def run_command(
         beam=context.args,
         workers=workers,
         step=lambda name: say(f"soundlake: {name} …"),
-        progress=sys.stderr.isatty(),
+        ready=lambda command: say(f"soundlake: the table can be searched now, such as by: {command}"),
     )
     if as_json:
         out(result)
@@ -91,7 +106,9 @@ def run_command(
         raise HeldError(result["held"])
 
 
-@app.command("plan", context_settings=BEAM, epilog="Example: soundlake plan ~/recordings --lake ~/lake")
+@app.command(
+    "plan", cls=RetryCommand, context_settings=BEAM, epilog="Example: soundlake plan ~/recordings --lake ~/lake"
+)
 def plan_command(
     context: typer.Context,
     audio: Audio,
@@ -102,18 +119,21 @@ def plan_command(
     retry_rejected: Retry = None,
     price_cpu: Annotated[
         float | None,
-        typer.Option(
-            "--price-cpu", min=0, callback=finite, help="Of an hour of one core, for an estimate of the money."
-        ),
+        typer.Option("--price-cpu", min=0, callback=finite, help="Price per core-hour, used in the cost estimate."),
     ] = None,
     price_storage: Annotated[
         float | None,
-        typer.Option("--price-storage", min=0, callback=finite, help="Of a gigabyte of storage for a month."),
+        typer.Option(
+            "--price-storage",
+            min=0,
+            callback=finite,
+            help="Price per gigabyte and month of storage, used in the cost estimate.",
+        ),
     ] = None,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """What extract would do: files, hours, shards, and what they would cost. Decodes a few samples at most."""
+    """Show what extract would do and what it would cost. Decodes at most a few samples."""
     from pipelines import commands, lookup, messages
 
     result = commands.plan(
@@ -133,7 +153,10 @@ def plan_command(
 
 
 @app.command(
-    "extract", context_settings=BEAM, epilog="Example: soundlake extract ~/recordings --lake ~/lake --spec music"
+    "extract",
+    cls=RetryCommand,
+    context_settings=BEAM,
+    epilog="Example: soundlake extract ~/recordings --lake ~/lake --spec music",
 )
 def extract_command(
     context: typer.Context,
@@ -144,14 +167,21 @@ def extract_command(
     partition: Partition = None,
     workers: Workers = 0,
     max_rejects: Annotated[
-        int | None, typer.Option("--max-rejects", min=0, help="Exit with 4 if the ledger holds more rejects.")
+        int | None, typer.Option("--max-rejects", min=0, help="Exit with 4 if more files than this are rejected.")
     ] = None,
     allow_empty: Annotated[
-        bool, typer.Option("--allow-empty", help="Let all files leave the ledger if the corpus is empty now.")
+        bool, typer.Option("--allow-empty", help="Allow the ledger to become empty if the corpus is empty.")
     ] = False,
     retry_rejected: Retry = None,
+    include_forgotten: Annotated[
+        bool, typer.Option("--include-forgotten", help="Take in files that `forget` removed; they stay from now on.")
+    ] = False,
+    recheck: Annotated[
+        bool,
+        typer.Option("--recheck", help="Decode again what an older version of soundlake read, where that differs."),
+    ] = False,
     repair: Annotated[
-        bool, typer.Option("--repair", help="Then check every shard, and make again what is damaged or missing.")
+        bool, typer.Option("--repair", help="After extracting, verify all shards and rebuild bad ones.")
     ] = False,
     as_json: Json = False,
     verbose: Verbose = False,
@@ -172,24 +202,30 @@ def extract_command(
         allow_empty=allow_empty,
         retry=retry_rejected,
         repair=repair,
+        include_forgotten=include_forgotten,
+        recheck=recheck,
     )
     summary = ledger.summary(ledger.open_ledger(where, found.spec_id)) if result["ledger_version"] else None
     if as_json:
         out(result | {"ledger": summary}, where)
     else:
         tell(messages.files(result))
+        messages.labels(result, tell)
         if summary is not None:
             tell(
                 f"ledger: {summary['listed']} files = {summary['done']} done + {summary['rejected']} rejected; "
                 f"{summary['hours']:.2f} hours, {summary['windows']} windows in {summary['shards']} shards, "
-                f"{summary['silent_windows']} silent windows left out"
+                f"{summary['silent_windows']} silent windows skipped"
             )
-            messages.other_length(summary, tell)
+            messages.notes(summary, tell)
+            messages.older_decoder(summary, found.spec_id, where, tell)
             messages.rejects(summary, tell)
+        if recheck:
+            messages.rechecked(result["recheck"], tell)
         if repair:
             messages.repaired(result["repair"], found.spec_id, tell)
     if max_rejects is not None and summary is not None and summary["rejected"] > max_rejects:
-        say(f"soundlake: {summary['rejected']} rejects are more than --max-rejects {max_rejects}")
+        say(f"soundlake: {summary['rejected']} rejects exceed --max-rejects {max_rejects}")
         raise typer.Exit(4)
 
 
@@ -201,7 +237,7 @@ def partitions_command(
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """The parts of a corpus for --partition: its folders, those that are gone, and . for files beside them."""
+    """List the parts of a corpus for --partition: its folders, removed folders, and . for files outside folders."""
     from pipelines import commands, lookup
 
     result = commands.partitions(lake_at(lake), audio, spec=lookup.parse_spec(spec))
@@ -218,12 +254,12 @@ def train_command(
     spec: SpecToRead = None,
     preset: Preset = None,
     steps: Steps = None,
-    batch_size: Annotated[int | None, typer.Option("--batch-size", help="Windows of a step.")] = None,
-    learning_rate: Annotated[float | None, typer.Option("--learning-rate", help="Of Adam.")] = None,
+    batch_size: Annotated[int | None, typer.Option("--batch-size", help="Windows per training step.")] = None,
+    learning_rate: Annotated[float | None, typer.Option("--learning-rate", help="Adam learning rate.")] = None,
     latent_dim: LatentDim = None,
     likeness_dim: LikenessDim = None,
     patience: Annotated[
-        int | None, typer.Option("--patience", help="Validations without gain before it stops.")
+        int | None, typer.Option("--patience", help="Stop after this many validations without improvement.")
     ] = None,
     seed: Seed = None,
     contrastive: Contrastive = None,
@@ -247,15 +283,15 @@ def train_command(
             "--if-grown",
             min=0,
             callback=finite,
-            help="Do nothing unless the lake has this share more windows than its models saw.",
+            help="Do nothing unless the lake has grown by this fraction since the last training (0.2 = 20 %).",
         ),
     ] = None,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Train a VAE on the lake's windows; goes on where a killed training stopped.
+    """Train a VAE on the lake's windows; resumes an interrupted training.
 
-    On several hosts give the same command on each, with TensorFlow's TF_CONFIG in the environment.
+    On several hosts run the same command on each, with TensorFlow's TF_CONFIG in the environment.
     """
     from pipelines import commands, messages
 
@@ -270,7 +306,6 @@ def train_command(
         settings=settings,
         if_missing=if_missing,
         if_grown=if_grown,
-        progress=sys.stderr.isatty(),
     )
     if as_json:
         out(result, lake_at(lake))
@@ -280,14 +315,16 @@ def train_command(
 
 @app.command("promote", epilog="Example: soundlake promote 3f2a9c1b7d604e85 --lake ~/lake")
 def promote_command(
-    model_id: Annotated[str, typer.Argument(help="model_id, from status.")],
+    model_id: Annotated[str, typer.Argument(help="model_id, as shown by status.")],
     lake: LakeAt = "./lake",
     folds: Folds = None,
-    force: Annotated[bool, typer.Option("--force", help="Even if it is worse; its folder keeps a note of it.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Promote even a worse model; the decision is logged in the model's folder.")
+    ] = False,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Make a model the one that encode and search use for its spec; a worse one than that in use is refused."""
+    """Make encode and search use this model for its spec; refused (exit 3) if it is worse than the one in use."""
     from pipelines import judging, messages
 
     try:
@@ -308,15 +345,15 @@ def encode_command(
     lake: LakeAt = "./lake",
     spec: SpecToRead = None,
     model: ModelId = None,
-    audio: Annotated[str | None, typer.Option("--corpus", help="With --partition: encode that part alone.")] = None,
+    audio: Annotated[str | None, typer.Option("--corpus", help="Corpus of --partition.")] = None,
     partition: Partition = None,
     accelerator: Accelerator = None,
     workers: Workers = 0,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Encode every window that the table lacks, and drop rows of what is gone."""
-    from pipelines import commands
+    """Encode every window that the table lacks, and remove rows of deleted files."""
+    from pipelines import commands, messages
 
     result = commands.encode(
         lake_at(lake),
@@ -331,10 +368,7 @@ def encode_command(
     if as_json:
         out(result, lake_at(lake))
         return
-    did = f"{result['encoded']} windows encoded" if result["encoded"] else "nothing to do"
-    gone = f", rows of {result['stale_recordings']} recordings replaced or gone" if result["stale_recordings"] else ""
-    search = f", search is {result['index']['kind']}" if result["index"] else ""
-    tell(f"{did}{gone}; the table holds {result['rows']} windows{search}")
+    tell(messages.encoded(result))
 
 
 @app.command("evaluate", epilog="Example: soundlake evaluate --lake ~/lake")
@@ -346,7 +380,7 @@ def evaluate_command(
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """What a model is worth, beside log-mel statistics, principal components and the untrained encoder."""
+    """Evaluate a model against baselines: log-mel statistics, principal components, the untrained encoder."""
     from pipelines import judging, messages
 
     result = judging.evaluate(lake_at(lake), spec=spec, model_id=model, folds=folds)
@@ -359,11 +393,13 @@ def evaluate_command(
 @app.command("status", epilog="Example: soundlake status --lake ~/lake")
 def status_command(
     lake: LakeAt = "./lake",
-    spec: Annotated[str | None, typer.Option("--spec", help="Of one spec alone: preset, JSON file or spec_id.")] = None,
+    spec: Annotated[
+        str | None, typer.Option("--spec", help="Show this spec only: preset, JSON file or spec_id.")
+    ] = None,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """The lake at a glance: recordings, rejects by reason, models, tables."""
+    """Show what is in the lake: recordings, rejects by reason, models, tables."""
     from pipelines import messages
     from pipelines.status import status
 
@@ -379,18 +415,19 @@ app.command("search", epilog="Example: soundlake search 'heron.wav@3.5-5.5' --la
     cli_table.search
 )
 app.command("export", epilog="Example: soundlake export embeddings.parquet --lake ~/lake")(cli_table.export)
+app.command("forget", epilog="Example: soundlake forget ~/recordings/heron.wav --lake ~/lake")(cli_table.forget)
 app.command("maintain", epilog="Example: soundlake maintain --lake ~/lake --dry-run")(cli_table.maintain)
 
 
 @app.command("synth", epilog="Example: soundlake synth ./demo --recordings 96")
 def synth_command(
     folder: Annotated[str, typer.Argument(help="New or empty folder.")],
-    recordings: Annotated[int, typer.Option("--recordings", help="Sound files.")] = 96,
-    seed: Annotated[int, typer.Option("--seed", help="Another seed, another corpus.")] = 0,
+    recordings: Annotated[int, typer.Option("--recordings", help="Number of sound files.")] = 96,
+    seed: Annotated[int, typer.Option("--seed", help="Random seed of the corpus.")] = 0,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Write the demo corpus: eight kinds of sound, made from nothing, with labels."""
+    """Write the demo corpus: eight kinds of synthetic sound, with labels."""
     from pipelines.synth import synthesise
 
     files = synthesise(folder, recordings=recordings, seed=seed)

@@ -11,15 +11,16 @@ from pipelines.terminal import lake_at, out, say, tell
 
 def search(
     query: Annotated[
-        list[str] | None, typer.Argument(help="FILE, FILE@start-end in seconds, or a recording_id (itself left out).")
+        list[str] | None,
+        typer.Argument(help="FILE, FILE@start-end in seconds, or a recording_id (excluded from its own results)."),
     ] = None,
     lake: LakeAt = "./lake",
-    k: Annotated[int, typer.Option("-k", min=1, max=10_000, help="Results.")] = 10,
+    k: Annotated[int, typer.Option("-k", min=1, max=10_000, help="Maximum number of results.")] = 10,
     where: Annotated[
-        str | None, typer.Option("--where", help="SQL filter on the table's columns; alone it lists.")
+        str | None, typer.Option("--where", help="SQL filter on the table's columns; without QUERY: list all matches.")
     ] = None,
     by: Annotated[
-        Literal["recordings", "windows"], typer.Option("--by", help="One result a recording, or a window.")
+        Literal["recordings", "windows"], typer.Option("--by", help="One result per recording, or per window.")
     ] = "recordings",
     play_list: Annotated[str | None, typer.Option("--play-list", help="Write the results as an M3U play list.")] = None,
     spec: SpecToRead = None,
@@ -27,7 +28,7 @@ def search(
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """What sounds like this? The very same sound comes first (marked =), then the nearest."""
+    """Find what sounds like QUERY: first the very same sound (marked =), then the nearest."""
     from pipelines import commands, messages
     from pipelines.playlist import playlist
     from pipelines.search import as_json as hits_as_json
@@ -55,7 +56,7 @@ def export(
     where: Annotated[str | None, typer.Option("--where", help="SQL filter on the table's columns.")] = None,
     by: Annotated[
         Literal["windows", "recordings"],
-        typer.Option("--by", help="A row a window, or a recording with its clip embedding."),
+        typer.Option("--by", help="One row per window of each file, or per file (mean embedding of the clip)."),
     ] = "windows",
     spec: SpecToRead = None,
     model: ModelId = None,
@@ -69,22 +70,54 @@ def export(
     if as_json:
         out(result)
     else:
-        tell(f"{result['rows']} {result['by']} written to {result['file']}")
+        what = "window of each file" if by == "windows" else "file"
+        tell(f"{result['rows']} rows, one for each {what}, written to {result['file']}")
+
+
+def forget(
+    files: Annotated[
+        list[str] | None, typer.Argument(metavar="[URI]...", help="Files, as extract has seen them; they may be gone.")
+    ] = None,
+    recording: Annotated[
+        list[str] | None, typer.Option("--recording", metavar="ID", help="A recording_id, with all its names.")
+    ] = None,
+    listed: Annotated[
+        str | None, typer.Option("--file", metavar="LIST", help="Text file with a uri or recording_id a line.")
+    ] = None,
+    lake: LakeAt = "./lake",
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Erase recordings from all that the lake keeps; the next extract leaves them out."""
+    from pipelines.forget import forget as erase
+    from pipelines.forget import read_list
+    from pipelines.messages_forget import forgotten
+
+    where = lake_at(lake)
+    names = read_list(listed) if listed is not None else []
+    result = erase(where, files or [], recordings=recording or [], listed=names)
+    for name in result["unknown"]:
+        say(f"soundlake: the lake knows nothing of {name}")
+    if as_json:
+        out(result, where)
+    else:
+        forgotten(result, where.root, tell)
 
 
 def maintain(
     lake: LakeAt = "./lake",
     grace: Annotated[
-        float, typer.Option("--grace", min=0, help="Hours that a run may take: what is younger stays.")
+        float, typer.Option("--grace", min=0, help="Hours: newer files are kept, since a run may still use them.")
     ] = 48.0,
     recall_floor: Annotated[
-        float, typer.Option("--recall-floor", min=0, max=1, help="Exit with 3 if an index finds less, even built anew.")
+        float,
+        typer.Option("--recall-floor", min=0, max=1, help="Exit with 3 if recall is still lower after a rebuild."),
     ] = 0.9,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Change nothing; say what would go.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Change nothing; show what would be removed.")] = False,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Sweep what killed runs left, put small files of ledgers and tables together, watch over the index."""
+    """Clean up after killed runs, compact ledgers and tables, check the index."""
     from pipelines.maintain import maintain as keep_in_order
     from pipelines.messages_maintain import maintained
 

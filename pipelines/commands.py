@@ -5,15 +5,17 @@ import functools
 import logging
 import os
 import re
-from collections.abc import Sequence
+import shlex
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from model.errors import HeldError, InputError
 from model.features import FeatureSpec
 from pipelines import fragments, ledger, models, table
+from pipelines.display import stage
 from pipelines.judging import evaluate, promote
 from pipelines.lake import Lake, run_manifest
-from pipelines.lookup import find_model
+from pipelines.lookup import find_model, find_table
 from pipelines.options import is_template, refuse_template
 from pipelines.progress import Progress, watching
 from pipelines.training import train
@@ -28,11 +30,11 @@ def _root_of(lake: Lake, audio: str, *, may_be_gone: bool = False) -> str:
     root = corpus.corpus_root(audio, may_be_gone=may_be_gone)
     corpus_place, lake_place = (os.path.realpath(one) if "://" not in one else one for one in (root, lake.root))
     if f"{corpus_place}/".startswith(f"{lake_place}/"):
-        raise InputError(f"the corpus {audio} lies inside the lake {lake.root}: keep them apart")
+        raise InputError(f"the corpus {audio} is inside the lake {lake.root}: keep them apart")
     if f"{lake_place}/".startswith(f"{corpus_place}/"):
         raise InputError(
-            f"the lake {lake.root} lies inside the corpus {audio}, and would be taken for recordings: name another "
-            "place, with --lake"
+            f"the lake {lake.root} is inside the corpus {audio}, and its files would be taken for recordings: choose "
+            "another place with --lake"
         )
     return root
 
@@ -41,7 +43,7 @@ def _gone(lake: Lake, root: str, spec_id: str) -> None:
     """Raise `InputError` if a corpus is not there, and the ledger knows nothing of it either."""
     if "://" in root or os.path.isdir(root) or ledger.partitions(ledger.open_ledger(lake, spec_id), root):
         return
-    raise InputError(f"cannot read the corpus {root}: there is no such folder, and the ledger knows no file of it")
+    raise InputError(f"cannot read the corpus {root}: no such folder, and no file of it in the ledger")
 
 
 def _retried(reason: str | None) -> frozenset[str]:
@@ -50,7 +52,9 @@ def _retried(reason: str | None) -> frozenset[str]:
     from pipelines.audio import REASONS
 
     if reason not in (None, "all", *REASONS):
-        raise InputError(f"no reason {reason!r} for a rejection: name one of {', '.join(sorted(REASONS))}, or all")
+        raise InputError(
+            f"unknown reason {reason!r} for --retry-rejected: choose one of {', '.join(sorted(REASONS))}, or all"
+        )
     return planning.TRANSIENT | (frozenset(REASONS) if reason == "all" else {reason} if reason else frozenset())
 
 
@@ -96,6 +100,9 @@ def extract(
     allow_empty: bool = False,
     retry: str | None = None,
     repair: bool = False,
+    include_forgotten: bool = False,
+    recheck: bool = False,
+    begin: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Bring the features of a corpus up to date; see `pipelines.extract.extract` for what comes back.
 
@@ -108,17 +115,25 @@ def extract(
     repair : bool
         Then check every shard of the spec, and make again what is damaged; adds ``repair``
         (`pipelines.repair.repair`).
+    include_forgotten : bool
+        Take in files that the lake has forgotten; they are forgotten no more.
+    recheck : bool
+        Before that, decode again what an older decoder read; adds ``recheck`` (`pipelines.recheck.recheck`).
+    begin : callable
+        Called once the call is known to be right, before the work begins.
     """
-    if repair:
-        refuse_template(beam, "extract --repair")
+    for name, given in (("repair", repair), ("recheck", recheck)):
+        if given:
+            refuse_template(beam, f"extract --{name}")
     root = _root_of(lake, audio, may_be_gone=allow_empty)
     _gone(lake, root, spec.spec_id)
     retried = _retried(retry)
-    from pipelines import corpus, estimate, finish
+    from pipelines import estimate, finish
+    from pipelines.labels import find_labels
     from pipelines.runners import beam_options
 
     engine = beam_options(beam, workers=workers)
-    found = corpus.find_labels(root, labels)
+    found = find_labels(root, labels)
     lake.initialise()
     _partition_of(lake, root, partition, spec.spec_id)
     from pipelines.extract import extract as extract_features
@@ -126,7 +141,15 @@ def extract(
     settings = {"audio": root, "labels": found, "spec_id": spec.spec_id, "retry": retry, "beam": list(beam)}
     settings["partition"] = partition
     rates = estimate.rates(lake, spec.spec_id)
+    begin()
     with run_manifest(lake, "extract", settings) as run:
+        rechecked = None
+        if recheck:
+            from pipelines.recheck import recheck as recheck_files
+
+            with watching(Progress(lake, run.folder), verb="rechecking"):
+                rechecked = recheck_files(lake, spec, root, partition=partition, run=run, engine=engine)
+            lake.remove(run.folder)
         with watching(Progress(lake, run.folder), verb="extracting") as watch:
             totals = extract_features(
                 lake,
@@ -138,11 +161,15 @@ def extract(
                 engine=engine,
                 allow_empty=allow_empty,
                 retried=retried,
+                include_forgotten=include_forgotten,
+                recheck=recheck,
                 note=functools.partial(finish.note_extract, run, spec.spec_id, rates=rates),
             )
         if not rates and watch.first is not None:
             rates = estimate.rates_of(*(_by_container(watch.first, name) for name in ("cpu_s ", "audio_s ")))
         finish.note_extract(run, spec.spec_id, totals, rates=rates)
+        if rechecked is not None:
+            totals["recheck"] = rechecked
         if repair:
             from pipelines.repair import repair as repair_shards
 
@@ -150,7 +177,7 @@ def extract(
             with watching(Progress(lake, run.folder), verb="checking shards"):
                 totals["repair"] = repair_shards(lake, spec, run=run, engine=engine)
     if not totals["listed"]:
-        log.warning("the corpus %s holds no files to list (%d left out by name)", audio, totals["left_out"])
+        log.warning("the corpus %s has no files (%d ignored by name)", audio, totals["left_out"])
     return totals
 
 
@@ -184,18 +211,22 @@ def plan(
     """
     refuse_template(beam, "plan")
     root = _root_of(lake, audio)
-    from pipelines import corpus, estimate
+    from pipelines import estimate
+    from pipelines.labels import find_labels
     from pipelines.runners import beam_options
 
     engine = beam_options(beam, workers=workers)
-    found_labels = corpus.find_labels(root, labels)
+    found_labels = find_labels(root, labels)
     settings = {"audio": root, "labels": found_labels, "spec_id": spec.spec_id, "retry": retry, "beam": list(beam)}
     # A dry run makes no lake; where there is one, the plan is written down in it.
     there = lake.exists("lake.json")
     if there:
         lake.check()
     elif not engine.local:
-        raise InputError(f"there is no lake at {lake.root}: workers elsewhere need one to say what they found")
+        raise InputError(
+            f"there is no lake at {lake.root}: remote workers need one for their results; make it with: "
+            f"{lake.command('extract AUDIO')}"
+        )
     with run_manifest(lake, "plan", settings) if there else contextlib.nullcontext() as run:
         found = estimate.survey_corpus(
             lake, spec, root, labels=found_labels, run=run, engine=engine, retried=_retried(retry)
@@ -223,7 +254,7 @@ def plan(
         }
         found |= {"rates": fresh, "spec_id": spec.spec_id}
         if run is not None:
-            run.manifest["counts"] = found
+            run.manifest["counts"] = {name: value for name, value in found.items() if name != "unmatched_labels"}
     return found
 
 
@@ -249,7 +280,7 @@ def encode(
         See `pipelines.encode.encode`.
     """
     if (audio is None) != (partition is None):
-        raise InputError("a partition is one of a corpus: give both --corpus and --partition, or neither")
+        raise InputError("--corpus and --partition belong together: give both, or neither")
     model = find_model(lake, model_id, spec)
     under = None
     if audio is not None and partition is not None:
@@ -261,6 +292,7 @@ def encode(
     # A service cannot start a template without a job in it: one that finds nothing to do.
     if dataset is not None and known is not None and not is_template(beam):
         now = {"ledger_version": int(known.version), "table_version": int(dataset.version)}
+        now["row_format"] = table.ROW_FORMAT
         if {name: done.get(name) for name in now} == now:
             return done | {"encoded": 0, "renamed": 0, "stale_recordings": 0, "run_id": None}
     from pipelines import finish
@@ -296,7 +328,7 @@ def run(
     beam: Sequence[str] = (),
     workers: int = 0,
     step: Any = lambda name: None,
-    progress: bool = False,
+    ready: Any = lambda command: None,
 ) -> dict[str, Any]:
     """The main job: extract, train if the spec has no model (or `retrain`), encode, index.
 
@@ -304,6 +336,8 @@ def run(
     ----------
     step : callable
         Told the name of each step before it begins.
+    ready : callable
+        Told the command line of a search as soon as the table can be searched, if more work follows.
 
     Returns
     -------
@@ -314,17 +348,20 @@ def run(
     from model import artifact, hosts
 
     if hosts.from_environment().count > 1:
-        raise InputError("run is for one host: extract there, and call `soundlake train` on all hosts of TF_CONFIG")
+        raise InputError(
+            "run works on one host only: extract there, then run `soundlake train` on all hosts of TF_CONFIG"
+        )
     refuse_template(beam, "run")
-    step("extract")
-    extracted = extract(lake, audio, spec=spec, labels=labels, beam=beam, workers=workers)
+    extracted = extract(
+        lake, audio, spec=spec, labels=labels, beam=beam, workers=workers, begin=lambda: step("extract")
+    )
     known = ledger.open_ledger(lake, spec.spec_id)
     if known is None or not known.count_rows(f"status = '{ledger.DONE}'"):
-        raise InputError(f"no recording in {audio} could be used; `soundlake status --lake {lake.root}` says why")
+        raise InputError(f"no usable recording in {audio}; for the reasons run: {lake.command('status')}")
     trained, held = None, None
-    if retrain or models.promoted(lake, spec.spec_id) is None:
+    if retrain or models.usable(lake, spec.spec_id) is None:
         step("train")
-        trained = train(lake, spec=spec.spec_id, settings=settings, progress=progress)
+        trained = train(lake, spec=spec.spec_id, settings=settings)
         if not trained["promoted"]:
             try:
                 promote(lake, trained["model_id"])
@@ -342,6 +379,9 @@ def run(
     judged, candidate = None, trained["model_id"] if trained else model.model_id
     # Also of a run that was killed before it came here.
     if not lake.exists(f"models/{candidate}/{artifact.METRICS}"):
+        some = known.to_table(columns=["uri"], filter=f"status = '{ledger.DONE}' AND windows > 0", limit=1)
+        if encoded["rows"]:
+            ready(lake.command(f"search {shlex.quote(some['uri'][0].as_py())}"))
         step("evaluate")
         try:
             judged = evaluate(lake, model_id=candidate)
@@ -381,19 +421,27 @@ def search(
 
     if not queries and where is None:
         raise InputError("nothing to search for: give a file, a recording_id, or a filter with --where")
-    model = find_model(lake, model_id, spec)
-    dataset = table.need_table(lake, model.model_id)
+    found_id, dataset = find_table(lake, model_id, spec)
+    by_id = {
+        query
+        for query in queries
+        if re.fullmatch(r"[0-9a-f]{64}", query) and dataset.count_rows(fragments.in_list("recording_id", [query]))
+    }
+    # Without a sound to encode, the table will do.
+    model = None if by_id.issuperset(queries) else find_model(lake, model_id, spec)
     searcher = Searcher(lake, model, dataset)
     results: list[dict[str, Any]] = []
     if not queries:
         results.append({"query": None, "hits": searcher.by_filter(str(where), k=k, by=by)})
-    for query in queries:
-        if re.fullmatch(r"[0-9a-f]{64}", query) and dataset.count_rows(fragments.in_list("recording_id", [query])):
-            hits = searcher.by_recording(query, k=k, where=where, by=by)
-        else:
-            hits = searcher.by_sound(load_query(query, model.spec), k=k, where=where, by=by)
+    for number, query in enumerate(queries):
+        with stage("searching") as report:
+            report("searching", number, len(queries), f"query {number + 1} of {len(queries)}")
+            if query in by_id:
+                hits = searcher.by_recording(query, k=k, where=where, by=by)
+            else:
+                hits = searcher.by_sound(load_query(query, searcher.spec), k=k, where=where, by=by)
         results.append({"query": query, "hits": hits})
-    return {"model_id": model.model_id, "results": results, "notes": searcher.notes}
+    return {"model_id": found_id, "results": results, "notes": searcher.notes}
 
 
 def export(
@@ -408,6 +456,6 @@ def export(
     """Write a model's table to a file; see `pipelines.export.export`."""
     from pipelines.export import export as write
 
-    model = find_model(lake, model_id, spec)
-    rows = write(table.need_table(lake, model.model_id), target, where=where, by=by)
-    return {"model_id": model.model_id, "rows": rows, "by": by, "file": target}
+    found_id, dataset = find_table(lake, model_id, spec)
+    rows = write(dataset, target, where=where, by=by)
+    return {"model_id": found_id, "rows": rows, "by": by, "file": target}

@@ -16,14 +16,16 @@ from apache_beam.ml.inference.base import RunInference
 from apache_beam.pvalue import AsList, AsSingleton, TaggedOutput
 
 from model.errors import InputError
-from pipelines import finish, fragments, ledger, table
+from pipelines import finish, fragments, ledger, table, traces
 from pipelines.account import packed
 from pipelines.corpus import in_partition
-from pipelines.encoder import EncoderHandler, Name, Piece
+from pipelines.encoder import EncoderHandler, Name, Piece, Recording
+from pipelines.forgotten import Memory
 from pipelines.joins import joined
 from pipelines.lake import Lake, Run
+from pipelines.machine import keep_freed_memory
 from pipelines.progress import Progress
-from pipelines.runners import Engine, keep_freed_memory, run_pipeline
+from pipelines.runners import Engine, run_pipeline
 
 # Runs that commit to one table at the same time plan again; more often than this is no coincidence.
 ATTEMPTS = 3
@@ -63,10 +65,13 @@ class _TableNames(beam.DoFn):
 class _Compare(beam.DoFn):
     """What of a recording is to be encoded or renamed, bundle by bundle, and which rows leave the table.
 
+    All rows of a recording are written together, since which of them stand for it may change with its files.
+
     Parameters
     ----------
     under : (str, str) or None
-        A corpus and a partition: what is not of it stays as it is.
+        A corpus and a partition: no recording without a file in it is looked at, and of others no file outside it comes
+        into the table.
     """
 
     def __init__(self, under: tuple[str, str] | None) -> None:
@@ -74,22 +79,31 @@ class _Compare(beam.DoFn):
 
     def process(self, element: tuple[str, Mapping[str, Iterable[bytes]]]) -> Iterator[Any]:
         recording_id, joined = element
-        # Copies of a recording: the first uri speaks for all.
-        wanted = min((json.loads(data) for data in joined["wanted"]), default=None, key=lambda name: name[0])
-        if self.under is not None and (wanted is None or not in_partition(wanted[0], *self.under)):
-            return
+        wanted = {uri: (label, group, bundles) for uri, label, group, bundles in map(json.loads, joined["wanted"])}
         have = [json.loads(data) for data in joined["have"]]
-        names = {tuple(name[:3]) for name in have}
-        encoded = sorted({bundle for name in have for bundle in name[3]})
-        if wanted is not None and names == {tuple(wanted[:3])} and encoded == sorted(wanted[3]):
+        bundles = ledger.one_place(bundles for _, _, bundles in wanted.values())
+        if self.under is not None:
+            # Of files elsewhere those that the table has stay, under the names of today.
+            ours = {uri for uri in wanted if in_partition(uri, *self.under)}
+            if not ours:
+                return
+            there = {uri for uri, *_ in have}
+            wanted = {uri: name for uri, name in wanted.items() if uri in ours or uri in there}
+        names = sorted((uri, label, group) for uri, (label, group, _) in wanted.items())
+        encoded: dict[tuple[Any, ...], set[str]] = {}
+        for *name, held_by, _ in have:
+            encoded.setdefault(tuple(name), set()).update(held_by)
+        if encoded.keys() == set(names) and all(sorted(held_by) == bundles for held_by in encoded.values()):
             return
-        fragments = sorted({name[4] for name in have})
-        for fragment in fragments:
+        for fragment in sorted({fragment for *_, fragment in have}):
             yield TaggedOutput("dropped", (fragment, recording_id))
-        if wanted is not None:
-            same = encoded == sorted(wanted[3])
-            for bundle in wanted[3]:
-                yield bundle, packed([recording_id, *wanted[:3], fragments if same else []])
+        # The rows of the first file stand for the recording: if they are whole, nothing is to be encoded.
+        first = min((uri for uri, *_ in have), default=None)
+        rows_of_first = [name for name in have if name[0] == first]
+        same = bool(bundles) and sorted({bundle for name in rows_of_first for bundle in name[3]}) == bundles
+        fragments = sorted({name[4] for name in rows_of_first}) if same else []
+        for bundle in bundles if names else []:
+            yield bundle, packed([recording_id, names, fragments])
 
 
 class _Gather(beam.DoFn):
@@ -97,11 +111,11 @@ class _Gather(beam.DoFn):
 
     def process(self, element: tuple[str, Iterable[bytes]]) -> Iterator[Piece]:
         bundle, found = element
-        names = {}
+        recordings = {}
         for data in found:
-            recording_id, uri, label, group, fragments = json.loads(data)
-            names[recording_id] = Name(uri, label, group, tuple(fragments))
-        yield bundle, names
+            recording_id, names, fragments = json.loads(data)
+            recordings[recording_id] = Recording(tuple(Name(*name) for name in names), tuple(fragments))
+        yield bundle, recordings
 
 
 def _summarise(
@@ -200,7 +214,8 @@ def encode(
     model : model.artifact.Model
         Its spec says which features.
     under : (str, str) or None
-        A corpus and one of its partitions: nothing else is encoded, and no row leaves but for a newer one.
+        A corpus and one of its partitions: no file elsewhere comes into the table, and no row leaves but for newer ones
+        of the same recording.
     run : Run
     engine : Engine
         From `pipelines.runners.beam_options`.
@@ -227,9 +242,16 @@ def encode(
     spec = model.spec
     known = ledger.open_ledger(lake, spec.spec_id)
     if known is None:
-        raise InputError(f"the lake {lake.root} has no features of spec {spec.spec_id}: run extract first")
+        raise InputError(
+            f"the lake {lake.root} has no features of spec {spec.spec_id}; run: {lake.command('extract AUDIO')}"
+        )
     keep_freed_memory(True)
-    for _ in range(ATTEMPTS):
+    for attempt in range(ATTEMPTS):
+        if attempt and (memory := Memory.of(lake)):
+            # Of what this run could not commit.
+            traces.cleaned(lake, Lake.table(model.model_id), memory, moment=0.0, versions=False)
+        # Anew each time: what was forgotten meanwhile must not come back from an old version.
+        known = ledger.open_ledger(lake, spec.spec_id)
         dataset = table.create(lake, model.model_id, model.embedding_dim)
         versions = {"version": int(dataset.version), "ledger_version": int(known.version)}
         committed = functools.partial(finish.encode, run, model.model_id, **versions)

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import numpy as np
@@ -27,40 +27,70 @@ RAM = "4GB"
 
 @dataclass(frozen=True)
 class Name:
-    """What the table says about a recording that its bytes do not.
-
-    Attributes
-    ----------
-    uri, label, group : str, str or None, str or None
-    fragments : tuple of int
-        Of the table, that hold its rows under another name; empty if it is to be encoded.
-    """
+    """What the table says about a file that the bytes in it do not."""
 
     uri: str
     label: str | None
     group: str | None
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A recording whose rows are to be written.
+
+    Attributes
+    ----------
+    names : tuple of Name
+        The files that hold it, sorted by uri.
+    fragments : tuple of int
+        Of the table, that hold the rows of its first file; empty if it is to be encoded.
+    """
+
+    names: tuple[Name, ...]
     fragments: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class Window:
-    """A record of a shard, and what its row needs beside it."""
+    """A record of a shard, and what its rows need beside it."""
 
     record: Record
-    name: Name
+    names: tuple[Name, ...]
     bundle: str
     offset: int
 
 
-# A piece of work: a bundle, and the names of its recordings by recording_id.
-Piece = tuple[str, dict[str, Name]]
+# A piece of work: a bundle, and its recordings by recording_id.
+Piece = tuple[str, dict[str, Recording]]
 
 
 def piece_id(piece: Piece) -> str:
     """The name of a piece: digest of what goes in."""
-    bundle, names = piece
-    text = json.dumps([bundle, sorted((i, n.uri, n.label, n.group, n.fragments) for i, n in names.items())])
+    bundle, recordings = piece
+    text = json.dumps([bundle, sorted((name, astuple(one)) for name, one in recordings.items())])
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _named(rows: pa.RecordBatch, names: Sequence[tuple[Name, ...]]) -> pa.RecordBatch:
+    """Rows of windows, one for each file: the ids, uris, labels and groups are put in.
+
+    Parameters
+    ----------
+    rows : pyarrow.RecordBatch
+        One row a window.
+    names : sequence of tuple of Name
+        Of each row.
+    """
+    found = rows.take(pa.array([i for i, each in enumerate(names) for _ in each], pa.int64()))
+    each_name = [(name, i > 0) for each in names for i, name in enumerate(each)]
+    places = zip(found["recording_id"].to_pylist(), found["window"].to_pylist(), each_name, strict=True)
+    arrays = {name: found[name] for name in found.schema.names}
+    arrays["id"] = [table.row_id(i, w, copy=name.uri if is_copy else None) for i, w, (name, is_copy) in places]
+    for column in ("uri", "label", "group"):
+        arrays[column] = [getattr(name, column) for name, _ in each_name]
+    return pa.RecordBatch.from_arrays(
+        [pa.array(arrays[field.name], field.type) for field in rows.schema], schema=rows.schema
+    )
 
 
 class LoadedModel:
@@ -83,7 +113,7 @@ class LoadedModel:
         return float(np.vdot(difference, difference)) / difference.size
 
     def rows(self, batch: Sequence[Window]) -> pa.RecordBatch:
-        """Rows of a batch of windows, of any size."""
+        """Rows of a batch of windows, of any size: of each window one for each of its files."""
         spec = self.model.spec
         features = dequantise(np.stack([window.record.values for window in batch]), spec)
         encoded = self.encoder.encode(features)
@@ -93,12 +123,12 @@ class LoadedModel:
         start = np.array([window.record.window for window in batch]) * spec.step_seconds
         vectors = pa.FixedSizeListArray.from_arrays(pa.array(encoded.embedding.reshape(-1)), self.model.embedding_dim)
         arrays = {
-            "id": [f"{window.record.recording_id}:{window.record.window}" for window in batch],
+            "id": [""] * len(batch),
             "recording_id": [window.record.recording_id for window in batch],
             "window": [window.record.window for window in batch],
-            "uri": [window.name.uri for window in batch],
-            "label": [window.name.label for window in batch],
-            "group": [window.name.group for window in batch],
+            "uri": [""] * len(batch),
+            "label": [None] * len(batch),
+            "group": [None] * len(batch),
             "start_s": start,
             "end_s": start + valid * spec.hop_length / spec.sample_rate,
             "embedding": vectors,
@@ -107,9 +137,10 @@ class LoadedModel:
             "bundle": [window.bundle for window in batch],
             "record_offset": [window.offset for window in batch],
         }
-        return pa.RecordBatch.from_arrays(
+        once = pa.RecordBatch.from_arrays(
             [pa.array(arrays[field.name], field.type) for field in self.columns], schema=self.columns
         )
+        return _named(once, [window.names for window in batch])
 
 
 def read_shard(lake: Lake, spec: FeatureSpec, bundle: str) -> Iterator[tuple[Record, int]]:
@@ -130,7 +161,8 @@ def read_shard(lake: Lake, spec: FeatureSpec, bundle: str) -> Iterator[tuple[Rec
     except (DamagedShardError, FileNotFoundError) as error:
         said = "it is missing" if isinstance(error, FileNotFoundError) else str(error)
         raise InputError(
-            f"the shard {lake.uri(name)} cannot be read: {said}; `soundlake extract AUDIO --repair` makes it again"
+            f"the shard {lake.uri(name)} cannot be read: {said}; to rebuild it run: "
+            f"{lake.command('extract AUDIO --repair')}"
         ) from error
 
 
@@ -171,7 +203,7 @@ class EncoderHandler(ModelHandler[Piece, str, Any]):
         return {"min_batch_size": 1, "max_batch_size": 16 * self.threads}
 
     def get_num_bytes(self, batch: Sequence[Piece]) -> int:
-        return sum(len(bundle) + sum(len(name.uri) for name in names.values()) for bundle, names in batch)
+        return sum(len(name.uri) for _, recordings in batch for one in recordings.values() for name in one.names)
 
     def get_metrics_namespace(self) -> str:
         return "soundlake"
@@ -191,16 +223,13 @@ class EncoderHandler(ModelHandler[Piece, str, Any]):
         name = Lake.staged(model_id, self.version, piece_id(piece))
         found = self._kept(name, model_id)
         if found is None:
-            found = {"rows": 0, "encoded": 0, "fragments": []}
-            parts = [*self._encoded(piece, model), *self._renamed(piece, model)]
-            if parts:
-                rows = pa.Table.from_batches(parts).sort_by("id")
+            encoded, renamed = [*self._encoded(piece, model)], [*self._renamed(piece, model)]
+            found = {"encoded": _windows(encoded), "renamed": _windows(renamed), "fragments": []}
+            if encoded or renamed:
+                rows = pa.Table.from_batches([*encoded, *renamed]).sort_by("id")
                 found["fragments"] = fragments.write(self.lake.table_uri(model_id), rows)
-                found["rows"] = len(rows)
-                fresh = [recording_id for recording_id, one in piece[1].items() if not one.fragments]
-                found["encoded"] = sum(row.as_py() in fresh for row in rows["recording_id"]) if fresh else 0
             self.lake.write(name, json.dumps(found).encode())
-        self.progress.tell(piece_id(piece), {"work": len(piece[1]), "windows": found["rows"]})
+        self.progress.tell(piece_id(piece), {"work": len(piece[1]), "windows": found["encoded"] + found["renamed"]})
         return name
 
     def _kept(self, name: str, model_id: str) -> dict[str, Any] | None:
@@ -212,8 +241,8 @@ class EncoderHandler(ModelHandler[Piece, str, Any]):
         return found if all(self.lake.exists(f"{Lake.table(model_id)}/data/{path}") for path in files) else None
 
     def _encoded(self, piece: Piece, model: LoadedModel) -> Iterator[pa.RecordBatch]:
-        bundle, names = piece
-        wanted = {recording_id: name for recording_id, name in names.items() if not name.fragments}
+        bundle, recordings = piece
+        wanted = {recording_id: one.names for recording_id, one in recordings.items() if not one.fragments}
         if not wanted:
             return
         windows = (
@@ -225,17 +254,24 @@ class EncoderHandler(ModelHandler[Piece, str, Any]):
             yield model.rows(batch)
 
     def _renamed(self, piece: Piece, model: LoadedModel) -> Iterator[pa.RecordBatch]:
-        """Rows that the table holds under another name, with the new one."""
-        bundle, names = piece
-        uri = self.lake.table_uri(model.model.model_id)
-        for recording_id, name in sorted(names.items()):
-            for number in name.fragments:
+        """Rows of windows that the table holds, under the names of today."""
+        bundle, recordings = piece
+        uri, columns = self.lake.table_uri(model.model.model_id), model.columns.names
+        for recording_id, one in sorted(recordings.items()):
+            for number in one.fragments:
                 fragment = fragments.of(uri, self.version, number)
                 where = [fragments.in_list("bundle", [bundle]), fragments.in_list("recording_id", [recording_id])]
-                for batch in fragment.to_batches(columns=model.columns.names, filter=" AND ".join(where)):
-                    arrays = {field.name: batch.column(field.name) for field in model.columns}
-                    for column in ("uri", "label", "group"):
-                        arrays[column] = pa.array([getattr(name, column)] * len(batch), pa.string())
-                    yield pa.RecordBatch.from_arrays(
-                        [arrays[field.name].cast(field.type) for field in model.columns], schema=model.columns
-                    )
+                for batch in fragment.to_batches(columns=columns, filter=" AND ".join(where)):
+                    once = _once(batch).select(columns).cast(model.columns)
+                    yield _named(once, [one.names] * len(once))
+
+
+def _once(rows: pa.RecordBatch) -> pa.RecordBatch:
+    """Of the rows of each window the one that stands for the recording."""
+    places = zip(*(rows[name].to_pylist() for name in ("id", "recording_id", "window")), strict=True)
+    return rows.filter(pa.array([i == table.row_id(recording_id, window) for i, recording_id, window in places]))
+
+
+def _windows(parts: Sequence[pa.RecordBatch]) -> int:
+    """How many windows rows are of, each counted once."""
+    return sum(len(_once(part)) for part in parts)

@@ -6,7 +6,6 @@ recordings are decoded and thrown away.
 
 import functools
 import json
-import os
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,11 +21,14 @@ from pipelines import ledger, plan
 from pipelines.account import Work
 from pipelines.audio import Rejected
 from pipelines.corpus import at_hand
+from pipelines.display import stage
 from pipelines.extract import summarise
 from pipelines.finish import totalled
 from pipelines.isolation import sandbox
+from pipelines.labels import without_file
 from pipelines.lake import Lake, Run, manifests
 from pipelines.ledger import REJECTED, Row
+from pipelines.progress import Progress, watching
 from pipelines.runners import Engine, run_pipeline
 from pipelines.survey import bundles, survey, weight
 from pipelines.windows import write_segment
@@ -52,10 +54,21 @@ def build(
     name: str,
     threads: int,
     retried: frozenset[str],
+    progress: Progress,
 ) -> None:
     """Apply a dry run to a pipeline; its result is a JSON file, `name` in `scratch`."""
     before = ledger.open_ledger(lake, spec.spec_id)
-    found = survey(pipeline, lake, spec, corpus, before=before, labels=labels, threads=threads, retried=retried)
+    found = survey(
+        pipeline,
+        lake,
+        spec,
+        corpus,
+        before=before,
+        labels=labels,
+        threads=threads,
+        retried=retried,
+        progress=progress,
+    )
     total = AsSingleton(found.works | "weigh" >> beam.Map(weight) | "total" >> beam.CombineGlobally(sum))
     shards = bundles(found.works, total) | "a shard each" >> beam.Map(lambda _: ("shards", 1))
     rows = found.rows | "rows" >> beam.Flatten() | "tally" >> beam.FlatMap(_tallied)
@@ -65,7 +78,8 @@ def build(
         | "samples" >> beam.combiners.Top.SmallestPerKey(SAMPLES)
         | "as text" >> beam.FlatMap(lambda found: [data.decode() for data in found[1]])
     )
-    summarise(pipeline, [*found.counts, shards, rows], lake=scratch, name=name, samples=samples)
+    lists = {"samples": samples, "unmatched": found.unmatched, "label_notes": found.label_notes}
+    summarise(pipeline, [*found.counts, shards, rows], lake=scratch, name=name, **lists)
 
 
 def survey_corpus(
@@ -92,6 +106,7 @@ def survey_corpus(
     """
     with tempfile.TemporaryDirectory(prefix="soundlake-") as folder:
         scratch, name = (Lake(folder), "plan.json") if run is None else (lake, f"{run.folder}/plan.json")
+        progress = Progress(scratch, "run" if run is None else run.folder)
         pipeline = functools.partial(
             build,
             lake=lake,
@@ -102,12 +117,15 @@ def survey_corpus(
             name=name,
             threads=engine.threads,
             retried=retried,
+            progress=progress,
         )
-        run_pipeline(pipeline, engine)
+        with watching(progress, verb="planning"):
+            run_pipeline(pipeline, engine)
         summary = json.loads(scratch.read(name))
     counts = summary["counts"]
     rejects = {key.removeprefix("rejected "): n for key, n in sorted(counts.items()) if key.startswith("rejected ")}
-    found = totalled(counts) | {"known": counts.get("known", 0), "rejects": rejects, "shards": counts.get("shards", 0)}
+    found = totalled(summary) | {"known": counts.get("known", 0), "rejects": rejects, "shards": counts.get("shards", 0)}
+    found["unmatched_labels"] = without_file(summary["unmatched"], corpus)
     return found | {"samples": summary["samples"]}
 
 
@@ -131,7 +149,7 @@ def measured(samples: Iterable[str], spec: FeatureSpec, *, without: Iterable[str
     audio_s: dict[str, float] = {}
     began = time.monotonic()
     works = [Work.unpacked(text.encode()) for text in samples]
-    with tempfile.NamedTemporaryFile(prefix="soundlake-") as part, sandbox() as box:
+    with tempfile.NamedTemporaryFile(prefix="soundlake-") as part, stage("decoding samples"), sandbox() as box:
         for work in sorted(works, key=lambda work: work.segment.windows):
             container = work.probe.container
             if container in without or (container in audio_s and time.monotonic() - began > BUDGET_S):
@@ -175,8 +193,3 @@ def error(estimate_s: float | None, took_s: float) -> dict[str, Any] | None:
     if estimate_s is None or took_s < TOLD_S:
         return None
     return {"estimated_cpu_s": estimate_s, "took_cpu_s": took_s, "error": estimate_s / took_s - 1}
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))

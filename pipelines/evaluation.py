@@ -5,8 +5,7 @@ components of windows, and the same encoder with random weights. What is learned
 from the training split; errors of reconstruction are those of the recordings held out.
 """
 
-import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,121 +18,27 @@ from model.dataset import COMPONENT_WINDOWS
 from model.errors import InputError
 from model.features import FeatureSpec, dequantise
 from model.trainer import TrainSettings, fresh
-from pipelines import ledger, table
-from pipelines.encoder import read_shard
+from pipelines import ledger
+from pipelines.display import stage
 from pipelines.lake import Lake
+from pipelines.sampling import BATCH_WINDOWS, Clip, apart, batches, by_clip, held_out_of, near_copies, sample
 
-# Windows that are looked at, in whole recordings; of a recording, evenly spread.
-WINDOWS, WINDOWS_EACH = 8192, 64
-BATCH_WINDOWS = 64
 # Recordings whose windows are disturbed, and are to be found again.
 DISTURBED = 500
-
-log = logging.getLogger(__name__)
 
 Array = npt.NDArray[np.float32]
 Embed = Callable[[Array], Array]
 
 
-@dataclass(frozen=True)
-class Clip:
-    """A recording of the sample.
-
-    Attributes
-    ----------
-    recording_id, uri, group : str
-    label : str or None
-    windows : ndarray of int64, shape (n,)
-        Places in the recording.
-    values : ndarray of uint16, shape (n, window_frames, n_mels)
-    valid : ndarray of int64, shape (n,)
-        Frames of each window that hold sound.
-    """
-
-    recording_id: str
-    uri: str
-    group: str
-    label: str | None
-    windows: npt.NDArray[np.int64]
-    values: npt.NDArray[np.uint16]
-    valid: npt.NDArray[np.int64]
-
-    def frames(self, spec: FeatureSpec) -> Array:
-        """Frames of all windows, those that two windows share once, (frames, n_mels), nats."""
-        parts = []
-        for i, window in enumerate(self.windows):
-            follows = i > 0 and self.windows[i - 1] == window - 1
-            parts.append(self.values[i, spec.window_frames - spec.window_step if follows else 0 : self.valid[i]])
-        return dequantise(np.concatenate(parts), spec)
-
-
-def sample(lake: Lake, spec: FeatureSpec, known: Any, groups: Mapping[str, str]) -> list[Clip]:
-    """Recordings in the order of their digests, which is as good as at random, until there are enough windows.
-
-    Parameters
-    ----------
-    lake, spec : Lake, FeatureSpec
-    known : lance.LanceDataset
-        The ledger.
-    groups : mapping of str to str
-        From `pipelines.ledger.training_input`.
-
-    Raises
-    ------
-    InputError
-        If a shard is missing or damaged.
-    """
-    counts = known.to_table(columns=["recording_id", "windows"], filter=f"status = '{ledger.DONE}' AND windows > 0")
-    counts = counts.group_by("recording_id").aggregate([("windows", "max")]).sort_by("recording_id")
-    total = np.cumsum(np.minimum(counts["windows_max"].to_numpy(), WINDOWS_EACH))
-    names = counts["recording_id"].slice(0, int(np.searchsorted(total, WINDOWS)) + 1).to_pylist()
-    chosen: dict[str, dict[str, Any]] = {}
-    columns = ["recording_id", "status", "uri", "label", "windows", "bundles"]
-    for batch in table.rows_of(known, "recording_id", names, columns):
-        for row in batch.to_pylist():
-            before = chosen.get(row["recording_id"])
-            # Copies: the first name speaks for all.
-            if row["status"] == ledger.DONE and (before is None or row["uri"] < before["uri"]):
-                chosen[row["recording_id"]] = row
-    found: dict[str, dict[int, tuple[npt.NDArray[np.uint16], int]]] = {name: {} for name in names}
-    for bundle in sorted({bundle for row in chosen.values() for bundle in row["bundles"]}):
-        for record, _ in read_shard(lake, spec, bundle):
-            row = chosen.get(record.recording_id)
-            if row is not None and bundle in row["bundles"]:
-                every = -(-row["windows"] // WINDOWS_EACH)
-                if record.window % every == 0:
-                    found[record.recording_id][record.window] = record.values.copy(), record.valid_frames
-    clips = []
-    for recording_id, windows in found.items():
-        if windows:
-            numbers = sorted(windows)
-            row = chosen[recording_id]
-            values = np.stack([windows[n][0] for n in numbers])
-            valid = np.array([windows[n][1] for n in numbers])
-            group = groups[recording_id] or recording_id
-            clips.append(Clip(recording_id, row["uri"], group, row["label"], np.array(numbers), values, valid))
-    return clips
-
-
-def held_out_of(clips: Sequence[Clip], groups: Mapping[str, str], *models: Model) -> npt.NDArray[np.bool_]:
-    """Which clips are held out of training, and are new to some models; says so if these know what should be."""
-    held = splits.held_out(groups, *(model.trained() for model in models))
-    split = splits.assign(groups)
-    known = sum(split[clip.recording_id] != splits.TRAIN and clip.recording_id not in held for clip in clips)
-    if known:
-        log.warning(
-            "groups have changed since the training: of the recordings held out now, %d were trained on, or share a "
-            "group with one that was, and are left out",
-            known,
-        )
-    return np.array([clip.recording_id in held for clip in clips])
-
-
-def _batches(clips: list[Clip], spec: FeatureSpec) -> Iterator[Array]:
-    """Log-mel of all windows, batch by batch."""
-    for clip in clips:
-        for first in range(0, len(clip.values), BATCH_WINDOWS):
-            yield dequantise(clip.values[first : first + BATCH_WINDOWS], spec)
+def _embedded(clips: Sequence[Clip], spec: FeatureSpec, embed: Embed, *, name: str) -> list[Array]:
+    """Embeddings of all windows, recording by recording."""
+    total, found = sum(len(clip.values) for clip in clips), []
+    with stage(name) as report:
+        for number, batch in enumerate(batches(clips, spec)):
+            done = number * BATCH_WINDOWS
+            report(name, done, total, f"{done} of {total} windows")
+            found.append(embed(batch))
+    return by_clip(clips, np.concatenate(found))
 
 
 class _Components:
@@ -164,28 +69,50 @@ def _untrained(model: Model) -> Embed:
     return lambda windows: np.asarray(network.encoded(model.normalise(windows)).embedding, np.float32)
 
 
-def _error(clips: list[Clip], model: Model, rebuilt: Embed) -> float:
-    """Mean square error of the frames of sound, of unit variance."""
-    total = frames = 0.0
-    for clip in clips:
-        windows = dequantise(clip.values, model.spec)
-        error = np.square(rebuilt(windows) - model.normalise(windows)).mean(axis=2)
-        sound = np.arange(error.shape[1]) < clip.valid[:, None]
-        total, frames = total + float(error[sound].sum()), frames + float(sound.sum())
-    return total / frames
+def _errors(clips: Sequence[Clip], model: Model, rebuilt: Embed, *, name: str) -> list[tuple[float, int]]:
+    """Of each recording the sum over its frames of sound of the mean square error, of unit variance, and the frames."""
+
+    def error(windows: Array) -> Array:
+        return np.asarray(np.square(rebuilt(windows) - model.normalise(windows)).mean(axis=2))
+
+    found = []
+    for clip, errors in zip(clips, _embedded(clips, model.spec, error, name=name), strict=True):
+        sound = np.arange(errors.shape[1]) < clip.valid[:, None]
+        found.append((float(errors[sound].sum(dtype=np.float64)), int(sound.sum())))
+    return found
 
 
-def _consistency(clips: list[Clip], spec: FeatureSpec, embedders: Mapping[str, Embed]) -> dict[str, dict[str, float]]:
-    """How often a window is found again: at another level, with noise, a quarter window later; a clip by its last."""
+def _behind(
+    errors: Sequence[tuple[float, int]], others: Sequence[tuple[float, int]], groups: Sequence[str]
+) -> evaluate.Score:
+    """By how much the first errors are above the others, the same recordings taken: a mean over frames."""
+    apart = np.array([a - b for (a, _), (b, _) in zip(errors, others, strict=True)])
+    frames = np.array([count for _, count in errors], np.float64)
+    return evaluate.interval(apart, groups, weights=frames)
+
+
+def _mean_error(errors: Sequence[tuple[float, int]]) -> float:
+    return sum(error for error, _ in errors) / sum(frames for _, frames in errors)
+
+
+def _consistency(
+    clips: list[Clip], spec: FeatureSpec, embedders: Mapping[str, Embed], embedded: Mapping[str, list[Array]]
+) -> dict[str, dict[str, float]]:
+    """How often a window is found again: at another level, with noise, a quarter window later; a clip by its last.
+
+    Parameters
+    ----------
+    embedded : mapping of str to list of ndarray
+        Embeddings of the clips' windows, by embedder.
+    """
     clips = clips[:DISTURBED]
     first = dequantise(np.stack([clip.values[0] for clip in clips]), spec)
     asked = evaluate.disturbed(first, spec)
     shift = spec.window_step // 2
     neighbours = [i for i, clip in enumerate(clips) if len(clip.windows) > 1 and clip.windows[1] == clip.windows[0] + 1]
-    many = [clip for clip in clips if len(clip.windows) > 1]
     found: dict[str, dict[str, float]] = {}
     for name, embed in embedders.items():
-        gallery = embed(first)
+        gallery = np.stack([one[0] for one in embedded[name][: len(clips)]])
         found[name] = {what: evaluate.found_again(embed(windows), gallery) for what, windows in asked.items()}
         if len(neighbours) > 1:
             long = [clips[i].frames(spec)[shift : shift + spec.window_frames] for i in neighbours]
@@ -193,10 +120,10 @@ def _consistency(clips: list[Clip], spec: FeatureSpec, embedders: Mapping[str, E
             for row, frames in zip(later, long, strict=True):
                 row[: len(frames)] = frames
             found[name]["later"] = evaluate.found_again(embed(later), gallery[neighbours])
+        many = [one for one in embedded[name][: len(clips)] if len(one) > 1]
         if len(many) > 1:
-            each = [embed(dequantise(clip.values, spec)) for clip in many]
-            rest = np.stack([one[:-1].mean(axis=0) for one in each])
-            found[name]["cut"] = evaluate.found_again(np.stack([one[-1] for one in each]), rest)
+            rest = np.stack([one[:-1].mean(axis=0) for one in many])
+            found[name]["cut"] = evaluate.found_again(np.stack([one[-1] for one in many]), rest)
     return found
 
 
@@ -208,8 +135,11 @@ class Judged:
     ----------
     found : dict
         ``recordings``, ``windows``, ``held_out_recordings`` of the sample; ``mse``: of the model and of as many
-        principal components, of unit variance, on recordings held out; ``labelled`` recordings, ``labels``, ``probes``
-        by embedding and measure (None without labels), ``folds`` in words, ``ahead`` of the best baseline;
+        principal components, of unit variance, on recordings held out; ``mse_behind``, by how much the first is above
+        the second, with its interval; ``near_copies``: ``recordings`` of the sample that have one in it, and those
+        ``left_out`` of the recordings held out since training had theirs; ``labelled`` recordings, ``labels``,
+        ``probes`` by embedding and measure (None without labels), ``folds`` in words, ``ahead`` of the best baseline,
+        and ``ahead_of`` it, clip by clip, with its name and interval;
         ``consistency`` by embedding; ``latent``: ``fidelity`` and ``kl_per_dim``.
     clips : list of Clip
         The sample.
@@ -242,43 +172,61 @@ def evaluation(lake: Lake, model: Model, *, folds: Mapping[str, str] | None = No
     """
     known = ledger.open_ledger(lake, model.spec.spec_id)
     if known is None:
-        raise InputError(f"the lake {lake.root} has no features of spec {model.spec.spec_id}: run extract first")
+        raise InputError(
+            f"the lake {lake.root} has no features of spec {model.spec.spec_id}; run: {lake.command('extract AUDIO')}"
+        )
     # Of all recordings, as training has it: in a small corpus one may stand in for a split that is empty.
     _, groups = ledger.training_input(known)
     split = splits.assign(groups)
-    clips = sample(lake, model.spec, known, groups)
+    with stage("reading the sample"):
+        clips = sample(lake, model.spec, known, groups)
     places = [i for i, is_held in enumerate(held_out_of(clips, groups, model)) if is_held]
+    near = near_copies(clips, model)
+    clips, left_out = apart(clips, near, places)
+    places = [i for i in places if i not in left_out]
     training = [clip for clip in clips if split[clip.recording_id] == splits.TRAIN]
     held_out = [clips[i] for i in places]
     if len(held_out) < 2:
-        raise InputError(f"the sample of {len(clips)} recordings leaves {len(held_out)} held out: too few to judge by")
+        raise InputError(
+            f"of the sample of {len(clips)} recordings {len(held_out)} were held out of training: too few to judge by"
+        )
     if folds is not None:
         folds_of(clips, folds)  # folds that are no use are told before the work, not after it
     encoder, decoder = model.encoder(threads=0), model.decoder(threads=0)
-    components = _Components(model, training, int(model.settings["latent_dim"]))
+    with stage("principal components"):
+        components = _Components(model, training, int(model.settings["latent_dim"]))
     embedders: dict[str, Embed] = {
         "embedding": lambda windows: encoder.encode(windows).embedding,
         "log-mel": lambda windows: windows.mean(axis=1),
         "PCA": components.embed,
         "untrained": _untrained(model),
     }
-    pooled_clips = {
-        name: np.stack([pooled(embed(dequantise(clip.values, model.spec))) for clip in clips])
-        for name, embed in embedders.items()
+    embedded = {
+        name: _embedded(clips, model.spec, embed, name=f"encoding: {name}") for name, embed in embedders.items()
     }
+    pooled_clips = {name: np.stack([pooled(one) for one in each]) for name, each in embedded.items()}
     pooled_clips["log-mel, 3 statistics"] = np.stack(
         [evaluate.log_mel_statistics(clip.frames(model.spec)) for clip in clips]
     )
-    means = np.concatenate([encoder.encode(batch).mean for batch in _batches(held_out, model.spec)])
+    latent = int(model.settings["latent_dim"])
+    # The first numbers of an embedding are the posterior's means.
+    means = np.concatenate([embedded["embedding"][i] for i in places])[:, :latent]
+    rebuilt = {
+        "model": lambda windows: decoder.decode(encoder.encode(windows).mean),
+        "PCA": components.rebuilt,
+    }
+    errors = {name: _errors(held_out, model, how, name=f"rebuilding: {name}") for name, how in rebuilt.items()}
+    with stage("disturbing windows"):
+        held = {name: [each[i] for i in places] for name, each in embedded.items()}
+        consistency = _consistency(held_out, model.spec, embedders, held)
     found: dict[str, Any] = {
         "recordings": len(clips),
         "windows": sum(len(clip.values) for clip in clips),
         "held_out_recordings": len(held_out),
-        "mse": {
-            "model": _error(held_out, model, lambda windows: decoder.decode(encoder.encode(windows).mean)),
-            "PCA": _error(held_out, model, components.rebuilt),
-        },
-        "consistency": _consistency(held_out, model.spec, embedders),
+        "near_copies": {"recordings": len({i for pair in near for i in pair}), "left_out": len(left_out)},
+        "mse": {name: _mean_error(each) for name, each in errors.items()},
+        "mse_behind": asdict(_behind(errors["model"], errors["PCA"], [clip.group for clip in held_out])),
+        "consistency": consistency,
         "latent": {"fidelity": evaluate.fidelity(means).tolist(), "kl_per_dim": model.metrics["kl_per_dim"]},
     }
     found |= _probes(clips, pooled_clips, folds)
@@ -295,18 +243,22 @@ def folds_of(
     InputError
         If there are too few labels, groups or folds.
     """
-    labelled = [i for i, clip in enumerate(clips) if clip.label is not None and (folds is None or clip.uri in folds)]
+    # The fold of a recording that several files hold is that of the first of them which the folds name.
+    given = [[folds[uri] for uri in (clip.uri, *clip.copies) if uri in folds] for clip in clips] if folds else []
+    labelled = [i for i, clip in enumerate(clips) if clip.label is not None and (folds is None or given[i])]
     labels, groups = [str(clips[i].label) for i in labelled], [clips[i].group for i in labelled]
     if folds is None:
         fold = evaluate.fold_of(labels, groups)
         return labelled, labels, groups, fold, f"{len(set(fold))} folds, no group in two of them"
-    names, fold = np.unique([folds[clips[i].uri] for i in labelled], return_inverse=True)
+    names, fold = np.unique([given[i][0] for i in labelled], return_inverse=True)
     if len(names) < 2 or len(set(labels)) < 2:
         raise InputError(
             f"the file of folds names {len(labelled)} recordings of the sample, with {len(names)} folds and "
             f"{len(set(labels))} labels: a probe needs two of each"
         )
-    return labelled, labels, groups, fold, f"the {len(names)} folds that the file gives"
+    unsure = sum(len(set(given[i])) > 1 for i in labelled)
+    more = f" (files of {unsure} recordings are in several: the first by name counts)" if unsure else ""
+    return labelled, labels, groups, fold, f"the {len(names)} folds that the file gives{more}"
 
 
 def _probes(clips: list[Clip], pooled_clips: Mapping[str, Array], folds: Mapping[str, str] | None) -> dict[str, Any]:
@@ -315,14 +267,32 @@ def _probes(clips: list[Clip], pooled_clips: Mapping[str, Array], folds: Mapping
     try:
         labelled, labels, groups, fold, told["folds"] = folds_of(clips, folds)
         told |= {"labelled": len(labelled), "labels": len(set(labels))}
-        probes = {
-            name: evaluate.probe(x[labelled], labels, groups=groups, fold=fold) for name, x in pooled_clips.items()
-        }
+        hits = {}
+        with stage("probes") as report:
+            for number, (name, x) in enumerate(pooled_clips.items()):
+                report("probes", number, len(pooled_clips), name)
+                hits[name] = evaluate.hits(x[labelled], labels, fold=fold)
     except InputError as error:
         if folds is not None:
             raise
         return told | {"probes": None, "ahead": None, "no_probes": str(error)}
+    probes = {
+        name: {key: evaluate.interval(values, groups) for key, values in one.items()} for name, one in hits.items()
+    }
     return told | {
         "probes": {name: {key: asdict(score) for key, score in one.items()} for name, one in probes.items()},
         "ahead": evaluate.beaten(probes, "embedding"),
+        "ahead_of": _ahead_of(hits, probes, groups),
     }
+
+
+def _ahead_of(
+    hits: Mapping[str, Mapping[str, Any]], probes: Mapping[str, Mapping[str, evaluate.Score]], groups: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """By how much the embedding is above the best baseline, clip by clip, a measure each."""
+    found = {}
+    for measure in evaluate.MEASURES:
+        best = max((name for name in probes if name != "embedding"), key=lambda name: probes[name][measure].value)
+        score = evaluate.interval(hits["embedding"][measure] - hits[best][measure], groups)
+        found[measure] = {"baseline": best, **asdict(score)}
+    return found

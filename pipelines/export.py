@@ -1,4 +1,5 @@
-"""What comes out of a table: its windows, or its recordings, as a stream and as files for other tools."""
+"""What comes out of a table: a row for each window of each file, or for each file; as a stream, and as files for other
+tools."""
 
 import logging
 import os
@@ -11,6 +12,7 @@ import pyarrow.compute as pc
 
 from model.artifact import pooled_width
 from model.errors import InputError, storage_errors
+from pipelines.display import Stage, stage
 from pipelines.store import Folder
 from pipelines.table import filter_error, whole
 
@@ -23,7 +25,7 @@ BATCH_RECORDINGS = 1024
 
 
 def windows(dataset: Any, *, where: str | None = None) -> Iterator[pa.RecordBatch]:
-    """Rows of a table, `WINDOW_COLUMNS`, block by block.
+    """Rows of a table, `WINDOW_COLUMNS`, block by block: of each file its windows.
 
     Parameters
     ----------
@@ -52,9 +54,10 @@ def recordings_schema(size: int) -> pa.Schema:
 
 
 def recordings(dataset: Any, *, where: str | None = None) -> Iterator[pa.RecordBatch]:
-    """The table's recordings: one row each, with its clip embedding (`model.artifact.pooled`).
+    """The files that the table knows: one row each, with the clip embedding of its recording (`model.artifact.pooled`).
 
-    A fragment at a time; what is held are recordings that go on in a later one.
+    Files that hold the same recording have a row each, with their own uri, label and group. Read a fragment at a time;
+    what is held are files whose windows go on in a later one.
 
     Parameters
     ----------
@@ -68,26 +71,30 @@ def recordings(dataset: Any, *, where: str | None = None) -> Iterator[pa.RecordB
         Of `recordings_schema`.
     """
     size = dataset.schema.field("embedding").type.list_size
-    last: dict[str, int] = {}
+    last: dict[tuple[str, str], int] = {}
     for fragment in dataset.get_fragments():
-        for batch in fragment.to_batches(columns=["recording_id"], filter=where):
-            last |= dict.fromkeys(batch.column(0).unique().to_pylist(), fragment.fragment_id)
-    open_ones: dict[str, _Pool] = {}
+        for batch in fragment.to_batches(columns=["uri", "recording_id"], filter=where):
+            names = zip(*(column.to_pylist() for column in batch.columns), strict=True)
+            last |= dict.fromkeys(names, fragment.fragment_id)
+    # By uri and recording: a file that has changed keeps its old rows until the whole table is brought up to date.
+    open_ones: dict[tuple[str, str], _Pool] = {}
     ready: list[dict[str, Any]] = []
     for fragment in dataset.get_fragments():
         for batch in fragment.to_batches(columns=WINDOW_COLUMNS, filter=where):
             vectors = np.asarray(batch.column("embedding").flatten(), np.float64).reshape(len(batch), size)
             for i, row in enumerate(batch.drop_columns(["embedding"]).to_pylist()):
-                open_ones.setdefault(row["recording_id"], _Pool(row, size)).add(row, vectors[i])
-        for recording_id in [name for name in open_ones if last[name] == fragment.fragment_id]:
-            ready.append(open_ones.pop(recording_id).row())
+                name = row["uri"], row["recording_id"]
+                if name not in open_ones:
+                    open_ones[name] = _Pool(row, size)
+                open_ones[name].add(row, vectors[i])
+        ready += [open_ones.pop(name).row() for name in list(open_ones) if last[name] == fragment.fragment_id]
         while ready:
             part, ready = ready[:BATCH_RECORDINGS], ready[BATCH_RECORDINGS:]
             yield pa.RecordBatch.from_pylist(part, schema=recordings_schema(size))
 
 
 class _Pool:
-    """Sums over the windows of a recording."""
+    """Sums over the windows of a file."""
 
     def __init__(self, row: dict[str, Any], size: int) -> None:
         self._row = {name: row[name] for name in ("uri", "recording_id", "label", "group", "start_s", "end_s")}
@@ -144,9 +151,11 @@ def export(
         if there is not None and there.is_folder:
             raise InputError(f"cannot export to {target}: it is a folder")
         with Folder(folder).create(name) as file:
-            count = _write_npz(rows, file) if kind == ".npz" else _write_blocks(rows, file, kind)
+            with stage(f"writing {by}") as report:
+                rows = _counted(rows, dataset.count_rows() if where is None and by == "windows" else None, by, report)
+                count = _write_npz(rows, file) if kind == ".npz" else _write_blocks(rows, file, kind)
             if not count:
-                raise InputError("nothing to export: no row of the table passes the filter")
+                raise InputError("nothing to export: no row of the table matches the filter")
     return count
 
 
@@ -159,6 +168,15 @@ def _read(dataset: Any, where: str | None, by: str) -> Iterator[pa.RecordBatch]:
             raise filter_error(dataset, where, error) from error
         with storage_errors(dataset.uri):
             raise
+
+
+def _counted(rows: Iterator[pa.RecordBatch], total: int | None, by: str, report: Stage) -> Iterator[pa.RecordBatch]:
+    """The same, and how many there were is reported."""
+    count = 0
+    for batch in rows:
+        count += len(batch)
+        report(report.name, count, total, f"{count} {by}")
+        yield batch
 
 
 def _write_npz(rows: Iterator[pa.RecordBatch], file: IO[bytes]) -> int:
@@ -198,7 +216,7 @@ def _write_blocks(rows: Iterator[pa.RecordBatch], file: IO[bytes], kind: str) ->
             writer.close()
     if formulas:
         # As they are: to whoever reads numbers and labels, another text would be another label.
-        log.warning("%d names and labels begin as formulas do: import the CSV into a spreadsheet as text", formulas)
+        log.warning("%d names and labels look like spreadsheet formulas: import the CSV as text", formulas)
     return count
 
 

@@ -16,14 +16,15 @@ from apache_beam.metrics import Metrics
 from apache_beam.pvalue import AsDict, AsList, AsSingleton, TaggedOutput
 
 from model.features import FeatureSpec
-from pipelines import account, finish, fragments, isolation, ledger, plan
+from pipelines import account, erasure, finish, fragments, isolation, ledger, plan
 from pipelines.account import Candidate, Work, packed
 from pipelines.bundle import write_bundle
 from pipelines.joins import joined
 from pipelines.lake import Lake, Run
 from pipelines.ledger import DONE, REJECTED, Row
+from pipelines.machine import keep_freed_memory
 from pipelines.progress import Progress
-from pipelines.runners import Concurrently, Engine, keep_freed_memory, run_pipeline
+from pipelines.runners import Concurrently, Engine, run_pipeline
 from pipelines.survey import bundles, survey, weight
 
 # Rows that wait in a worker to be written as one file.
@@ -92,13 +93,13 @@ class _Tally(beam.DoFn):
             Metrics.counter("soundlake", "windows").inc(row["windows"])
             Metrics.counter("soundlake", "audio_seconds").inc(round(row["duration_s"] or 0))
         yield TaggedOutput("counts", ("rows " + row["status"], 1))
-        replaced = row.pop(ledger.REPLACES)
-        if replaced is not None:
-            yield TaggedOutput("replaced", (replaced, row["uri"]))
-        yield row
+        if row[ledger.REPLACES] is not None:
+            yield TaggedOutput("replaced", (row[ledger.REPLACES], row["uri"]))
+        # A new one: Beam forbids to change what a step is given.
+        yield {name: value for name, value in row.items() if name != ledger.REPLACES}
 
 
-class _Keep(beam.PTransform):
+class Keep(beam.PTransform):
     """Rows of one branch → (fragments that hold them, what they replace, their counts).
 
     A branch at a time, before anything is flattened: an engine that keeps what is flattened keeps names, not rows.
@@ -159,6 +160,8 @@ def build(
     run: Run,
     threads: int = 1,
     retried: frozenset[str] = plan.TRANSIENT,
+    include_forgotten: bool = False,
+    recheck: bool = False,
     last: Callable[[], Any] | None = None,
 ) -> None:
     """Apply the whole of extract to a pipeline; its result is ``summary.json`` in the run's folder.
@@ -179,6 +182,9 @@ def build(
         partition=partition,
         threads=threads,
         retried=retried,
+        progress=progress,
+        include_forgotten=include_forgotten,
+        recheck=recheck,
     )
     total = AsSingleton(
         found.works
@@ -194,19 +200,22 @@ def build(
         _Settle(spec, corpus)
     )
     kept = [
-        rows | f"keep rows {i}" >> _Keep(lake, spec.spec_id)
+        rows | f"keep rows {i}" >> Keep(lake, spec.spec_id)
         for i, rows in enumerate((*found.rows, written.rows, settled))
     ]
     written_rows, replaced, counted = zip(*kept, strict=True)
     dropped = (
-        (found.gone, *replaced)
+        (*found.gone, *replaced)
         | "all that leaves" >> beam.Flatten()
         | "by fragment" >> beam.GroupByKey()
         | "drop" >> beam.Map(fragments.drop, lake.ledger_uri(spec.spec_id), fragments.version_of(before), "uri")
     )
     new = written_rows | "all fragments" >> beam.Flatten()
     counts = [*found.counts, written.counts, *counted]
-    told = summarise(pipeline, counts, lake=lake, name=f"{run.folder}/summary.json", fragments=new, dropped=dropped)
+    forgotten = found.forgotten | "all forgotten" >> beam.Flatten()
+    lists = {"fragments": new, "dropped": dropped, "forgotten": forgotten}
+    lists |= {"unmatched": found.unmatched, "label_notes": found.label_notes}
+    told = summarise(pipeline, counts, lake=lake, name=f"{run.folder}/summary.json", **lists)
     if last is not None:
         told | "finish" >> beam.Map(lambda _, last: last(), last)
 
@@ -222,6 +231,8 @@ def extract(
     partition: str | None = None,
     allow_empty: bool = False,
     retried: frozenset[str] = plan.TRANSIENT,
+    include_forgotten: bool = False,
+    recheck: bool = False,
     note: Callable[[dict[str, Any]], None],
 ) -> dict[str, Any]:
     """Bring the lake's features of a corpus up to date.
@@ -232,7 +243,7 @@ def extract(
     corpus : str
         From `pipelines.corpus.corpus_root`.
     labels : str or None
-        A label file, from `pipelines.corpus.find_labels`.
+        A label file, from `pipelines.labels.find_labels`.
     run : Run
         Its folder takes the rows until they are committed.
     engine : Engine
@@ -243,15 +254,20 @@ def extract(
         Whether a corpus that held files may hold none now, and all of them leave the ledger.
     retried : frozenset of str
         Reasons: what was rejected for one of these is tried again.
+    include_forgotten : bool
+        Whether files that the lake has forgotten are taken in; they are forgotten no more.
+    recheck : bool
+        Whether files that an older decoder rejected without knowing their content are tried again.
     note : callable
         Where the pipeline runs without this process, told the totals on the worker that made the commit.
 
     Returns
     -------
     dict
-        ``listed``, ``left_out``, ``unchanged``, ``done``, ``rejected``, ``gone``: files of this run; ``planned``, what
-        was to be decoded by the headers (seconds by container, and ``windows``); ``costs``, what decoding took by
-        container (``cpu_s``, ``audio_s``); and the ``ledger_version``, newer than before only if a row changed.
+        ``listed``, ``left_out``, ``unchanged``, ``done``, ``rejected``, ``forgotten``, ``gone``: files of this run;
+        ``planned``, what was to be decoded by the headers (seconds by container, and ``windows``); ``costs``, what
+        decoding took by container (``cpu_s``, ``audio_s``); and the ``ledger_version``, newer than before only if a
+        row changed.
 
     Raises
     ------
@@ -268,8 +284,9 @@ def extract(
     if not lake.exists(spec_name):
         lake.write(spec_name, spec.canonical_json().encode() + b"\n")
     keep_freed_memory(False)
-    for _ in range(ATTEMPTS):
-        before = ledger.open_ledger(lake, spec.spec_id)
+    for attempt in range(ATTEMPTS):
+        planned = None if engine.template else erasure.mark_swept(lake, spec.spec_id, again=attempt > 0)
+        before = ledger.open_for_writing(lake, spec.spec_id)
         committed = functools.partial(
             finish.extract,
             run,
@@ -279,6 +296,8 @@ def extract(
             partition=partition,
             allow_empty=allow_empty,
             retried=retried,
+            include_forgotten=include_forgotten,
+            planned=planned,
         )
         pipeline = functools.partial(
             build,
@@ -291,6 +310,8 @@ def extract(
             run=run,
             threads=engine.threads,
             retried=retried,
+            include_forgotten=include_forgotten,
+            recheck=recheck,
             last=functools.partial(finish.last_step, run, committed, note) if engine.template else None,
         )
         run_pipeline(pipeline, engine)

@@ -9,8 +9,11 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from model.errors import InputError, TryLaterError
-from pipelines import account, fragments, ledger, plan, random_pairs, table
+from pipelines import account, forgotten, fragments, ledger, plan, random_pairs, table
 from pipelines.corpus import listing
+from pipelines.display import stage
+from pipelines.forgotten import Memory
+from pipelines.labels import without_file
 from pipelines.lake import Lake, Run
 from pipelines.ledger import DONE, REJECTED, Row
 
@@ -44,7 +47,9 @@ def last_step(run: Run, committed: Callable[[], dict[str, Any] | None], note: Ca
 
 def others(lake: Lake) -> TryLaterError:
     """What to say if other runs were faster, each time."""
-    return TryLaterError(f"other runs keep changing the lake {lake.root}: run the same command when they are done")
+    return TryLaterError(
+        f"other runs keep changing the lake {lake.root}: run the same command again when they are done"
+    )
 
 
 def extract(
@@ -56,14 +61,18 @@ def extract(
     partition: str | None,
     allow_empty: bool,
     retried: frozenset[str],
+    include_forgotten: bool = False,
+    planned: str | None = None,
 ) -> dict[str, Any] | None:
     """Judge what extract's pipeline has left in the run's folder, and commit it.
 
     Parameters
     ----------
     run : Run
-    spec_id, corpus, partition, allow_empty, retried
+    spec_id, corpus, partition, allow_empty, retried, include_forgotten
         As for `pipelines.extract.extract`.
+    planned : str or None
+        `pipelines.forgotten.Memory.mark` that the pipeline was planned with; None if any will do.
     version : int
         Of the ledger that the pipeline was planned from; 0 for none.
 
@@ -75,7 +84,7 @@ def extract(
     """
     lake = run.lake
     summary = json.loads(lake.read(f"{run.folder}/summary.json"))
-    totals = totalled(summary["counts"])
+    totals = totalled(summary)
     if totals["listed"] != _accounted(totals):
         before = ledger.open_ledger(lake, spec_id, version) if version else None
         missing = _missing(lake, spec_id, corpus, before, summary["fragments"], partition, retried=retried)
@@ -85,35 +94,47 @@ def extract(
         )
     if not allow_empty:
         _refuse_to_empty(corpus if partition is None else f"{corpus}/{partition}", totals)
+    totals["unmatched_labels"] = without_file(summary["unmatched"], corpus)
     new, dropped = summary["fragments"], summary["dropped"]
     made: int | None = version
-    if new or dropped:
-        uri = lake.ledger_uri(spec_id)
-        with lake.locked(f"{Lake.spec(spec_id)}/ledger"):
+    digests = summary["forgotten"]
+    if not (new or dropped or digests):
+        return totals | {"ledger_version": version}
+    uri = lake.ledger_uri(spec_id)
+    with stage("committing to the ledger"), lake.locked(f"{Lake.spec(spec_id)}/ledger"):
+        # What was forgotten meanwhile must not come back. Forget changes the memory first, and then waits for the lock.
+        if planned is not None and Memory.of(lake).mark != planned:
+            return None
+        if digests:
+            what = forgotten.without if include_forgotten else forgotten.with_files
+            forgotten.change(lake, lambda memory: what(memory, digests))
+        if new or dropped:
             made = fragments.commit(uri, version, ledger.SCHEMA, new, dropped, run_id=run.run_id)
     return None if made is None else totals | {"ledger_version": made}
 
 
 def _accounted(totals: dict[str, Any]) -> int:
     """Files that something has become of."""
-    return int(totals["unchanged"] + totals[DONE] + totals[REJECTED])
+    return int(totals["unchanged"] + totals[DONE] + totals[REJECTED] + totals["forgotten"])
 
 
 def _refuse_to_empty(corpus: str, totals: dict[str, Any]) -> None:
     """A disk that is not mounted looks like this, and must not empty the ledger, and the table after it."""
     if totals["gone"] and not totals["listed"]:
         raise InputError(
-            f"the corpus {corpus} is empty now, and the ledger knows {totals['gone']} files of it: is it mounted? "
-            "If they are to leave the ledger, add --allow-empty"
+            f"the corpus {corpus} is empty, but the ledger has {totals['gone']} files of it: is it mounted? "
+            "To remove them from the ledger, add --allow-empty"
         )
 
 
-def totalled(counts: Mapping[str, float]) -> dict[str, Any]:
-    """Files of a run by what they were and what became of them, from the pipeline's counts."""
-    names = ("listed", "unchanged", "new", "changed", "relabelled", "gone", "recordings")
+def totalled(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Files of a run by what they were and what became of them, and what is odd about its labels."""
+    counts = summary["counts"]
+    names = ("listed", "unchanged", "new", "changed", "relabelled", "forgotten", "gone", "recordings")
     totals: dict[str, Any] = {name: counts.get(name, 0) for name in names}
     totals |= {name: counts.get(f"rows {name}", 0) for name in (DONE, REJECTED)}
     totals |= {"left_out": counts.get("left out", 0), "labels_without_file": counts.get("labels without a file", 0)}
+    totals["label_notes"] = summary["label_notes"]
     totals["tried_again"] = counts.get("tried again", 0)
     for group, prefix in (("planned_s", "planned_s "), ("cpu_s", "cpu_s "), ("audio_s", "audio_s ")):
         totals[group] = {
@@ -137,13 +158,15 @@ def _missing(
     accounted = set(ledger.uris_of(lake, spec_id, written))
     known: dict[str, Row] = {}
     if before is not None:
-        for batch in before.to_batches(columns=["uri", *account.KNOWN]):
-            known |= {row["uri"]: row for row in batch.to_pylist()}
+        known = {row["uri"]: row for row in ledger.read(before, ["uri", *account.KNOWN])}
     missing = []
+    memory = Memory.of(lake)
     for found in listing(corpus, partition):
         if found is None or found[0] in accounted:
             continue
         uri, entry = found
+        if memory.known(uri, entry.size, entry.mtime_ns):
+            continue
         if uri not in known or not plan.is_known(entry.size, entry.mtime_ns, known[uri], retried=retried):
             missing.append(uri)
             if len(missing) == NAMED:
@@ -159,7 +182,8 @@ def note_extract(run: Run, spec_id: str, totals: dict[str, Any], *, rates: dict[
     took = sum(totals["cpu_s"].values())
     totals["estimate"] = estimate.error(estimate.cpu_seconds(totals["planned_s"], rates), took)
     totals |= {"spec_id": spec_id, "run_id": run.run_id}
-    run.manifest["counts"] = totals
+    # The lake keeps no name that only the label file knows, which `forget` would not look for.
+    run.manifest["counts"] = {name: value for name, value in totals.items() if name != "unmatched_labels"}
 
 
 def encode(run: Run, model_id: str, *, version: int, ledger_version: int) -> dict[str, Any] | None:
@@ -179,7 +203,7 @@ def encode(run: Run, model_id: str, *, version: int, ledger_version: int) -> dic
     """
     lake = run.lake
     summary = json.loads(lake.read(f"{run.folder}/summary.json"))
-    with lake.locked(f"tables/{model_id}"):
+    with stage("committing to the table"), lake.locked(f"tables/{model_id}"):
         dataset = table.need_table(lake, model_id)
         try:
             pieces = [json.loads(lake.read(name)) for name in summary["pieces"]]
@@ -198,8 +222,8 @@ def encode(run: Run, model_id: str, *, version: int, ledger_version: int) -> dic
     for name in lake.names(Lake.staging(model_id)):
         if name.isdecimal() and int(name) < version:
             lake.remove(f"{Lake.staging(model_id)}/{name}")
-    encoded, written = (sum(piece[name] for piece in pieces) for name in ("encoded", "rows"))
-    totals = {"encoded": encoded, "renamed": written - encoded, "stale_recordings": summary["stale"]}
+    totals = {name: sum(piece[name] for piece in pieces) for name in ("encoded", "renamed")}
+    totals |= {"stale_recordings": summary["stale"], "row_format": table.ROW_FORMAT}
     totals["rows"] = table.need_table(lake, model_id).count_rows()
     return totals | {"ledger_version": ledger_version, "table_version": made}
 
@@ -210,7 +234,7 @@ def note_encode(run: Run, model_id: str, totals: dict[str, Any], *, whole: bool)
     dataset = table.need_table(lake, model_id)
     index = table.said(lake, model_id).get("index")
     if whole:
-        with lake.locked(f"tables/{model_id}"):
+        with stage("bringing the index up to date"), lake.locked(f"tables/{model_id}"):
             index = fragments.changed(dataset, table.index)
     totals |= {"model_id": model_id, "index": index, "run_id": run.run_id}
     totals["table_version"] = int(table.need_table(lake, model_id).version)

@@ -2,10 +2,11 @@
 
 Workers write new fragments, and old ones without the rows that leave, where no reader sees them. One commit by the
 driver makes all of it visible, if the rows are still those of the version that the run was planned from. Lance itself
-would put a commit after another's, and rows of both would be there twice: docs/storage.md tells how it is kept from it.
+would rebase concurrent appends, duplicating rows: docs/storage.md tells how that is prevented.
 """
 
 import contextlib
+import errno
 import functools
 import json
 import re
@@ -15,7 +16,7 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from model.errors import InputError, storage_errors
+from model.errors import InputError, number_of, storage_errors
 from model.paths import no_links
 from pipelines.bucket import lance_options
 from pipelines.lake import Lake
@@ -52,10 +53,17 @@ def of_lake(lake: Lake, name: str, version: int | None = None) -> Any:
     if lake.is_local:
         no_links(lake.path(name))
     found = opened(lake.path(name), version)
+    if not found.schema.names:
+        # A manifest of zeros, as a power cut may leave, is one for Lance, of a dataset without columns.
+        raise InputError(
+            f"{found.uri} is damaged (its newest version has no columns): check the disk, then restore its folder from "
+            "a backup"
+        )
     bases = [base.path for base in found.base_paths().values()]
     if bases:
         raise InputError(
-            f"{found.uri} has rows elsewhere ({bases[0][:200]}): none of a lake's datasets has; restore it"
+            f"{found.uri} refers to data outside the lake ({bases[0][:200]}), which soundlake never "
+            "writes: restore it from a backup"
         )
     return found
 
@@ -75,7 +83,7 @@ def checked(text: str) -> Any:
         if all(_FILE.fullmatch(file["path"]) and file.get("base_id") is None for file in files):
             return FragmentMetadata.from_json(text)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{text[:200]!r} is no fragment of a Lance dataset: {error}") from error
+        raise InputError(f"{text[:200]!r} is not a fragment of a Lance dataset: {error}") from error
     raise InputError(f"a fragment names a file that is not in its dataset's folder: {text[:200]!r}")
 
 
@@ -224,7 +232,7 @@ def commit(
             after, ours = _since(uri, version, transaction.uuid)
             if ours is not None:
                 return ours
-            if after and _is_conflict(error):
+            if after and is_conflict(error):
                 return None
             raise
 
@@ -257,7 +265,9 @@ def _since(uri: str, version: int, name: str) -> tuple[bool, int | None]:
     """Whether there are versions after one, and which of them a transaction of this name has made."""
     try:
         newest = opened(uri)
-    except (ValueError, FileNotFoundError):
+    except (ValueError, FileNotFoundError) as error:
+        if number_of(error) not in (None, errno.ENOENT):
+            raise
         return False, None
     for number in range(version + 1, int(newest.version) + 1):
         with contextlib.suppress(ValueError):
@@ -267,7 +277,8 @@ def _since(uri: str, version: int, name: str) -> tuple[bool, int | None]:
     return int(newest.version) > version, None
 
 
-def _is_conflict(error: Exception) -> bool:
+def is_conflict(error: Exception) -> bool:
+    """Whether an error of a commit says that another commit was faster."""
     said = f"{type(error).__name__}: {error}"
     # A strict first commit asks for the version 0 that there never was.
     return any(words in said for words in ("onflict", "already exists", "0.manifest was not found"))

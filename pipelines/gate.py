@@ -14,11 +14,12 @@ import numpy.typing as npt
 from model import evaluate
 from model.artifact import Model, pooled
 from model.errors import InputError
-from model.features import dequantise
 from pipelines import ledger
-from pipelines.evaluation import BATCH_WINDOWS, Clip, folds_of, held_out_of, sample
+from pipelines.display import stage
+from pipelines.evaluation import folds_of
 from pipelines.lake import Lake
 from pipelines.messages import WORDS
+from pipelines.sampling import BATCH_WINDOWS, Clip, apart, batches, by_clip, held_out_of, near_copies, sample
 
 # By how much a candidate may be behind: a share for the error, nats a number of the
 # window for the ELBO, points for probes.
@@ -58,22 +59,25 @@ def _each(clips: list[Clip], model: Model, unit: Array) -> Iterator[tuple[float,
     variance = float(model.metrics["observation_variance"])
     # The likelihood of log-mel in nats, whatever each model normalises by.
     constant = model.spec.window_frames * float(np.log(model.std).sum())
-    for clip in clips:
-        errors, losses, embeddings = 0.0, 0.0, []
-        for first in range(0, len(clip.values), BATCH_WINDOWS):
-            values = dequantise(clip.values[first : first + BATCH_WINDOWS], model.spec)
+    name, total = f"comparing: {model.model_id}", sum(len(clip.values) for clip in clips)
+    errors, losses, embeddings = [], [], []
+    with stage(name) as report:
+        for number, values in enumerate(batches(clips, model.spec)):
+            done = number * BATCH_WINDOWS
+            report(name, done, total, f"{done} of {total} windows")
             mean, log_variance, embedding = encoder.encode(values)
             embeddings.append(embedding)
-            sound = np.arange(values.shape[1]) < clip.valid[first : first + BATCH_WINDOWS, None]
-            error = np.square((values - model.denormalise(decoder.decode(mean))) / unit).mean(axis=2)
-            errors += float(error[sound].sum())
+            errors.append(np.square((values - model.denormalise(decoder.decode(mean))) / unit).mean(axis=2))
             drawn = noise.standard_normal(mean.shape).astype(np.float32)
             rebuilt = decoder.decode(mean + drawn * np.exp(0.5 * log_variance))
             square = np.square(model.normalise(values) - rebuilt).sum(axis=(1, 2), dtype=np.float64)
             nll = 0.5 * (values[0].size * np.log(2 * np.pi * variance) + square / variance) + constant
             kl = 0.5 * (np.exp(log_variance) + np.square(mean) - 1 - log_variance).sum(axis=1, dtype=np.float64)
-            losses += float((nll + kl).sum())
-        yield errors / float(clip.valid.sum()), losses / len(clip.values), pooled(np.concatenate(embeddings))
+            losses.append(nll + kl)
+    rows = (by_clip(clips, np.concatenate(parts)) for parts in (errors, losses, embeddings))
+    for clip, error, loss, embedding in zip(clips, *rows, strict=True):
+        sound = np.arange(error.shape[1]) < clip.valid[:, None]
+        yield float(error[sound].sum()) / float(clip.valid.sum()), float(loss.mean()), pooled(embedding)
 
 
 def compare(
@@ -97,10 +101,15 @@ def compare(
     spec = candidate.spec
     known = ledger.open_ledger(lake, spec.spec_id)
     if known is None:
-        raise InputError(f"the lake {lake.root} has no features of spec {spec.spec_id}: nothing to compare models on")
+        raise InputError(
+            f"the lake {lake.root} has no features of spec {spec.spec_id}: there is nothing to compare models on"
+        )
     _, groups = ledger.training_input(known)
-    clips = sample(lake, spec, known, groups)
+    with stage("reading the sample"):
+        clips = sample(lake, spec, known, groups)
     held_out = held_out_of(clips, groups, candidate, current)
+    clips, left_out = apart(clips, near_copies(clips, current), np.flatnonzero(held_out).tolist())
+    held_out[list(left_out)] = False
     groups_held_out = len({clip.group for clip, held in zip(clips, held_out, strict=True) if held})
     if groups_held_out < LEAST_GROUPS:
         raise InputError(f"{groups_held_out} groups of recordings are held out: at least {LEAST_GROUPS} are needed")
@@ -121,7 +130,8 @@ def _probed(clips: list[Clip], embeddings: list[Array], folds: Mapping[str, str]
     """Probes of both, recording by recording; none where the labels allow none."""
     try:
         labelled, labels, groups, fold, _ = folds_of(clips, folds)
-        new, old = (evaluate.hits(x[labelled], labels, fold=fold) for x in embeddings)
+        with stage("probes"):
+            new, old = (evaluate.hits(x[labelled], labels, fold=fold) for x in embeddings)
     except InputError:
         if folds is not None:
             raise

@@ -142,7 +142,7 @@ class Sandbox:
                     process.start()
             except (OSError, EOFError) as error:
                 raise TryLaterError(
-                    f"the system starts no process for a decoder ({error}): run the same command again"
+                    f"the system could not start a decoder process ({error}): run the same command again"
                 ) from error
         self._process = process
         self._calls.recv()
@@ -155,7 +155,7 @@ class Sandbox:
         code = int(self._process.exitcode)
         self._process = None
         if -code in _STOPPED or code == _SERVER_LOST:
-            raise TryLaterError("a decoding process was stopped from outside: run the same command again")
+            raise TryLaterError("a decoding process was killed by another process: run the same command again")
         return code
 
     def stop(self) -> None:

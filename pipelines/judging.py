@@ -1,16 +1,20 @@
 """Evaluate and promote: what a model is worth, and whether it may take another's place; each with its manifest."""
 
 import logging
-import shlex
 from typing import Any
 
 from model.errors import HeldError, InputError
 from pipelines import models
-from pipelines.lake import Lake, run_manifest
+from pipelines.display import stage
+from pipelines.forgotten import Memory
+from pipelines.lake import Lake, forgotten_meanwhile, run_manifest
 from pipelines.lookup import find_model
 from pipelines.quiet import quiet
 
 log = logging.getLogger(__name__)
+
+# Times the steps of a training that was too short: what is proposed.
+LONGER = 4
 
 
 def evaluate(
@@ -29,18 +33,28 @@ def evaluate(
         As `pipelines.evaluation.Judged.found`, and ``report``.
     """
     model = find_model(lake, model_id, spec)
+    try:
+        model.trained()
+    except InputError as error:
+        raise InputError(f"{error}; train one that can be judged, run: {lake.command('train')}") from error
     given = _folds(folds)
-    with quiet():
+    with stage("loading TensorFlow"), quiet():
         from pipelines.evaluation import evaluation
-    from model import artifact
+    from model import artifact, verdict
     from pipelines.showing import report
 
     with run_manifest(lake, "evaluate", {"model_id": model.model_id, "folds": folds}) as run:
+        before = Memory.of(lake).mark
         judged = evaluation(lake, model, folds=given)
-        judged.found.update({"model_id": model.model_id, "run_id": run.run_id})
+        if Memory.of(lake).mark != before:
+            raise forgotten_meanwhile(lake)
+        longer = lake.command(f"train --steps {LONGER * int(model.metrics['steps'])}")
+        said = verdict.sentences(judged.found, model.metrics, longer=longer)
+        judged.found.update({"verdict": said, "model_id": model.model_id, "run_id": run.run_id})
         run.manifest["counts"] = judged.found
         artifact.write_json(model.directory / artifact.METRICS, judged.found)
-        report(model, judged)
+        with stage("writing the report"):
+            report(model, judged)
         models.keep(lake, model, artifact.REPORT, artifact.METRICS)
         return judged.found | {"report": models.report(lake, model)}
 
@@ -85,9 +99,9 @@ def _through_the_gate(
     lake: Lake, model: Any, there: str, told: dict[str, Any], *, force: bool, folds: dict[str, str] | None
 ) -> None:
     """Compare with the model in use, log what came of it, and refuse one that is worse or cannot be compared."""
-    with quiet():
+    with stage("loading TensorFlow"), quiet():
         from pipelines import gate
-    by_force = f"soundlake promote {model.model_id} --lake {shlex.quote(lake.root)} --force promotes it all the same"
+    by_force = f"to promote it anyway run: {lake.command(f'promote {model.model_id} --force')}"
     try:
         current = models.load(lake, there)
         measures = gate.compare(lake, model, current, folds=folds)
@@ -115,6 +129,6 @@ def _log(lake: Lake, model: Any, entry: dict[str, Any]) -> None:
 
 
 def _folds(path: str | None) -> dict[str, str] | None:
-    from pipelines.corpus import read_folds
+    from pipelines.labels import read_folds
 
     return None if path is None else read_folds(path)

@@ -8,9 +8,10 @@ import contextlib
 import json
 import os
 import secrets
+import shlex
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -20,12 +21,15 @@ from urllib.parse import unquote_to_bytes
 from model.errors import InputError, TryLaterError, storage_errors
 from model.paths import checked_id, inside, regular
 from pipelines import store
+from pipelines.display import stage
 from pipelines.secrecy import refuse_secrets, without_secrets
 from pipelines.store import Store
 
 FORMAT_VERSION = 1
+# Keyed digests of what the lake has forgotten (`pipelines.forgotten`).
+FORGOTTEN = "forgotten.json"
 # What a lake holds at its root. ``lake.json``, too: another process may make the same lake at the same time.
-OWN = ("features", "lake.json", "models", "runs", "tables")
+OWN = ("features", FORGOTTEN, "forgotten.lock", "lake.json", "models", "runs", "tables")
 # Runs whose manifests are looked at.
 LAST_RUNS = 50
 # Begins the note on an error that the manifest of its run tells about, too.
@@ -63,7 +67,7 @@ class Lake:
         try:
             root.encode()
         except UnicodeEncodeError as error:
-            raise InputError(f"the lake's path {root} is not UTF-8, and Lance takes no other: name another") from error
+            raise InputError(f"the lake's path {root} is not UTF-8, which Lance needs: choose another") from error
         return cls(root.rstrip("/") if "://" in root else os.path.abspath(root))
 
     @property
@@ -75,6 +79,10 @@ class Lake:
     def store(self) -> Store:
         """Its files."""
         return store.at(self.root)
+
+    def command(self, words: str) -> str:
+        """A command line for this lake, such as ``soundlake encode --lake '/my lake'``, for messages to name."""
+        return f"soundlake {words} --lake {shlex.quote(self.root)}"
 
     def uri(self, name: str) -> str:
         """The full path or URI of a name in the lake."""
@@ -187,15 +195,17 @@ class Lake:
         return self.store.names(folder)
 
     @contextlib.contextmanager
-    def locked(self, name: str, *, wait: bool = True) -> Iterator[None]:
+    def locked(self, name: str, *, wait: bool = True) -> Iterator[Callable[[], None]]:
         """Keep other processes out of the same block, those of other machines if the lake is in a bucket.
 
         The lock of a killed one opens by itself. It keeps order and no more: what is done under it has to be right
-        where it does not hold.
+        where it does not hold, or ask again right before: what is yielded raises `TryLaterError` once it is lost.
         """
         self.path(f"{name}.lock")
-        with self.store.locked(name, wait=wait):
-            yield
+        with contextlib.ExitStack() as held:
+            with stage("waiting for another command that uses the lake"):
+                still_held = held.enter_context(self.store.locked(name, wait=wait))
+            yield still_held
 
     # The lake itself.
 
@@ -212,7 +222,7 @@ class Lake:
                 strangers = [name for name in self.names("") if name not in OWN]
                 if strangers:
                     raise InputError(
-                        f"{self.root} is not a lake and holds other things ({strangers[0]!r}): name an empty folder"
+                        f"{self.root} is not a lake and has other files ({strangers[0]!r}): name an empty folder"
                     )
                 self.write("lake.json", json.dumps({"format_version": FORMAT_VERSION}).encode() + b"\n")
         self.check()
@@ -225,15 +235,13 @@ class Lake:
         except InputError as error:
             if not isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
                 raise
-            raise InputError(
-                f"there is no lake at {self.root}: make one with `soundlake run AUDIO --lake …`"
-            ) from error
+            raise InputError(f"there is no lake at {self.root}; make one with: {self.command('run AUDIO')}") from error
         try:
             version = json.loads(data)["format_version"]
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{self.uri('lake.json')} is damaged: {error}") from error
         if version != FORMAT_VERSION:
-            todo = "make a new lake of the corpus"
+            todo = "make a new lake from the corpus"
             if isinstance(version, int) and version > FORMAT_VERSION:
                 todo = "update soundlake"
             raise InputError(
@@ -320,10 +328,23 @@ def interrupted(error: BaseException | None) -> bool:
     return False
 
 
+def forgotten_meanwhile(lake: Lake) -> TryLaterError:
+    """What to say if something was forgotten while a command worked on it."""
+    return TryLaterError(f"recordings of the lake {lake.root} were forgotten meanwhile: run the same command again")
+
+
+def _forgotten(lake: Lake) -> Any:
+    """What a lake has forgotten, for comparison; None if nothing, or if it cannot be read now."""
+    with contextlib.suppress(OSError, ValueError, TypeError, InputError, TryLaterError):
+        found = json.loads(lake.read(FORGOTTEN))
+        return found.get("names"), found.get("recordings")
+    return None
+
+
 @contextlib.contextmanager
 def run_manifest(lake: Lake, command: str, settings: dict[str, Any]) -> Iterator[Run]:
     """Record a command: ``runs/RUN_ID.json`` is written when it ends, however it ends, traceback included."""
-    run, clock = Run.begin(lake, command, settings), time.monotonic()
+    run, clock, before = Run.begin(lake, command, settings), time.monotonic(), _forgotten(lake)
 
     def end(result: str) -> bool:
         run.manifest["seconds"] = round(time.monotonic() - clock, 3)
@@ -337,6 +358,12 @@ def run_manifest(lake: Lake, command: str, settings: dict[str, Any]) -> Iterator
         if interrupted(error):
             end("interrupted")
             raise
+        if isinstance(error, Exception) and _forgotten(lake) != before:
+            # What it read is gone. And the error may name what was forgotten: it is not written down.
+            later = forgotten_meanwhile(lake)
+            run.manifest["error"] = str(later)
+            end("failed")
+            raise later from error
         run.manifest |= {"error": str(error), "traceback": traceback.format_exc()}
         if end("failed"):
             error.add_note(f"{MANIFEST}{run.run_id}.json")

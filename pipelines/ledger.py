@@ -1,19 +1,27 @@
 """The ledger: one row a recording and uri, what became of it and where its windows are.
 
 Workers write its rows, the driver makes one commit (`pipelines.fragments`). Readers pin a version.
+
+A ledger that an earlier version of soundlake made lacks the columns that came later. Readers take a missing column for
+one of nulls (`read`); a run that writes rows adds it before it plans (`open_for_writing`).
 """
 
+import logging
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 
-from model.errors import InputError
+from model.errors import InputError, TryLaterError
 from model.paths import is_id
 from pipelines import fragments
+from pipelines.audio import DECODER_VERSION
 from pipelines.bucket import lance_options
 from pipelines.lake import Lake
+
+log = logging.getLogger(__name__)
 
 DONE, REJECTED = "done", "rejected"
 
@@ -45,8 +53,14 @@ SCHEMA = pa.schema(
         pa.field("bundles", pa.list_(pa.string())),
         pa.field("label", pa.string()),
         pa.field("group", pa.string()),
+        # Later columns: nullable, and at the end, since that is where they are added to an existing ledger.
+        pa.field("decoder", pa.int32()),  # `audio.DECODER_VERSION` that read the file; null for 1
+        pa.field("notes", pa.list_(pa.string())),  # keys of `audio.NOTES`; null for none
     ]
 )
+
+# An SQL filter for what an older decoder read, for a ledger that has the column.
+OLDER = f"(decoder IS NULL OR decoder < {DECODER_VERSION})"
 
 Row = dict[str, Any]
 # Beside the columns, on the way to the ledger: the fragment that holds the row that this one replaces.
@@ -83,6 +97,67 @@ def open_ledger(lake: Lake, spec_id: str, version: int | None = None) -> Any:
     return fragments.of_lake(lake, Lake.ledger(spec_id), version)
 
 
+def is_older(row: Row) -> bool:
+    """Whether an older decoder made a row; `OLDER`, for one row."""
+    return (row["decoder"] or 1) < DECODER_VERSION
+
+
+def open_for_writing(lake: Lake, spec_id: str) -> Any:
+    """`open_ledger` for a run that writes rows: columns that the ledger lacks are added, as nulls.
+
+    Lance refuses rows with columns that a dataset does not have, so this comes before a run plans. It changes no row
+    and rewrites no file. A commit that was planned before it conflicts with it, and its run plans again.
+
+    Raises
+    ------
+    TryLaterError
+        If another run changes the ledger at the same moment.
+    """
+    dataset = open_ledger(lake, spec_id)
+    if dataset is None or not _lacking(dataset):
+        return dataset
+
+    def add(dataset: Any) -> None:
+        lacking = _lacking(dataset)
+        if lacking:
+            dataset.add_columns(pa.schema(lacking))
+
+    with lake.locked(f"{Lake.spec(spec_id)}/ledger"):
+        try:
+            fragments.changed(dataset, add)
+        except (OSError, ValueError, RuntimeError) as error:
+            if not fragments.is_conflict(error):
+                raise
+            # Another run may have added them, or this one in a try whose answer was lost.
+            dataset.checkout_latest()
+            if _lacking(dataset):
+                raise TryLaterError(
+                    f"another run changed {dataset.uri} meanwhile: run the same command again"
+                ) from error
+    return dataset
+
+
+def _lacking(dataset: Any) -> list[pa.Field]:
+    return [field for field in SCHEMA if field.name not in dataset.schema.names]
+
+
+def read(part: Any, columns: Sequence[str], *, where: str | None = None) -> Iterator[Row]:
+    """Rows of a ledger or of one of its fragments; columns that it lacks are null.
+
+    Parameters
+    ----------
+    part : lance.LanceDataset or lance.LanceFragment
+    columns : sequence of str
+        The keys of each row, in this order.
+    where : str or None
+        An SQL filter over columns that every ledger has.
+    """
+    there = [name for name in columns if name in part.schema.names]
+    for batch in part.to_batches(columns=there, filter=where):
+        for row in batch.to_pylist():
+            yield {name: row.get(name) for name in columns}
+
+
 def specs(lake: Lake) -> list[str]:
     """Ids of the specs that have a ledger, sorted."""
     return [n for n in lake.names("features") if is_id(n) and fragments.is_there(lake, Lake.ledger(n))]
@@ -98,9 +173,9 @@ def only_spec(lake: Lake) -> str:
     """
     found = specs(lake)
     if not found:
-        raise InputError(f"the lake {lake.root} holds no features yet: soundlake extract AUDIO --lake {lake.root}")
+        raise InputError(f"the lake {lake.root} has no features yet; run: {lake.command('extract AUDIO')}")
     if len(found) > 1:
-        raise InputError(f"the lake holds features of {len(found)} specs ({', '.join(found)}): name one with --spec")
+        raise InputError(f"the lake has features of {len(found)} specs ({', '.join(found)}): choose one with --spec")
     return found[0]
 
 
@@ -115,7 +190,9 @@ def summary(dataset: Any) -> dict[str, Any]:
     -------
     dict
         ``listed`` = ``done`` + ``rejected`` counts uris; ``recordings``, ``hours`` and ``windows`` count content once.
-        ``rejects`` by reason, and ``other_length`` (None or a count), each with an example.
+        ``rejects`` by reason and ``notes`` by kind (keys of `pipelines.audio.NOTES`, of files that are done), the most
+        frequent first, each with a count and an example. ``older_decoder``: by corpus, how many files an older decoder
+        read.
     """
     import pyarrow.compute as pc
 
@@ -141,15 +218,48 @@ def summary(dataset: Any) -> dict[str, Any]:
         "silent_windows": pc.sum(once["silent_windows_max"]).as_py() or 0,
         "shards": pc.count_distinct(pc.list_flatten(done["bundles"])).as_py(),
         "rejects": dict(sorted(reasons.items(), key=lambda item: (-item[1]["count"], item[0]))),
-        "other_length": _other_length(dataset),
+        "notes": _notes(dataset),
+        "older_decoder": _older(dataset),
     }
 
 
-def _other_length(dataset: Any) -> dict[str, Any] | None:
-    """How many files decode to another length than their headers declare, and the first by name; None for none."""
-    differs = f"status = '{DONE}' AND abs(claimed_s - duration_s) > {LENGTH_S} + {LENGTH_SHARE} * duration_s"
-    found = dataset.to_table(columns=["uri", "claimed_s", "duration_s"], filter=differs).sort_by("uri")
-    return {"count": len(found), "example": found.slice(0, 1).to_pylist()[0]} if len(found) else None
+def is_other_length(claimed_s: float | None, duration_s: float) -> bool:
+    """Whether a recording's length is not what its header declares."""
+    return claimed_s is not None and abs(claimed_s - duration_s) > LENGTH_S + LENGTH_SHARE * duration_s
+
+
+def _older(dataset: Any) -> dict[str, int]:
+    """How many files of each corpus an older decoder read; those that no decoder could read do not count."""
+    import pyarrow.compute as pc
+
+    from pipelines.plan import TRANSIENT
+
+    where = f"(reason IS NULL OR NOT {fragments.in_list('reason', sorted(TRANSIENT))})"
+    if "decoder" in dataset.schema.names:
+        where += f" AND {OLDER}"
+    found: dict[str, int] = {}
+    for batch in dataset.to_batches(columns=["corpus"], filter=where):
+        for one in pc.value_counts(batch.column("corpus")).to_pylist():
+            found[one["values"]] = found.get(one["values"], 0) + one["counts"]
+    return dict(sorted(found.items(), key=lambda item: str(item[0])))
+
+
+def _notes(dataset: Any) -> dict[str, Any]:
+    """How many files that are done have each note, and the first of them by name."""
+    # Rows of a ledger that had no column for notes have lengths to compare all the same.
+    differs = f"abs(claimed_s - duration_s) > {LENGTH_S} + {LENGTH_SHARE} * duration_s"
+    noted = "notes IS NOT NULL OR " if "notes" in dataset.schema.names else ""
+    columns = ["uri", "claimed_s", "duration_s", "notes"]
+    found: dict[str, Any] = {}
+    for one in read(dataset, columns, where=f"status = '{DONE}' AND ({noted}{differs})"):
+        names = set(one.pop("notes") or [])
+        if is_other_length(one["claimed_s"], one["duration_s"]):
+            names.add("other-length")
+        for name in names:
+            kind = found.setdefault(name, {"count": 0, "example": one})
+            kind["count"] += 1
+            kind["example"] = min(kind["example"], one, key=lambda example: example["uri"])
+    return dict(sorted(found.items(), key=lambda item: (-item[1]["count"], item[0])))
 
 
 def partitions(dataset: Any, corpus: str) -> set[str]:
@@ -165,6 +275,14 @@ def partitions(dataset: Any, corpus: str) -> set[str]:
     return found
 
 
+def one_place(places: Iterable[Sequence[str]]) -> list[str]:
+    """The bundles that a recording is read from, sorted, of those that the rows of its files name; empty for none.
+
+    They differ where one of the files was decoded again by itself.
+    """
+    return min((sorted(bundles) for bundles in places), default=[])
+
+
 def training_input(dataset: Any) -> tuple[dict[str, list[str]], dict[str, str]]:
     """Bundles and groups of what is done.
 
@@ -172,16 +290,55 @@ def training_input(dataset: Any) -> tuple[dict[str, list[str]], dict[str, str]]:
     -------
     (dict of str to list of str, dict of str to str)
         Bundle → recording_ids that are to be read from it, both sorted: a shard may hold more, of recordings that have
-        gone, or have come back in another bundle. And recording_id → group (``""`` where there is none).
+        gone, or have come back in another bundle. And recording_id → group (``""`` where there is none). Where files of
+        one recording name different groups these are one group, by the name that sorts first: whatever shares a group
+        with one of the files shares it with the recording, and must lie on its side of a split.
     """
     bundles: dict[str, set[str]] = {}
     groups: dict[str, str] = {}
+    joins: dict[str, str] = {}
+
+    def joined(group: str) -> str:
+        while group in joins:
+            group = joins[group]
+        return group
+
     for batch in dataset.to_batches(columns=["recording_id", "bundles", "group"], filter=f"status = '{DONE}'"):
         for recording_id, held_by, named in zip(*(column.to_pylist() for column in batch.columns), strict=True):
             for bundle in held_by:
                 bundles.setdefault(bundle, set()).add(recording_id)
             # Many recordings name one group: its text is kept once.
             group = sys.intern(named or "")
-            # Copies of one recording may name different groups: the smallest, whatever the order of the rows.
-            groups[recording_id] = min(groups.get(recording_id, group), group)
+            before = groups.setdefault(recording_id, group) or group
+            groups[recording_id] = before
+            if group:
+                first, second = sorted((joined(before), joined(group)))
+                if first != second:
+                    joins[second] = first
+    if joins:
+        groups = {recording_id: joined(group) for recording_id, group in groups.items()}
+        _tell_large(groups, {*joins, *joins.values()})
     return {bundle: sorted(bundles.pop(bundle)) for bundle in sorted(bundles)}, groups
+
+
+def _tell_large(groups: Mapping[str, str], linked: set[str]) -> None:
+    """Say if most recordings are of one group because copies link what were several: a split of them is lopsided."""
+    group, count = Counter(groups.values()).most_common(1)[0]
+    if group in linked and 2 * count > len(groups):
+        log.warning(
+            "files with the same content name different groups, which count as one: %d of %d recordings are in the "
+            "group %r now and stay on one side of the split",
+            count,
+            len(groups),
+            group,
+        )
+
+
+def merged(rows: Iterable[Row]) -> Row:
+    """One row for a recording from those of its files.
+
+    The first by uri, with the label that all files agree on which have one; None where they do not.
+    """
+    each = sorted(rows, key=lambda row: row["uri"])
+    labels = {row["label"] for row in each if row["label"] is not None}
+    return each[0] | {"label": labels.pop() if len(labels) == 1 else None}

@@ -16,6 +16,7 @@ from typing import Any
 from model.errors import HeldError, InputError, TryLaterError, storage_errors
 from model.paths import is_id, no_links
 from pipelines import fragments, ledger, leftovers, table
+from pipelines.display import stage
 from pipelines.lake import Lake, run_manifest
 from pipelines.leftovers import Left, Sweep
 from pipelines.lookup import find_model
@@ -113,8 +114,9 @@ def maintain(
         if run is not None:
             run.manifest["counts"] = told
         busy, since = leftovers.at_work(lake, moment)
-        sweep(leftovers.PARTS, leftovers.parts(lake, since))
-        sweep(leftovers.RUNS, leftovers.dead_runs(lake, moment))
+        with stage("looking for what killed runs left"):
+            sweep(leftovers.PARTS, leftovers.parts(lake, since))
+            sweep(leftovers.RUNS, leftovers.dead_runs(lake, moment))
         job = _Job(lake, sweep, since, busy, recall_floor, dry_run)
         for spec_id in filter(is_id, lake.names("features")):
             told["ledgers"][spec_id] = _ledger(job, spec_id)
@@ -128,8 +130,8 @@ def maintain(
         ]
         if low and not dry_run:
             raise HeldError(
-                f"indices of {lake.root} find too few of the true nearest windows, though built anew: recall of "
-                f"{', '.join(low)}, the floor is {recall_floor:g}; if that is enough, lower --recall-floor",
+                f"the index of {lake.root} still has low recall after a rebuild: {', '.join(low)}, the floor is "
+                f"{recall_floor:g}; to accept it, lower --recall-floor",
                 told,
             )
     return told
@@ -138,7 +140,7 @@ def maintain(
 def _ledger(job: _Job, spec_id: str) -> dict[str, Any]:
     """Sweep the bundles that a ledger does not name, and tidy it."""
     lake, uri = job.lake, job.lake.ledger_uri(spec_id)
-    with job.changing(f"{Lake.spec(spec_id)}/ledger", uri):
+    with stage(f"tidying the ledger {spec_id}"), job.changing(f"{Lake.spec(spec_id)}/ledger", uri):
         dataset = ledger.open_ledger(lake, spec_id)
         version = fragments.version_of(dataset)
         tidying = Tidying(dataset, since=job.since, dry_run=job.dry_run)
@@ -190,7 +192,7 @@ def _of_kind(kind: str, bundles: list[dict[str, Left]]) -> list[Left]:
 def _table(job: _Job, model_id: str) -> dict[str, Any]:
     """Sweep what encode had made for a version that is gone, or long ago; tidy a table, and see to its index."""
     lake, uri = job.lake, job.lake.table_uri(model_id)
-    with job.changing(f"tables/{model_id}", uri):
+    with stage(f"tidying the table {model_id}"), job.changing(f"tables/{model_id}", uri):
         dataset = table.open_table(lake, model_id)
         version, said = fragments.version_of(dataset), table.said(lake, model_id)
         tidying = Tidying(dataset, since=job.since, dry_run=job.dry_run)

@@ -1,10 +1,13 @@
 """What the commands say, in words."""
 
+import shlex
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from model.evaluate import DISTURBANCES, MEASURES
-from pipelines.audio import REASONS
+from model.features import PRESETS
+from pipelines.audio import NOTES, REASONS
+from pipelines.display import duration
 from pipelines.lake import Lake
 from pipelines.terminal import visible
 
@@ -12,14 +15,16 @@ from pipelines.terminal import visible
 def files(totals: dict[str, Any]) -> str:
     """One line on what extract did."""
     new = totals["done"] + totals["rejected"] + totals["gone"]
-    left = f", {totals['left_out']} left out by name" if totals["left_out"] else ""
+    left = f", {totals['left_out']} ignored by name" if totals["left_out"] else ""
     left += _labels_without_file(totals)
-    gone = f", {totals['gone']} gone" if totals["gone"] else ""
+    gone = f", {totals['gone']} deleted" if totals["gone"] else ""
+    forgotten = f", {totals['forgotten']} forgotten" if totals["forgotten"] else ""
     if not new:
-        return f"nothing to do: all {totals['listed']} files are as they were{left}"
+        every = "all " if not forgotten else ""
+        return f"nothing to do: {every}{totals['unchanged']} files are unchanged{forgotten}{left}"
     return (
         f"{totals['listed']} files: {totals['unchanged']} unchanged, {totals['done']} done, "
-        f"{totals['rejected']} rejected{gone}{left}"
+        f"{totals['rejected']} rejected{forgotten}{gone}{left}"
     )
 
 
@@ -29,36 +34,49 @@ def _labels_without_file(totals: dict[str, Any], before: str = ", ") -> str:
     return f"{before}{count} label{'s' * (count > 1)} without a file" if count else ""
 
 
+def labels(totals: dict[str, Any], say: Callable[[str], None]) -> None:
+    """Say what is odd about a label file, and name the first labels without a file, each with the nearest file."""
+    for note in totals["label_notes"]:
+        say(f"    labels: {shown(note)}")
+    for one in totals["unmatched_labels"]:
+        nearest = f"; the nearest is {shown(one['nearest'])}, which differs {one['differs']}" if one["nearest"] else ""
+        say(f"    labels: line {one['line']} names {shown(one['uri'])}: there is no such file{nearest}")
+    more = totals["labels_without_file"] - len(totals["unmatched_labels"])
+    if more > 0:
+        say(f"    labels: {more} more have no file")
+
+
 def rejects(summary: dict[str, Any], say: Callable[[str], None]) -> None:
     """Say a line for each reason of rejection, the most frequent first, with an example."""
     for reason, found in summary["rejects"].items():
-        say(f"    {found['count']:>6}  {reason}: {REASONS.get(reason, '')} Such as {shown(found['example'])}")
+        say(f"    {found['count']:>6}  {reason}: {REASONS.get(reason, '')} Example: {shown(found['example'])}")
 
 
-def other_length(summary: dict[str, Any], say: Callable[[str], None]) -> None:
-    """Say how many files hold more or less sound than their headers declare, if any do."""
-    found = summary["other_length"]
-    if found is not None:
+def notes(summary: dict[str, Any], say: Callable[[str], None]) -> None:
+    """Say a line for each kind of note on files that are done, the most frequent first, with an example."""
+    for kind, found in summary["notes"].items():
         one = found["example"]
-        say(
-            f"    {found['count']:>6}  done, but not as long as declared. Such as {shown(one['uri'])}: "
-            f"{one['claimed_s']:.2f} s by its header, {one['duration_s']:.2f} s decoded"
-        )
+        lengths = f"{one['duration_s']:.2f} s decoded"
+        if kind == "other-length":
+            lengths = f"{one['claimed_s']:.2f} s by its header, {lengths}"
+        say(f"    {found['count']:>6}  done, {kind}: {NOTES.get(kind, '')} Example: {shown(one['uri'])}: {lengths}")
 
 
 def plan(found: dict[str, Any], say: Callable[[str], None]) -> None:
     """Say what extract would do, and what it would cost."""
-    again = f", {found['tried_again']} to be tried again" if found["tried_again"] else ""
+    again = f", {found['tried_again']} to be retried" if found["tried_again"] else ""
     moved = f", {found['relabelled']} under another label or corpus" if found["relabelled"] else ""
-    gone = f"; {found['gone']} gone" if found["gone"] else ""
-    left = f"; {found['left_out']} left out by name" if found["left_out"] else ""
+    gone = f"; {found['gone']} deleted" if found["gone"] else ""
+    forgotten = f", {found['forgotten']} forgotten" if found["forgotten"] else ""
+    left = f"; {found['left_out']} ignored by name" if found["left_out"] else ""
     left += _labels_without_file(found, "; ")
     say(
         f"{found['listed']} files: {found['unchanged']} unchanged, {found['new']} new, {found['changed']} changed"
-        f"{again}{moved}{gone}{left}"
+        f"{again}{moved}{forgotten}{gone}{left}"
     )
+    labels(found, say)
     if found["known"]:
-        say(f"    {found['known']:>6}  hold sound that the lake knows: nothing to decode")
+        say(f"    {found['known']:>6}  have content that is already in the lake: not decoded again")
     for reason, count in found["rejects"].items():
         say(f"    {count:>6}  rejected, {reason}: {REASONS.get(reason, '')}")
     if not found["recordings"]:
@@ -67,7 +85,7 @@ def plan(found: dict[str, Any], say: Callable[[str], None]) -> None:
     hours = sum(found["planned_s"].values()) / 3600
     kinds = ", ".join(f"{name} {seconds / 3600:.2f} h" for name, seconds in found["planned_s"].items())
     say(
-        f"to decode: {found['recordings']} recordings, {hours:.2f} hours by their headers ({kinds}), "
+        f"to decode: {found['recordings']} recordings, {hours:.2f} hours according to their headers ({kinds}), "
         f"{found['planned_windows']} windows, {found['shards']} shards"
     )
     cost = found["estimate"]
@@ -78,24 +96,29 @@ def plan(found: dict[str, Any], say: Callable[[str], None]) -> None:
     )
     if cost["money"]:
         said = [f"{cost['money'][name]:.2f} {what}" for name, what in _MONEY.items() if name in cost["money"]]
-        say(f"money: {', '.join(said)}, in the currency of the prices")
+        say(f"cost: {', '.join(said)}, in the currency of the prices")
 
 
-_MONEY = {"cpu": "for the CPU hours", "storage": "a month for the shards"}
+_MONEY = {"cpu": "for CPU time", "storage": "per month for storage"}
 
 
-def duration(seconds: float) -> str:
-    """Seconds in words."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+# An estimate within this share of what it took was right.
+CLOSE = 0.05
 
 
 def estimate_error(found: dict[str, Any]) -> str:
     """How far the last estimate was off, in words."""
+    ratio = 1 + found["error"]
+    if ratio >= 2:
+        said = f"the estimate was {ratio:.1f} times as much"
+    elif ratio <= 0.5:
+        said = f"{1 / ratio:.1f} times the estimate" if ratio > 0 else "nothing was estimated"
+    else:
+        said = f"{abs(found['error']):.0%} {'less' if found['error'] > 0 else 'more'} than estimated"
+        said = "as estimated" if abs(found["error"]) < CLOSE else said
     return (
-        f"last estimate of extract: {duration(found['estimated_cpu_s'])} of CPU, took {duration(found['took_cpu_s'])} "
-        f"({abs(found['error']):.0%} {'over' if found['error'] > 0 else 'under'})"
+        f"last extract: estimated at {duration(found['estimated_cpu_s'])} of CPU time, "
+        f"took {duration(found['took_cpu_s'])}: {said}"
     )
 
 
@@ -114,12 +137,37 @@ def elbo(metrics: dict[str, Any]) -> str:
     )
 
 
+def older_decoder(summary: dict[str, Any], spec_id: str, lake: Lake, say: Callable[[str], None]) -> None:
+    """Say how many files an older decoder read, and what to do about it, if there are any."""
+    presets = {spec.spec_id: name for name, spec in PRESETS.items()}
+    spec = presets.get(spec_id, lake.uri(f"{Lake.spec(spec_id)}/spec.json"))
+    for corpus, count in summary["older_decoder"].items():
+        command = lake.command(f"extract {shlex.quote(str(corpus))} --spec {shlex.quote(spec)} --recheck")
+        say(
+            f"    {count:>6}  were read by an older version of soundlake. To decode again what this version reads "
+            f"otherwise, run: {command}"
+        )
+
+
+def rechecked(found: dict[str, Any], say: Callable[[str], None]) -> None:
+    """Say what became of files that an older decoder read."""
+    say(
+        f"recheck: {found['same']} files are read as before, {found['different']} otherwise, "
+        f"{found['unreachable']} could not be read"
+    )
+    if found["example"] is not None:
+        say(
+            f"    {found['unreachable']:>6}  are missing or have changed since they were extracted, and stay as they "
+            f"are. Example: {shown(found['example'])}"
+        )
+
+
 def repaired(found: dict[str, Any], spec_id: str, say: Callable[[str], None]) -> None:
     """Say which shards were damaged, and what was done about each."""
     say(f"repair: {found['shards']} shards checked, {len(found['damaged'])} damaged")
     for one in found["damaged"]:
         same = one["moved_to"] == one["bundle"]
-        how = "made again, byte for byte" if same else f"what is left of its recordings is in {one['moved_to']} now"
+        how = "rebuilt, byte for byte" if same else f"its remaining recordings are now in {one['moved_to']}"
         say(f"    {Lake.shard(spec_id, one['bundle'])}: {one['damage']}; {how}")
 
 
@@ -127,21 +175,25 @@ def run(result: dict[str, Any], say: Callable[[str], None]) -> None:
     """Say what the main job made."""
     found, extracted, encoded = result["ledger"], result["extract"], result["encode"]
     say(f"files       {files(extracted)}")
+    labels(extracted, say)
     say(
         f"recordings  {found['recordings']} done, {found['rejected']} files rejected, {found['hours']:.2f} hours, "
         f"{found['windows']} windows in {found['shards']} shards, {found['silent_windows']} silent windows left out"
     )
     rejects(found, say)
+    notes(found, say)
     model = result["model"]
     made = result["train"] or {"model_id": None, "trained": False}
     how = "trained" if made["trained"] and made["model_id"] == model["model_id"] else "there already"
     say(f"model       {model['model_id']} {how}: {elbo(model['metrics'])}")
     did = f"{encoded['encoded']} windows encoded" if encoded["encoded"] else "nothing to encode"
-    say(f"table       {encoded['rows']} windows, {did}, search is {encoded['index']['kind']}")
+    say(f"table       {encoded['rows']} rows, {did}, search is {encoded['index']['kind']}")
     judged = result["evaluation"]
     if judged is not None:
         other = "" if judged["model_id"] == model["model_id"] else f"of {judged['model_id']}, which was trained now: "
         say(f"worth       {other}{worth(judged)}")
+        for sentence in judged["verdict"]:
+            say(f"            {sentence}")
     say(f"report      {result['report']}")
 
 
@@ -163,29 +215,39 @@ def worth(found: dict[str, Any]) -> str:
 WORDS = {"error": "mean square error", "negative_elbo": "negative ELBO, nats a window", **MEASURES}
 
 
+def encoded(result: dict[str, Any]) -> str:
+    """One line on what encode did."""
+    did = [f"{result['encoded']} windows encoded"] if result["encoded"] else []
+    did += [f"{result['renamed']} windows copied under a new name or label"] if result["renamed"] else []
+    if result["stale_recordings"]:
+        did.append(f"old rows of {result['stale_recordings']} recordings removed")
+    search = f", search is {result['index']['kind']}" if result["index"] else ""
+    return f"{', '.join(did) or 'nothing to do'}; the table has {result['rows']} rows{search}"
+
+
 def trained(result: dict[str, Any], lake: str, say: Callable[[str], None]) -> None:
     """Say what train made, and what is to be done with it."""
     if "host" in result:
-        say(f"model   {result['model_id']}: host {result['host']} has done its part, the chief writes it down")
+        say(f"model   {result['model_id']}: host {result['host']} is done; the chief saves the model")
         return
     metrics = result["metrics"]
-    how = "nothing to do: it is there"
+    how = "nothing to do: already trained"
     if result["trained"]:
         how = f"trained in {metrics['steps']} steps, {metrics['seconds']} s"
     elif "seen" in result:
-        how = f"nothing to do: it saw {result['seen']} windows, and the lake has {result['windows']}"
+        how = f"nothing to do: it was trained on {result['seen']} windows, the lake has {result['windows']}"
     say(f"model   {result['model_id']}{' (promoted)' if result['promoted'] else ''}: {how}")
     active = f"{metrics['active_dimensions']} of {len(metrics['kl_per_dim'])} dimensions active"
     say(f"        {elbo(metrics)}; {active}")
     say(f"report  {result['report']}")
     if not result["promoted"]:
-        say(f"to use it: soundlake promote {result['model_id']} --lake {lake}")
+        say(f"to use it: soundlake promote {result['model_id']} --lake {shlex.quote(lake)}")
 
 
 def promoted(result: dict[str, Any], say: Callable[[str], None]) -> None:
     """Say what promote did, and the figures that it went by."""
     if result["instead_of"] == result["model_id"]:
-        say(f"nothing to do: {result['model_id']} is in use for the spec {result['spec_id']}")
+        say(f"nothing to do: {result['model_id']} is already in use for the spec {result['spec_id']}")
         return
     instead = f" in place of {result['instead_of']}" if result["instead_of"] else ""
     forced = ", forced" if result["forced"] else ""
@@ -199,16 +261,20 @@ def promoted(result: dict[str, Any], say: Callable[[str], None]) -> None:
 def status(result: dict[str, Any], say: Callable[[str], None]) -> None:
     """Say what is in a lake."""
     say(f"lake {result['lake']}")
+    forgotten = result["forgotten"]
+    if any(forgotten.values()):
+        say(f"  forgotten: {forgotten['recordings']} recordings, {forgotten['names']} names; extract leaves them out")
     if not result["specs"]:
-        say("  no features yet: soundlake run AUDIO")
+        say(f"  no features yet; run: soundlake run AUDIO --lake {shlex.quote(result['lake'])}")
     for spec_id, found in result["specs"].items():
         say(f"  features {spec_id}{' (' + found['preset'] + ')' if found['preset'] else ''}")
         say(
             f"    {found['listed']} files = {found['done']} done + {found['rejected']} rejected; "
-            f"{found['recordings']} recordings, {found['hours']:.2f} hours, {found['windows']} windows, "
+            f"{_recordings(found)}, {found['hours']:.2f} hours, {found['windows']} windows, "
             f"{found['shards']} shards"
         )
-        other_length(found, say)
+        notes(found, say)
+        older_decoder(found, spec_id, Lake.at(result["lake"]), say)
         rejects(found, say)
         if found["estimate"] is not None:
             say(f"    {estimate_error(found['estimate'])}")
@@ -217,16 +283,29 @@ def status(result: dict[str, Any], say: Callable[[str], None]) -> None:
             say(f"  model {model_id}: {found['unreadable']}")
             continue
         mark = ", promoted" if found["promoted"] else ""
+        if found["trained_forgotten"]:
+            mark += f", trained on {found['trained_forgotten']} recordings that are forgotten now"
         loss = found["validation"]["negative_elbo"]
-        say(f"  model {model_id}: spec {found['spec_id']}{mark}, validation loss {loss:.0f} nats, {found['report']}")
+        at = f"--lake {shlex.quote(result['lake'])}"
+        report = found["report"] or f"no report; run: soundlake evaluate --model {model_id} {at}"
+        say(f"  model {model_id}: spec {found['spec_id']}{mark}, validation loss {loss:.0f} nats, {report}")
     for model_id, found in result["tables"].items():
-        fresh = "up to date" if found["up_to_date"] else "behind the ledger: soundlake encode"
+        fresh = "up to date" if found["up_to_date"] else "its model cannot be read"
+        if found["up_to_date"] is False:
+            fresh = f"out of date; run: soundlake encode --lake {shlex.quote(result['lake'])}"
         kind = (found["index"] or {}).get("kind", "exact")
         recall = (found["index"] or {}).get("recall")
         say(
-            f"  table {model_id}: {found['rows']} windows, {fresh}, search is {kind}"
+            f"  table {model_id}: {found['rows']} rows, {fresh}, search is {kind}"
             + (f", recall {recall:.3f}" if recall is not None else "")
         )
+
+
+def _recordings(found: dict[str, Any]) -> str:
+    """How many recordings files hold, and how many files are copies of others."""
+    copies = found["done"] - found["recordings"]
+    said = f" ({found['done']} files hold them: {copies} are copies of others, byte for byte)" if copies else ""
+    return f"{found['recordings']} recordings{said}"
 
 
 def hits(results: Sequence[dict[str, Any]], say: Callable[[str], None], *, filtered: bool) -> None:
@@ -235,7 +314,7 @@ def hits(results: Sequence[dict[str, Any]], say: Callable[[str], None], *, filte
         if len(results) > 1:
             say(f"{shown(one['query'])}:")
         if not one["hits"]:
-            say("no window of the table passes the filter" if filtered else "the table holds nothing else")
+            say("no window matches the filter" if filtered else "no other window in the table")
             continue
         for line in _hits_table(one["hits"]):
             say(line)
@@ -275,24 +354,31 @@ def _hits_table(found: Sequence[Any]) -> list[str]:
 
 
 def evaluation(found: dict[str, Any], say: Callable[[str], None]) -> None:
-    """Say what a model is worth, and its baselines."""
+    """Say how good a model is, and its baselines."""
     say(
         f"model {found['model_id']} on {found['recordings']} recordings, {found['windows']} windows; "
-        f"{found['held_out_recordings']} recordings held out"
+        f"{found['held_out_recordings']} of these recordings were held out of training"
     )
     error, components = found["mse"]["model"], found["mse"]["PCA"]
-    say(f"reconstruction of those: mean square error {error:.3f}, principal components {components:.3f}")
+    say(f"reconstruction of held-out recordings: mean square error {error:.3f}, principal components {components:.3f}")
     if found["probes"] is None:
         say(f"{found['labelled']} recordings with labels, {found['labels']} labels, no probes: {found['no_probes']}")
     else:
-        say(f"clips of {found['labelled']} recordings, {found['labels']} labels, {found['folds']}, 95 % intervals:")
+        say(
+            f"labels read off the embeddings of {found['labelled']} recordings, {found['labels']} labels, "
+            f"{found['folds']}, 95 % intervals;"
+        )
+        say("the encoder was trained on most of these recordings, without their labels:")
         for line in _table(MEASURES, found["probes"], lambda s: f"{s['value']:.3f} ({s['low']:.2f}–{s['high']:.2f})"):
             say(line)
         ahead = ", ".join(f"{MEASURES[name]} {100 * points:+.1f}" for name, points in found["ahead"].items())
         say(f"points ahead of the best baseline: {ahead}")
-    say("windows held out that are found again:")
+    say("held-out windows found again after a disturbance:")
     for line in _table(DISTURBANCES, found["consistency"], lambda share: f"{share:.3f}"):
         say(line)
+    say("what this means:")
+    for sentence in found["verdict"]:
+        say(f"  {sentence}")
     say(f"report  {found['report']}")
 
 

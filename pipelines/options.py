@@ -2,14 +2,42 @@
 
 import math
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from model.errors import InputError
 
 # Options of Beam's own follow `--`.
 BEAM = {"allow_extra_args": True}
+
+RETRY = "--retry-rejected"
+
+
+class RetryCommand(TyperCommand):
+    """A command with `RETRY`, whose value is optional: Typer knows no such options."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse, with ``all`` put after a `RETRY` that has no reason."""
+        return super().parse_args(ctx, self._with_reason(ctx, args))
+
+    def _with_reason(self, ctx: Any, args: list[str]) -> list[str]:
+        end = args.index("--") if "--" in args else len(args)
+        if RETRY not in args[:end]:
+            return args
+        from pipelines.audio import REASONS
+
+        place = args.index(RETRY) + 1
+        without = [*args[:place], "all", *args[place:]]
+        if place == end or args[place].startswith("-"):
+            return without
+        if args[place] in REASONS or args[place] == "all":
+            return args
+        # No reason: it is the corpus, unless that is named elsewhere, and this is a reason misspelt.
+        named, _, _ = self.make_parser(ctx).parse_args(args[:end])
+        return without if named.get("audio") is None else args
+
 
 _verbose = False
 
@@ -39,11 +67,11 @@ def is_template(beam: Sequence[str]) -> bool:
 def refuse_template(beam: Sequence[str], command: str) -> None:
     """Raise `InputError` if so: what comes after the first pipeline of `command` has to wait for it."""
     if is_template(beam):
-        raise InputError(f"{command} waits for its pipeline, and nobody waits for a template: no --template_location")
+        raise InputError(f"{command} cannot write a template: it needs the result; leave out --template_location")
 
 
 Audio = Annotated[str, typer.Argument(help="Folder or bucket prefix of audio files.")]
-LakeAt = Annotated[str, typer.Option("--lake", envvar="SOUNDLAKE_LAKE", help="Where the lake lies.")]
+LakeAt = Annotated[str, typer.Option("--lake", envvar="SOUNDLAKE_LAKE", help="Lake directory or bucket prefix.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")]
 Verbose = Annotated[
     bool,
@@ -55,51 +83,59 @@ SpecToRead = Annotated[
 ]
 Accelerator = Annotated[
     str | None,
-    typer.Option("--accelerator", help="GPU of the workers, in the runner's words: type:nvidia-tesla-t4;count:1;…"),
+    typer.Option("--accelerator", help="GPU of the workers, as the runner names it: type:nvidia-tesla-t4;count:1;…"),
 ]
-ModelId = Annotated[str | None, typer.Option("--model", help="model_id; by default the promoted one.")]
+ModelId = Annotated[str | None, typer.Option("--model", help="model_id; default: the promoted model.")]
 Retry = Annotated[
     str | None,
-    typer.Option("--retry-rejected", metavar="[REASON]", help="Try rejects again: for one reason, or all of them."),
+    typer.Option(RETRY, metavar="[REASON]", help="Retry rejected files: those with this reason, or all."),
 ]
 Labels = Annotated[
-    str | None, typer.Option("--labels", help="CSV or Parquet with uri, label, group; by default labels.csv in AUDIO.")
+    str | None, typer.Option("--labels", help="CSV or Parquet with uri, label, group; default: labels.csv in AUDIO.")
 ]
 Partition = Annotated[
-    str | None, typer.Option("--partition", help="Only one folder of the corpus; . for files beside its folders.")
+    str | None, typer.Option("--partition", help="One folder of the corpus; . = files outside its folders.")
 ]
-Folds = Annotated[
-    str | None, typer.Option("--folds", help="CSV or Parquet with uri and fold, for a set that has its own.")
+Folds = Annotated[str | None, typer.Option("--folds", help="CSV or Parquet with uri and fold: predefined folds.")]
+Workers = Annotated[int, typer.Option("--workers", min=0, help="Threads of the local runner; 0 = one per core.")]
+Preset = Annotated[
+    str | None, typer.Option("--preset", help="Architecture: default, or seed (a plain convolutional VAE).")
 ]
-Workers = Annotated[int, typer.Option("--workers", min=0, help="Threads of the local runner; 0 for one a core.")]
-Preset = Annotated[str | None, typer.Option("--preset", help="VAE: default, or seed (the article's).")]
-Steps = Annotated[int | None, typer.Option("--steps", help="Training steps at most.")]
-Seed = Annotated[int | None, typer.Option("--seed", help="Seed of weights, order and noise.")]
+Steps = Annotated[int | None, typer.Option("--steps", help="Maximum number of training steps.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Random seed for weights, order and noise.")]
 Contrastive = Annotated[
     float | None,
-    typer.Option("--contrastive", help="Weight of the contrastive term between windows of a recording, nats; 0: none."),
+    typer.Option(
+        "--contrastive", help="Weight of the contrastive loss between windows of a recording, nats (0 = off)."
+    ),
 ]
-LatentDim = Annotated[int | None, typer.Option("--latent-dim", help="Numbers that a window is rebuilt from.")]
-LikenessDim = Annotated[
-    int | None, typer.Option("--likeness-dim", help="Numbers of an embedding beside them: what a window sounds like.")
-]
-Temperature = Annotated[float | None, typer.Option("--temperature", help="Of the contrastive term.")]
+LatentDim = Annotated[int | None, typer.Option("--latent-dim", help="Size of the latent vector.")]
+LikenessDim = Annotated[int | None, typer.Option("--likeness-dim", help="Size of the similarity embedding.")]
+Temperature = Annotated[float | None, typer.Option("--temperature", help="Temperature of the contrastive loss.")]
 Masking = Annotated[
-    float | None, typer.Option("--masking", help="Widest mask, as a share of a window, in time and in bands; 0: none.")
+    float | None,
+    typer.Option("--masking", help="Maximum mask width, as a fraction of a window, in time and mel bands (0 = off)."),
 ]
 Denoising = Annotated[
-    float | None, typer.Option("--denoising", help="Most noise that the encoder sees, standard deviations; 0: none.")
+    float | None,
+    typer.Option("--denoising", help="Maximum noise added to the encoder input, in standard deviations (0 = off)."),
 ]
-Level = Annotated[float | None, typer.Option("--level", help="Change of level in training, dB (a deviation); 0: none.")]
+Level = Annotated[
+    float | None, typer.Option("--level", help="Standard deviation of random gain in training, dB (0 = off).")
+]
 Mixing = Annotated[
     float | None,
-    typer.Option("--mixing", help="Most of another recording in a pair's second window; with --contrastive."),
+    typer.Option("--mixing", help="Maximum mix-in ratio of another recording; needs --contrastive."),
 ]
 Pitch = Annotated[
-    int | None, typer.Option("--pitch", help="Mel bands that training moves windows by at most; 0: none.")
+    int | None, typer.Option("--pitch", help="Maximum random pitch shift in training, mel bands (0 = off).")
 ]
-FreeBits = Annotated[float | None, typer.Option("--free-bits", help="Nats that a latent dimension carries for free.")]
-KlWarmUp = Annotated[int | None, typer.Option("--kl-warm-up", help="Steps until the KL has its full weight.")]
-ClipNorm = Annotated[float | None, typer.Option("--clip-norm", help="Largest norm of the gradients; 0: any.")]
-Precision = Annotated[str | None, typer.Option("--precision", help="float32, or bfloat16 with weights in float32.")]
-Xla = Annotated[bool | None, typer.Option("--xla", help="Compile with XLA: for one GPU.")]
+FreeBits = Annotated[
+    float | None, typer.Option("--free-bits", help="Free bits: nats per latent dimension without KL penalty.")
+]
+KlWarmUp = Annotated[int | None, typer.Option("--kl-warm-up", help="Steps until the KL term has its full weight.")]
+ClipNorm = Annotated[float | None, typer.Option("--clip-norm", help="Clip gradients to this norm (0 = off).")]
+Precision = Annotated[
+    str | None, typer.Option("--precision", help="float32, or bfloat16 (mixed precision, weights stay float32).")
+]
+Xla = Annotated[bool | None, typer.Option("--xla", help="Compile with XLA; needs a single GPU.")]

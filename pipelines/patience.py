@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from model.errors import InputError, TryLaterError
+from model.errors import OF_THE_MACHINE, OF_THE_NETWORK, InputError, TryLaterError, number_of, of_system
 
 # Seconds: what one request may take, and how long a bucket may not answer before a command gives up.
 REQUEST_S = float(os.environ.get("SOUNDLAKE_REQUEST_SECONDS", "30"))
@@ -56,11 +56,13 @@ def told(error: Exception, where: str) -> Exception | None:
     status, code = (found[1] if (found := pattern.search(said)) else "" for pattern in (_STATUS, _CODE))
     bucket = "/".join(where.split("/")[:3])
     if code == "NoSuchBucket" or "specified bucket does not exist" in said:
-        return InputError(f"there is no bucket {bucket}: make it, or correct the name or the endpoint")
+        return InputError(f"there is no bucket {bucket}: create it, or correct the name or the endpoint")
     if code in _BAD_KEYS or status == "401":
-        return InputError(f"{bucket} does not take the credentials of the environment ({code or status})")
+        return InputError(
+            f"{bucket} rejects the credentials of the environment ({code or status}): correct or renew them"
+        )
     if "169.254." in said or "metadata.google" in said:
-        return InputError(f"no credentials for {bucket}: set the variables that docs/storage.md names")
+        return InputError(f"no credentials for {bucket}: set the variables listed in docs/storage.md")
     if status == "403":
         return PermissionError(errno.EACCES, f"no permission ({code or status}): look at the credentials", where)
     if code == "NoSuchUpload":
@@ -113,7 +115,7 @@ def patiently(where: str, call: Callable[[], Result]) -> Result:
         except (TryLaterError, InputError):
             raise
         except Exception as error:
-            if not is_of_storage(error) and not isinstance(error, ConnectionError):
+            if not is_of_storage(error) and number_of(error) not in OF_THE_NETWORK:
                 raise
             if (clear := told(error, where)) is not None:
                 # What is an InputError has nothing to do with the file that was asked for.
@@ -121,6 +123,8 @@ def patiently(where: str, call: Callable[[], Result]) -> Result:
             waited = time.monotonic() - began
             if waited + pause > _patience[_answers]:
                 _answers = False
+                if number_of(error) in OF_THE_MACHINE and (ours := of_system(error, where)) is not None:
+                    raise ours from error  # the bucket is not to blame
                 from pipelines.bucket import endpoint
 
                 raise TryLaterError(

@@ -5,20 +5,20 @@ It looks at the lake and asks no runner, so it tells the same of a pipeline in t
 
 import contextlib
 import json
-import sys
+import secrets
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from model.errors import TryLaterError
+from pipelines.display import Stage, stage
 from pipelines.lake import Lake
-from pipelines.messages import duration
-from pipelines.terminal import say as tell_line
 
-# Seconds between two looks; and between two lines where stderr is no terminal.
-LOCAL_LOOK, REMOTE_LOOK, LINE = 0.5, 15.0, 30.0
+# Seconds between two looks; and between two words of a worker about files that it lists or probes.
+LOCAL_LOOK, REMOTE_LOOK, TALLY = 0.5, 15.0, 2.0
+# What workers say before it is known how much there is to do.
+SURVEY = LISTED, PROBED = "files listed", "files probed"
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Watch:
         self._progress = progress
         self._seen: set[str] = set()
         self._expected: float | None = None
-        self._began = self._work_began = time.monotonic()
+        self._work_began = time.monotonic()
         self.numbers: dict[str, float] = {}
         # What the first pieces said: enough for a guess at the rest.
         self.first: dict[str, float] | None = None
@@ -70,44 +70,66 @@ class Watch:
                 for key, value in json.loads(lake.read(f"{folder}/done/{name}")).items():
                     self.numbers[key] = self.numbers.get(key, 0) + value
                 self._seen.add(name)
-        if self.first is None and self._seen:
+        if self.first is None and "work" in self.numbers:
             self.first = dict(self.numbers)
 
-    @property
-    def share(self) -> float | None:
-        """Of the work, what is done; None before it is known how much there is."""
-        return min(1.0, self.numbers.get("work", 0) / self._expected) if self._expected else None
+    def report(self, stage: Stage) -> None:
+        """Say how far it is: what was listed and probed until it is known how much there is to do."""
+        numbers = {name: value for name, value in self.numbers.items() if " " not in name}
+        work, audio_s = numbers.pop("work", 0.0), numbers.pop("audio_s", 0.0)
+        if self._expected is None:
+            survey = [f"{self.numbers[name]:.0f} {name}" for name in SURVEY if name in self.numbers]
+            stage(stage.name, note=", ".join(survey) or "listing")
+            return
+        said = [f"{value:.0f} {name}" for name, value in sorted(numbers.items())]
+        if audio_s:
+            seconds = max(time.monotonic() - self._work_began, 1e-3)
+            said += [f"{audio_s / 3600:.2f} h of sound", f"{audio_s / seconds:.0f} x real time"]
+        if stage.total is None:
+            stage(stage.name, 0.0, self._expected)
+        stage(stage.name, work, self._expected, ", ".join(said))
 
-    def line(self, verb: str) -> str:
-        """What is to be shown, in one line."""
-        share, now = self.share, time.monotonic()
-        if share is None:
-            return f"{verb}: listing, {now - self._began:.0f} s"
-        seconds = max(now - self._work_began, 1e-3)
-        found = dict(self.numbers)
-        found.pop("work", None)
-        found = {name: value for name, value in found.items() if " " not in name}
-        audio = found.pop("audio_s", 0.0)
-        said = [f"{share:4.0%}", *(f"{value:.0f} {name}" for name, value in sorted(found.items()))]
-        if audio:
-            said += [f"{audio / 3600:.2f} h of sound", f"{audio / seconds:.0f} x real time"]
-        if 0 < share < 1:
-            said.append(f"{duration(seconds * (1 - share) / share)} left")
-        return f"{verb}: {', '.join(said)}"
+
+class Tally:
+    """Adds up what a worker goes through, and says so now and then.
+
+    Parameters
+    ----------
+    progress : Progress or None
+        None where nobody is told.
+    name : str
+        One of `SURVEY`.
+    """
+
+    def __init__(self, progress: Progress | None, name: str) -> None:
+        self._progress, self._name = progress, name
+        self._count, self._last = 0, time.monotonic()
+
+    def add(self) -> None:
+        """One more."""
+        self._count += 1
+        if time.monotonic() - self._last >= TALLY:
+            self.tell()
+
+    def tell(self) -> None:
+        """Say how many there were since the last time."""
+        if self._progress is not None and self._count:
+            self._progress.tell(secrets.token_hex(8), {self._name: self._count})
+        self._count, self._last = 0, time.monotonic()
 
 
 @contextlib.contextmanager
 def watching(progress: Progress, *, verb: str) -> Iterator[Watch]:
-    """Show on stderr how far a run is: a bar on a terminal, else a line now and then."""
+    """Show how far a run is, under the name `verb` (`pipelines.display`)."""
     watch, over = Watch(progress), threading.Event()
     look = LOCAL_LOOK if progress.lake.is_local else REMOTE_LOOK
-    with _shown(verb) as show:
+    with stage(verb) as shown:
 
         def watch_on() -> None:
             while not over.wait(look):
                 with contextlib.suppress(OSError, TryLaterError, ValueError):
                     watch.look()
-                show(watch)
+                watch.report(shown)
 
         watcher = threading.Thread(target=watch_on, daemon=True)
         watcher.start()
@@ -116,32 +138,3 @@ def watching(progress: Progress, *, verb: str) -> Iterator[Watch]:
         finally:
             over.set()
             watcher.join()
-
-
-@contextlib.contextmanager
-def _shown(verb: str) -> Iterator[Any]:
-    if sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import BarColumn, SpinnerColumn, TextColumn
-        from rich.progress import Progress as Bar
-
-        columns = SpinnerColumn(), BarColumn(bar_width=24), TextColumn("{task.description}")
-        with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task(f"{verb} …", total=None)
-
-            def show(watch: Watch) -> None:
-                share = watch.share
-                total = None if share is None else 1.0
-                bar.update(task, description=watch.line(verb), total=total, completed=share or 0.0)
-
-            yield show
-        return
-    last = time.monotonic()
-
-    def say(watch: Watch) -> None:
-        nonlocal last
-        if time.monotonic() - last >= LINE:
-            last = time.monotonic()
-            tell_line(f"soundlake: {watch.line(verb)}")
-
-    yield say

@@ -71,7 +71,7 @@ def _file_of(recording_id: str, files: Iterable[Candidate]) -> Candidate | None:
                 with open(path, "rb") as data:
                     if hashlib.file_digest(data, "sha256").hexdigest() == recording_id:
                         return replace(file, probe=found)
-        except (Rejected, OSError):
+        except (Rejected, FileNotFoundError, NotADirectoryError, PermissionError):
             continue
     return None
 
@@ -177,7 +177,7 @@ def repair(lake: Lake, spec: FeatureSpec, *, run: Run, engine: Engine) -> dict[s
     TryLaterError
         If the ledger changed meanwhile, and rows have to say another bundle.
     """
-    known = ledger.open_ledger(lake, spec.spec_id)
+    known = ledger.open_for_writing(lake, spec.spec_id)
     if known is None:
         return {"shards": 0, "damaged": []}
     run_pipeline(functools.partial(build, lake=lake, spec=spec, known=known, run=run, threads=engine.threads), engine)
@@ -190,8 +190,8 @@ def repair(lake: Lake, spec: FeatureSpec, *, run: Run, engine: Engine) -> dict[s
     if lost:
         shard = lake.uri(Lake.shard(spec.spec_id, lost[0]["bundle"]))
         raise InputError(
-            f"{len(lost)} of {len(mended)} damaged shards cannot be made again, {shard} among them: {lost[0]['lost']} "
-            "does not hold the recording that the ledger knows; extract its corpus first"
+            f"{len(lost)} of {len(mended)} damaged shards cannot be rebuilt, {shard} among them: {lost[0]['lost']} is "
+            "missing or has changed since it was extracted; extract its corpus first"
         )
     return {"shards": summary["counts"].get("shards", 0), "damaged": mended}
 
@@ -214,7 +214,7 @@ def _rename(lake: Lake, spec_id: str, known: Any, moved: dict[str, Any]) -> None
     with lake.locked(f"{Lake.spec(spec_id)}/ledger"):
         written = ledger.write_rows(lake, spec_id, rows)
         if fragments.commit(uri, version, ledger.SCHEMA, written, dropped) is None:
-            raise TryLaterError(f"another run changed the ledger of {lake.root} meanwhile: repair again")
+            raise TryLaterError(f"another run changed the ledger of {lake.root} meanwhile: run the same command again")
 
 
 def _new_name(name: str, row: Row, moved: dict[str, Any]) -> str:

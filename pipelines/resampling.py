@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,13 @@ CONTEXT_FRAMES = 4096
 
 
 def resampled(
-    path: str | os.PathLike[str], probe: Probe, sample_rate: int, *, start: int = 0, stop: int | None = None
+    path: str | os.PathLike[str],
+    probe: Probe,
+    sample_rate: int,
+    *,
+    start: int = 0,
+    stop: int | None = None,
+    note: Callable[[str], None] = lambda note: None,
 ) -> Iterator[NDArray[np.float32]]:
     """Decode samples [start, stop) of the recording at another rate, as mono.
 
@@ -26,7 +32,7 @@ def resampled(
 
     Parameters
     ----------
-    path, probe : str or os.PathLike, Probe
+    path, probe, note : str or os.PathLike, Probe, callable
         As for `mono_blocks`, and so is what it raises.
     sample_rate, start, stop : int, int, int or None
         Rate wanted in Hz, and span in samples at that rate; None reads to the end.
@@ -40,7 +46,7 @@ def resampled(
         raise ValueError(f"{sample_rate} Hz, span [{start}, {stop})")
     native = probe.sample_rate
     if native == sample_rate or stop == start:
-        yield from mono_blocks(path, probe, start=start, stop=stop)
+        yield from mono_blocks(path, probe, start=start, stop=stop, note=note)
         return
     import soxr
 
@@ -53,7 +59,8 @@ def resampled(
     index = start // chunk_out
     last = None if stop is None else (stop - 1) // chunk_out
     base = max(0, index * chunk_in - context)
-    source = mono_blocks(path, probe, start=base, stop=None if last is None else (last + 1) * chunk_in + context)
+    end = None if last is None else (last + 1) * chunk_in + context
+    source = mono_blocks(path, probe, start=base, stop=end, note=note)
     # Blocks that the chunk before read and this one needs again; the first begins at sample `base`.
     held: list[NDArray[np.float32]] = []
     while last is None or index <= last:

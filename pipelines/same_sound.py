@@ -116,14 +116,14 @@ class Judge:
 
     Parameters
     ----------
-    lake, model, dataset : Lake, model.artifact.Model, lance.LanceDataset
+    lake, spec, dataset : Lake, FeatureSpec, lance.LanceDataset
+        The table, and the spec of its features.
     note : callable
         Told what the user should know.
     """
 
-    def __init__(self, lake: Lake, model: Any, dataset: Any, note: Callable[[str], None]) -> None:
-        self.lake, self.model, self.dataset, self.note = lake, model, dataset, note
-        self.spec: FeatureSpec = model.spec
+    def __init__(self, lake: Lake, spec: FeatureSpec, dataset: Any, note: Callable[[str], None]) -> None:
+        self.lake, self.spec, self.dataset, self.note = lake, spec, dataset, note
         self._unchanged: dict[tuple[str, str], bool] = {}
 
     def marks(self, query: Query, rows: Sequence[Row]) -> dict[Key, Mark]:

@@ -66,18 +66,20 @@ class Searcher:
     Parameters
     ----------
     lake : Lake
-    model : model.artifact.Model
+    model : model.artifact.Model or None
+        None for filters and recordings of the table alone, which need none.
     dataset : lance.LanceDataset
         The model's table.
     """
 
     def __init__(self, lake: Lake, model: Any, dataset: Any) -> None:
         self.lake, self.model, self.dataset = lake, model, dataset
-        self.spec: FeatureSpec = model.spec
         self.notes: list[str] = []
-        self.judge = Judge(lake, model, dataset, self._note)
         self._scale: list[float] | None = None
-        self._encoder = model.encoder()
+        if model is not None:
+            self.spec: FeatureSpec = model.spec
+            self.judge = Judge(lake, model.spec, dataset, self._note)
+            self._encoder = model.encoder()
 
     def _note(self, text: str) -> None:
         if text not in self.notes:
@@ -239,7 +241,8 @@ class Searcher:
     def _random_pairs(self) -> list[float]:
         """Distances of random pairs: as the last encode found them, or found now."""
         if self._scale is None:
-            kept = table.said(self.lake, self.model.model_id).get(table.RANDOM_PAIRS)
+            said = {} if self.model is None else table.said(self.lake, self.model.model_id)
+            kept = said.get(table.RANDOM_PAIRS)
             self._scale = kept if isinstance(kept, list) else random_pairs.distances(self.dataset)
         return self._scale
 

@@ -16,8 +16,9 @@ from model.inversion import sound_of
 from model.report import Heard, Pair, Worth, write
 from pipelines.audio import Rejected, opened
 from pipelines.corpus import at_hand, local_path
-from pipelines.evaluation import Clip, Judged
+from pipelines.evaluation import Judged
 from pipelines.query import stretch
+from pipelines.sampling import Clip
 
 log = logging.getLogger(__name__)
 

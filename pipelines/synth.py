@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from model.errors import InputError, storage_errors
+from pipelines.display import stage
 from pipelines.store import Folder
 
 Signal = npt.NDArray[np.float64]
@@ -183,8 +184,10 @@ def synthesise(folder: str, *, recordings: int = 96, seed: int = 0) -> int:
             _refuse_others(folder, plan, labels, seed)
         # First: by it, what a run that was stopped has made is known for a part of this corpus.
         _make(files, "labels.csv", lambda file: file.write(labels))
-        for one in plan:
-            _make(files, one.name, functools.partial(_write_sound, one, seed))
+        with stage("making sounds") as report:
+            for number, one in enumerate(plan):
+                report("making sounds", number, len(plan), f"{number} of {len(plan)} files")
+                _make(files, one.name, functools.partial(_write_sound, one, seed))
         silent = functools.partial(_encode, sound=np.zeros(16_000 * 3), rate=16_000, container="WAV", subtype="PCM_16")
         _make(files, "recorder-off.wav", silent)
         _make(files, "not-a-sound.wav", lambda file: file.write(b"Someone saved a note under a sound's name.\n"))
@@ -241,7 +244,7 @@ def _refuse_others(folder: str, plan: list[_Planned], labels: bytes, seed: int) 
         raise InputError(f"{folder} holds a demo corpus of {count} recordings, not {len(plan)}: name another folder")
     there = [one for one in plan if os.path.isfile(os.path.join(folder, one.name))]
     if found not in (b"", labels) or not (found or there):
-        raise InputError(f"{folder} holds something else: name a new or empty folder")
+        raise InputError(f"{folder} is not empty: name a new or empty folder")
     # Lengths tell seeds apart. One that is right will do: the user may have changed the others, and they stay.
     if there and not any(_frames(os.path.join(folder, p.name)) == round(p.rng(seed)[1] * p.rate) for p in there):
         what = "a demo corpus of another seed" if found else "something else"

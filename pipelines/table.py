@@ -1,5 +1,10 @@
-"""The table: one row a window, in Lance; its schema, its one commit a run, its index, what comes out of it."""
+"""The table: one row for each window and each file that holds it, in Lance; its schema, its index, its rows.
 
+A recording that lies in three files has three rows a window, equal but for id, uri, label and group: a filter is then
+true of each file by itself. The rows of its first file, by uri, stand for the recording.
+"""
+
+import hashlib
 import json
 import math
 import re
@@ -8,13 +13,16 @@ from typing import Any
 
 import pyarrow as pa
 
-from model.errors import InputError
+from model.errors import InputError, is_of_lance, number_of
 from pipelines import fragments
+from pipelines.display import stage
 from pipelines.lake import Lake
 
 # Below this an exact scan takes milliseconds; an index would cost more than it gives.
 INDEX_ROWS = 65_536
 RECALL_QUERIES, RECALL_K = 100, 10
+# What rows there are: 1, of the first file of each recording; 2, of every file. Kept in what encode said of a table.
+ROW_FORMAT = 2
 
 # In a table's totals: distances of random pairs of its windows (`pipelines.random_pairs`).
 RANDOM_PAIRS = "random_pairs"
@@ -26,7 +34,7 @@ def schema(size: int) -> pa.Schema:
     """Columns of a table whose embeddings have `size` numbers."""
     return pa.schema(
         [
-            pa.field("id", pa.string(), nullable=False, metadata=_KEY),  # recording_id:window
+            pa.field("id", pa.string(), nullable=False, metadata=_KEY),  # see `row_id`
             pa.field("recording_id", pa.string(), nullable=False),
             pa.field("window", pa.int32(), nullable=False),
             pa.field("uri", pa.string(), nullable=False),
@@ -43,6 +51,19 @@ def schema(size: int) -> pa.Schema:
     )
 
 
+def row_id(recording_id: str, window: int, *, copy: str | None = None) -> str:
+    """The id of a row: ``RECORDING_ID:WINDOW``, and for a further file of the recording a digest of its uri behind it.
+
+    Parameters
+    ----------
+    recording_id, window : str, int
+    copy : str or None
+        The uri of the file, unless it is the recording's first.
+    """
+    name = f"{recording_id}:{window}"
+    return name if copy is None else f"{name}:{hashlib.sha256(copy.encode()).hexdigest()[:16]}"
+
+
 def open_table(lake: Lake, model_id: str, version: int | None = None) -> Any:
     """The table as a Lance dataset, at a version or the newest; None if nothing was encoded yet."""
     return fragments.of_lake(lake, Lake.table(model_id), version)
@@ -52,7 +73,7 @@ def need_table(lake: Lake, model_id: str) -> Any:
     """`open_table`, or `InputError` if there is none."""
     found = open_table(lake, model_id)
     if found is None:
-        raise InputError(f"model {model_id} has no table yet: soundlake encode --lake {lake.root}")
+        raise InputError(f"model {model_id} has no table yet; run: {lake.command('encode')}")
     return found
 
 
@@ -97,13 +118,23 @@ def index(dataset: Any) -> dict[str, Any]:
     # One that was built stays in use if rows leave.
     if rows < INDEX_ROWS and not indexed:
         return {"kind": "exact", "rows": rows}
-    if indexed:
-        dataset.optimize.optimize_indices()
-    else:
-        dataset.create_index(
-            "embedding", "IVF_FLAT", name="embedding_idx", metric="l2", num_partitions=round(math.sqrt(rows))
-        )
+    with stage("building the index"):
+        if indexed:
+            dataset.optimize.optimize_indices()
+        else:
+            dataset.create_index(
+                "embedding", "IVF_FLAT", name="embedding_idx", metric="l2", num_partitions=round(math.sqrt(rows))
+            )
     return {"kind": "IVF_FLAT", "rows": rows, "recall": recall(dataset)}
+
+
+# A filter as `whole` makes it, perhaps after recordings that a search leaves out; what Lance puts around its words.
+_WHOLE = re.compile(r"(?:NOT \w+ IN \([^)]*\) AND )?\((.*)\n\)", re.DOTALL)
+_LANCE = re.compile(r"Invalid user input: |Schema error: |Error during planning: |Error parsing function: ")
+_STATEMENT = re.compile(
+    r"(?:parsing|tokenizing) statement: .*\((?:sql parser error: )?([^(]*?)(?: at Line: \d+, Column: \d+)?\)$",
+    re.DOTALL,
+)
 
 
 def whole(where: str | None) -> str | None:
@@ -135,38 +166,34 @@ def nearest(
 
 def filter_error(dataset: Any, where: str | None, error: Exception) -> Exception:
     """`InputError` for a filter that the table does not understand; the error itself if it is about something else."""
-    if where is None or "LanceError(IO)" in str(error):
+    if where is None or is_of_lance(error) or number_of(error) is not None:
         return error
-    said = " ".join(str(error).split()).split(", /")[0].split(", rust/")[0]
+    # What was asked, without what `whole` and a search put around it.
+    asked = inside[1] if (inside := _WHOLE.match(where)) else where
+    said = _LANCE.sub("", str(error).split(", /")[0].split(", rust/")[0])
+    if statement := _STATEMENT.search(said):
+        said = statement[1].replace("found: )", "found: the end")
     # Ours follow; Lance's list has its hidden ones, too.
-    said = said.partition(". Valid fields are")[0].rstrip(".")
-    # The filter is told already: not again as Lance was given it, in parentheses and within a statement.
-    parsing = re.fullmatch(
-        r"Invalid user input: Error parsing statement: SELECT 1 FROM t WHERE .*\((sql parser.*)\)", said
-    )
-    resolving = re.fullmatch(
-        r"Invalid user input: Error resolving filter expression .*: Invalid user input: (.*)", said
-    )
-    said = (
-        parsing[1]
-        if parsing
-        else resolving[1]
-        if resolving
-        else said.removeprefix("Invalid user input: ").removeprefix("Schema error: ")
-    )
+    said = " ".join(said.partition(". Valid fields are")[0].split()).rstrip(".")
+    said = said if said.endswith("?") else f"{said}."
     names = ", ".join(name for name in dataset.schema.names if name not in ("embedding", "bundle", "record_offset"))
-    return InputError(f"cannot use the filter {where!r}: {said}{'' if said.endswith('?') else '.'} Columns: {names}")
+    return InputError(f"cannot use the filter {asked!r}: {said} Columns: {names}")
 
 
 def recall(dataset: Any) -> float:
-    """Share of the true nearest windows that the index finds, for rows spread over the table."""
-    rows = dataset.count_rows()
-    picked = [int(i * rows / RECALL_QUERIES) for i in range(RECALL_QUERIES)]
-    hits = 0
-    for vector in dataset.take(picked, columns=["embedding"])["embedding"].to_pylist():
-        true, found = (
-            {r["id"] for r in nearest(dataset, vector, k=RECALL_K, where=None, columns=["id"], exact=exact)}
-            for exact in (True, False)
-        )
-        hits += len(true & found)
-    return hits / (RECALL_QUERIES * RECALL_K)
+    """Share of the true nearest windows that the index finds, for rows spread over the table.
+
+    Counted by window, not by row: the rows of one window are equally near, and any of them may be found.
+    """
+    count, place = dataset.count_rows(), ["recording_id", "window"]
+    picked = [int(i * count / RECALL_QUERIES) for i in range(RECALL_QUERIES)]
+    wanted, hits, name = 0, 0, "measuring what the index finds"
+    with stage(name) as report:
+        for number, vector in enumerate(dataset.take(picked, columns=["embedding"])["embedding"].to_pylist()):
+            report(name, number, RECALL_QUERIES, f"{number} of {RECALL_QUERIES} queries")
+            both = (
+                nearest(dataset, vector, k=RECALL_K, where=None, columns=place, exact=exact) for exact in (True, False)
+            )
+            true, found = ({(row["recording_id"], row["window"]) for row in rows} for rows in both)
+            wanted, hits = wanted + len(true), hits + len(true & found)
+    return hits / wanted

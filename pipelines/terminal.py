@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any, TextIO
 
 from model.errors import TryLaterError
+from pipelines import display
 
 # Whose log records are ours.
 OURS = ("model.", "pipelines.")
@@ -94,6 +95,7 @@ class Answer(io.TextIOWrapper):
 
 def tell(text: str = "") -> None:
     """A line of the answer, on stdout."""
+    display.end()
     print(visible(text))
 
 
@@ -102,7 +104,8 @@ def say(text: str = "") -> None:
     if sys.stderr is None:  # closed from the beginning: print would take stdout
         return
     try:
-        print(visible(text), file=sys.stderr, flush=True)
+        with display.hidden():
+            print(visible(text), file=sys.stderr, flush=True)
     except OSError:  # nobody looks any more
         _to_nowhere(sys.stderr)
 
@@ -128,4 +131,5 @@ def out(result: Any, lake: Any = None) -> None:
     if lake is not None and result.get("run_id"):
         manifest = json.loads(lake.read(f"runs/{result['run_id']}.json"))
         result = result | {"manifest": {name: value for name, value in manifest.items() if name != "counts"}}
+    display.end()
     print(json.dumps(result, sort_keys=True, default=str, allow_nan=False))

@@ -8,6 +8,7 @@ from typing import Any
 
 from model.errors import TryLaterError
 from pipelines import fragments, table
+from pipelines.display import stage
 from pipelines.patience import patiently
 
 # Fragments with fewer rows are put together, to at most twice as many. Not Lance's million: pipelines read fragments
@@ -66,17 +67,19 @@ class Tidying:
         if self.dry_run:
             self.told["merged"] = sum(len(task.fragments) for task in Compaction.plan(self.dataset, options).tasks)
         else:
-            done = fragments.changed(self.dataset, lambda dataset: dataset.optimize.compact_files(**options))
+            with stage("putting small fragments together"):
+                done = fragments.changed(self.dataset, lambda dataset: dataset.optimize.compact_files(**options))
             self.told["merged"], self._added = done.fragments_removed, done.fragments_added
 
     def fold(self) -> None:
         """Bring all rows into one part of the index: each encode adds one, and fragments of two stay apart."""
         parts, incomplete = self._index()
         if not self.dry_run and (parts > 1 or (parts and incomplete)):
-            fragments.changed(
-                self.dataset,
-                lambda dataset: dataset.optimize.optimize_indices(num_indices_to_merge=parts, index_names=[INDEX]),
-            )
+            with stage("merging the parts of the index"):
+                fragments.changed(
+                    self.dataset,
+                    lambda dataset: dataset.optimize.optimize_indices(num_indices_to_merge=parts, index_names=[INDEX]),
+                )
 
     def index(self, *, floor: float, anew: bool) -> dict[str, Any]:
         """Build an index where one is due, and measure it; build it anew, once, if it finds too little.
@@ -102,7 +105,7 @@ class Tidying:
             return found | {"due": parts > 1 or (incomplete and (parts > 0 or self._rows >= table.INDEX_ROWS))}
         if not parts or (found["recall"] < floor and not anew):
             if parts:
-                fragments.changed(self.dataset, _dropped)
+                fragments.changed(self.dataset, without_index)
             found = fragments.changed(self.dataset, table.index)
             anew = "recall" in found
         return found | {"anew": True} if anew else found
@@ -119,7 +122,8 @@ class Tidying:
         # No version is 0: where none is old, Lance wants one named all the same to look at those files. Versions with a
         # tag are someone's, and stay.
         options: Any = {"versions": self.old or [0], "error_if_tagged_old_versions": False}
-        found = fragments.changed(self.dataset, lambda dataset: getattr(dataset, name)(**options))
+        with stage("removing old versions"):
+            found = fragments.changed(self.dataset, lambda dataset: getattr(dataset, name)(**options))
         found = found.stats if self.dry_run else found
         self.told |= {"versions_removed": found.old_versions, "bytes_removed": found.bytes_removed}
 
@@ -137,6 +141,7 @@ class Tidying:
         return len(found), not indexed.issuperset(fragments.numbers(self.dataset))
 
 
-def _dropped(dataset: Any) -> None:
+def without_index(dataset: Any) -> None:
+    """Drop a table's index, if it has one."""
     if any(one.name == INDEX for one in dataset.describe_indices()):
         dataset.drop_index(INDEX)

@@ -1,17 +1,22 @@
 """Train: a model of the lake's windows, with its manifest; or nothing, where there is one that will do."""
 
 import contextlib
+import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from model import hosts
 from model.errors import InputError
 from pipelines import ledger, models
+from pipelines.display import stage
+from pipelines.forgotten import Memory
 from pipelines.lake import Lake, run_manifest
 from pipelines.lookup import spec_of_lake
 from pipelines.quiet import quiet
+
+log = logging.getLogger(__name__)
 
 
 def train(
@@ -21,16 +26,15 @@ def train(
     settings: dict[str, Any],
     if_missing: bool = False,
     if_grown: float | None = None,
-    progress: bool = False,
 ) -> dict[str, Any]:
-    """Train a model on the lake's features; the first of a spec is promoted.
+    """Train a model on the lake's features; it is promoted if the spec has no promoted model that can be used.
 
     Where TF_CONFIG names several hosts (`model.hosts`), each makes this call; the chief alone writes.
 
     Parameters
     ----------
     if_missing : bool
-        Do nothing if the spec has a promoted model, whatever it was trained on.
+        Do nothing if the spec has a promoted model that can be used, whatever it was trained on.
     if_grown : float or None
         Do nothing if the spec has a model, promoted or held, and the lake has fewer than this share more windows than
         the one of them that saw the most.
@@ -46,7 +50,7 @@ def train(
     from pydantic import ValidationError
 
     found = spec_of_lake(lake, spec)
-    there = models.promoted(lake, found.spec_id)
+    there = models.usable(lake, found.spec_id)
     if if_missing and there is not None:
         return _told(lake, models.told(lake, there), trained=False, run_id=None)
     dataset = ledger.open_ledger(lake, found.spec_id)
@@ -57,8 +61,9 @@ def train(
         if known is not None and windows < (1 + if_grown) * grown["seen"]:
             return _told(lake, known, trained=False, run_id=None) | grown
     bundles, groups = ledger.training_input(dataset)
-    with quiet():
+    with stage("loading TensorFlow"), quiet():
         from model.artifact import model_id as id_of
+        from model.places import BadShardError
         from model.train import TrainSettings, identity
         from model.train import train as train_model
     # TensorFlow writes modules among the temporary files, and takes them away at the end, but not their bytecode.
@@ -75,16 +80,22 @@ def train(
     model_id = id_of(identity(names, found, groups, resolved))
 
     def trained(saved: Callable[[Path], None]) -> bool:
-        return train_model(
-            models.shards(lake, found.spec_id, bundles),
-            found,
-            groups=groups,
-            models_dir=models.folder(lake),
-            settings=resolved,
-            origin={"lake": lake.root, "ledger_version": int(dataset.version)},
-            progress=progress,
-            saved=saved,
-        ).trained
+        with stage("fetching the shards"):
+            shards = models.shards(lake, found.spec_id, bundles)
+        try:
+            with stage("preparing the training") as report:
+                return train_model(
+                    shards,
+                    found,
+                    groups=groups,
+                    models_dir=models.folder(lake),
+                    settings=resolved,
+                    origin={"lake": lake.root, "ledger_version": int(dataset.version)},
+                    report=report,
+                    saved=saved,
+                ).trained
+        except BadShardError as error:
+            raise InputError(f"{error}; to rebuild it run: {lake.command('extract AUDIO --repair')}") from error
 
     new = model_id not in models.known(lake)
     if not here.is_chief:
@@ -95,10 +106,30 @@ def train(
         if new:
             with models.being_trained(lake, model_id) as saved:
                 new = trained(saved)
+        _strike_off(lake, model_id, groups)
         model = models.load(lake, model_id)
-        models.promote(lake, model, reason="the first model of its spec", first=True)
+        reason = "the first model of its spec"
+        if (before := models.promoted(lake, found.spec_id)) is not None:
+            reason = f"the model in use, {before}, has a format that is not read"
+        models.promote(lake, model, reason=reason, first=True)
         run.manifest["counts"] = {"model_id": model_id, "metrics": model.metrics}
     return _told(lake, model, trained=new, run_id=run.run_id) | grown
+
+
+def _strike_off(lake: Lake, model_id: str, groups: Iterable[str]) -> None:
+    """Take recordings that were forgotten while a model was trained on them off its list, and its report away."""
+    memory = Memory.of(lake)
+    gone = [recording_id for recording_id in groups if memory.holds(recording_id=recording_id)]
+    if gone:
+        from pipelines import remnants
+
+        remnants.clear_model(lake, model_id, gone)
+        log.warning(
+            "%d recordings were forgotten while the model %s was trained on them, and its weights may keep traces: "
+            "train again",
+            len(gone),
+            model_id,
+        )
 
 
 def _told(lake: Lake, model: Any, *, trained: bool, run_id: str | None) -> dict[str, Any]:

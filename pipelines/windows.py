@@ -38,6 +38,8 @@ class SegmentWindows:
     ----------
     samples : int
         After the last window: samples at the spec's rate from the recording's start to where reading stopped.
+    notes : set of str
+        After the last window: keys of `pipelines.audio.NOTES`, without those of the probe.
 
     Raises
     ------
@@ -58,6 +60,7 @@ class SegmentWindows:
         self._first, self._count = first, count
         self._log_mel = LogMel(spec)
         self.samples = 0
+        self.notes: set[str] = set()
 
     def _frames(self) -> Iterator[npt.NDArray[np.uint16]]:
         """Quantised frames from the block that holds the first one, chunk by chunk, to the end of segment or sound."""
@@ -75,7 +78,8 @@ class SegmentWindows:
         held = np.zeros(chunk + half, np.float32)
         filled = max(0, half - at * hop)
         self.samples = start
-        for block in resampled(self._path, self._probe, spec.sample_rate, start=start, stop=stop):
+        sound = resampled(self._path, self._probe, spec.sample_rate, start=start, stop=stop, note=self.notes.add)
+        for block in sound:
             alive()
             self.samples += len(block)
             while len(block):
@@ -136,7 +140,7 @@ def write_segment(
     -------
     (dict, int)
         ``windows`` written, ``silent_windows`` left out, ``samples`` at the spec's rate from the recording's start to
-        where reading stopped, ``cpu_s`` that it took; and the byte where the records end.
+        where reading stopped, ``notes``, ``cpu_s`` that it took; and the byte where the records end.
 
     Raises
     ------
@@ -157,4 +161,5 @@ def write_segment(
             outcome["windows"] += 1
         end = shard.tell()
         shard.truncate(end)
-    return outcome | {"samples": cut.samples, "cpu_s": time.process_time() - began}, end
+    outcome |= {"samples": cut.samples, "notes": sorted(cut.notes)}
+    return outcome | {"cpu_s": time.process_time() - began}, end

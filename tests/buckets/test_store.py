@@ -10,7 +10,8 @@ import pytest
 
 from model.errors import InputError, TryLaterError
 from pipelines import bucket as room
-from pipelines import fragments, lease, patience, store
+from pipelines import fragments, lease, ledger, patience, store
+from pipelines.lake import Lake
 from pipelines.store import Info
 from tests.buckets.faults import KINDS, FaultyProxy
 from tests.buckets.server import Server
@@ -140,7 +141,7 @@ def test_a_lease(here: Server, bucket: str, monkeypatch: pytest.MonkeyPatch) -> 
         with files.locked("x"):
             inside[0] += 1
             most[0] = max(most[0], inside[0])
-            with pytest.raises(TryLaterError, match=r"is at s3://.*x\.lock"), files.locked("x", wait=False):
+            with pytest.raises(TryLaterError, match=r"has locked s3://.*x\.lock"), files.locked("x", wait=False):
                 pass
             inside[0] -= 1
 
@@ -203,6 +204,29 @@ def test_a_commit_is_done_once_whatever_becomes_of_its_answer(
             version = made
         assert proxy.counts[kind] >= 3
         assert sorted(fragments.opened(uri).to_table()["id"].to_pylist()) == list(range(60))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_columns_are_added_once_whatever_becomes_of_the_answer(
+    here: Server, bucket: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patience, "REQUEST_S", 2.0)
+    lake = Lake.at(f"s3://{bucket}")
+    old = pa.schema([field for field in ledger.SCHEMA if field.name not in ("decoder", "notes")])
+    rows = pa.Table.from_pylist([ledger.row(uri="/a", status="done", bundles=["b"])], schema=old)
+
+    def of_commits(method: str, path: str) -> bool:
+        return method in ("PUT", "POST") and ("/_versions/" in path or "/_transactions/" in path)
+
+    with here.faulty(share=0.5, kinds=(kind,), where=of_commits, seed=KINDS.index(kind)) as proxy:
+        through(proxy, monkeypatch)
+        for spec_id in map(str, range(4)):
+            uri = lake.ledger_uri(spec_id)
+            assert fragments.commit(uri, 0, old, fragments.write(uri, rows), []) == 1
+            found = ledger.open_for_writing(lake, spec_id)
+            assert (int(found.version), found.schema.names) == (2, ledger.SCHEMA.names)
+            assert found.to_table().to_pylist() == [ledger.row(uri="/a", status="done", bundles=["b"])]
+        assert proxy.counts[kind] >= 3
 
 
 def test_names_that_cannot_be(here: Server, bucket: str) -> None:

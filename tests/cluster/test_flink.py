@@ -162,7 +162,7 @@ def test_what_a_worker_finds_wrong_is_one_line(lake: Path, flink: Session, tmp_p
     assert command.end() == 2, command.err
     own = r"soundlake: (job server of Flink|encoding:) .*"
     (line,) = [line for line in command.err.splitlines() if not re.fullmatch(own, line)]
-    assert re.fullmatch(rf"soundlake: the shard .*{shard.name} cannot be read: .*--repair. makes it again", line)
+    assert re.fullmatch(rf"soundlake: the shard .*{shard.name} cannot be read: .*--repair --lake .*", line)
     assert flink.newest()["state"] == "FAILED"
 
 

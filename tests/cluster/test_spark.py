@@ -161,6 +161,6 @@ def test_an_interrupt_ends_all_of_it(local: Local, spark: Standalone, tmp_path: 
     # As a terminal does, to all that the command has started.
     os.killpg(command.process.pid, signal.SIGINT)
     assert command.end() == 130, command.err
-    assert command.err.splitlines()[-1].startswith("soundlake: interrupted; what is done is kept")
+    assert command.err.splitlines()[-1].startswith("soundlake: interrupted; finished work is kept")
     assert command.is_gone(30)
     assert wait_for(lambda: not harnesses(spark.mark) and not spark.state()["activeapps"], seconds=60)

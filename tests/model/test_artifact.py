@@ -108,8 +108,8 @@ def test_a_manifest_tells_the_digests_of_all_that_is_loaded_and_of_nothing_else(
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"model_id": "0" * 16}, "of another model"),
-        ({"model_id": "../../elsewhere"}, "of another model"),
+        ({"model_id": "0" * 16}, "belongs to another model"),
+        ({"model_id": "../../elsewhere"}, "belongs to another model"),
         ({"normalisation": {"mean": [0.0], "std": [1.0]}}, "normalisation"),
         ({"normalisation": {"mean": [0.0] * 16, "std": [float("nan")] * 16}}, "normalisation"),
         ({"files": ["weights.weights.h5"]}, "damaged"),
@@ -124,7 +124,7 @@ def test_a_manifest_that_does_not_fit(copy: Path, change: dict, said: str) -> No
 def test_an_id_goes_nowhere_else(directory: Path) -> None:
     assert artifact.find(directory.parent, directory.name).model_id == directory.name
     for model_id in (f"../{directory.parent.name}/{directory.name}", str(directory), "", "..", f"{directory.name}/"):
-        with pytest.raises(InputError, match="is no id of a model"):
+        with pytest.raises(InputError, match="is not a valid model id"):
             artifact.find(directory.parent, model_id)
 
 
@@ -133,15 +133,15 @@ def test_links_in_a_model_are_refused(copy: Path, tmp_path: Path, name: str) -> 
     """Also of what is only written: it would be written elsewhere."""
     (copy / name).rename(tmp_path / "elsewhere")
     (copy / name).symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(InputError, match=f"{name} is a link"):
+    with pytest.raises(InputError, match=f"{name} is a symbolic link"):
         artifact.load(copy)
-    with pytest.raises(InputError, match=f"{name} is a link"), artifact.being_made(copy):
+    with pytest.raises(InputError, match=f"{name} is a symbolic link"), artifact.being_made(copy):
         pass
 
 
 def test_a_model_that_is_a_link_is_refused(directory: Path, tmp_path: Path) -> None:
     (tmp_path / directory.name).symlink_to(directory)
-    with pytest.raises(InputError, match="is a link"):
+    with pytest.raises(InputError, match="is a symbolic link"):
         artifact.find(tmp_path, directory.name)
     # The models' own folder may be anywhere: whether it is one in the lake, the lake knows.
     (tmp_path / "models").symlink_to(directory.parent)
@@ -152,7 +152,7 @@ def test_the_lock_of_a_training_truncates_nothing(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("mine")
     (tmp_path / "m").mkdir()
     (tmp_path / "m" / "lock").symlink_to(tmp_path / "mine")
-    with pytest.raises(InputError, match="is a link"), artifact.being_made(tmp_path / "m"):
+    with pytest.raises(InputError, match="is a symbolic link"), artifact.being_made(tmp_path / "m"):
         pass
     assert (tmp_path / "mine").read_text() == "mine"
 
@@ -161,7 +161,7 @@ def test_the_lock_of_a_training_truncates_nothing(tmp_path: Path) -> None:
 def test_a_pipe_is_not_waited_for(copy: Path, name: str) -> None:
     (copy / name).unlink()
     os.mkfifo(copy / name)
-    with pytest.raises(InputError, match="is no file"):
+    with pytest.raises(InputError, match="is not a regular file"):
         artifact.load(copy)
 
 
@@ -216,7 +216,7 @@ def test_what_was_verified_is_what_runs(copy: Path) -> None:
     for name in (artifact.ENCODER, artifact.DECODER):
         (copy / name).write_bytes(sound)
     for opened in (encoder, decoder):
-        with pytest.raises(InputError, match="is not the file that was trained"):
+        with pytest.raises(InputError, match="has changed since the training"):
             opened.run(np.zeros(4, np.float32))
 
 

@@ -177,7 +177,7 @@ def test_a_flipped_byte_is_named(tmp_path: Path) -> None:
 
 
 def test_nothing_to_train_on(tiny: Tiny) -> None:
-    with pytest.raises(InputError, match="no window to train on"):
+    with pytest.raises(InputError, match="nothing to train on"):
         dataset.statistics(find(tiny.shards, SPEC, {}))
 
 

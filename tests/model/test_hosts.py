@@ -106,7 +106,7 @@ def test_hosts_that_come_one_after_the_other_meet(monkeypatch: pytest.MonkeyPatc
 def test_a_host_that_does_not_come_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hosts, "JOINING", 0)
     here, other = of_configs(2, monkeypatch)
-    with pytest.raises(TryLaterError, match=rf"host 1 of 2 \({other.addresses[1]}\) has not come within 0 s"):
+    with pytest.raises(TryLaterError, match=rf"host 1 of 2 \({other.addresses[1]}\) did not join within 0 s"):
         here._meet()
 
 

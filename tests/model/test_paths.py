@@ -26,7 +26,7 @@ def test_names_that_lead_out(tmp_path: Path, name: str) -> None:
 )
 def test_what_is_no_id(text: object) -> None:
     assert not is_id(text)
-    with pytest.raises(InputError, match="is no id of a bundle"):
+    with pytest.raises(InputError, match="is not a valid bundle id"):
         checked_id(text, "bundle")  # type: ignore[arg-type]
 
 
@@ -58,7 +58,7 @@ def test_links_on_the_way_are_refused(tmp_path: Path) -> None:
     (lake / "d").symlink_to(outside)
     (lake / "e").symlink_to(lake / "a")  # inside it, and a link all the same
     for name in ("a/b/c", "d", "d/x", "e/b"):
-        with pytest.raises(InputError, match="is a link"):
+        with pytest.raises(InputError, match="is a symbolic link"):
             inside(str(lake), name)
     # The lake itself may be one.
     (tmp_path / "mine").symlink_to(lake)
@@ -71,9 +71,9 @@ def test_links_anywhere_below(tmp_path: Path) -> None:
     (tmp_path / "a" / "f").write_text("x")
     no_links(tmp_path)
     (tmp_path / "a" / "b" / "l").symlink_to(tmp_path)
-    with pytest.raises(InputError, match="b/l is a link"):
+    with pytest.raises(InputError, match="b/l is a symbolic link"):
         no_links(tmp_path)
-    with pytest.raises(InputError, match="b/l is a link"):
+    with pytest.raises(InputError, match="b/l is a symbolic link"):
         no_links(tmp_path / "a" / "b" / "l")
 
 
@@ -82,7 +82,7 @@ def test_a_pipe_is_no_file(tmp_path: Path) -> None:
     (tmp_path / "f").write_text("x")
     assert regular(tmp_path / "f") == tmp_path / "f"
     for path in (tmp_path / "p", Path("/dev/zero")):
-        with pytest.raises(InputError, match="is no file"):
+        with pytest.raises(InputError, match="is not a regular file"):
             regular(path)
     with pytest.raises(FileNotFoundError):
         regular(tmp_path / "nothing")

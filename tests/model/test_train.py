@@ -225,7 +225,7 @@ def test_one_recording_validates_on_itself_and_says_so(
 
 
 def test_nothing_to_train_on(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no window to train on"):
+    with pytest.raises(InputError, match="nothing to train on"):
         train({}, SPEC, groups={}, models_dir=tmp_path, settings=TrainSettings(), origin={})
     assert not list(tmp_path.iterdir())
 
@@ -254,7 +254,7 @@ def test_checkpoints_elsewhere_are_neither_read_nor_deleted(
     lines = [f'model_checkpoint_path: "{named}"', f'all_model_checkpoint_paths: "{named}"']
     lines += ["all_model_checkpoint_timestamps: 1.0", "last_preserved_timestamp: 1.0"]
     (planted / "checkpoint").write_text("\n".join(lines))
-    with pytest.raises(InputError, match="names a checkpoint elsewhere"):
+    with pytest.raises(InputError, match="names a checkpoint outside its folder"):
         train(tiny.shards, SPEC, groups=tiny.groups, models_dir=tmp_path / "models", settings=settings, origin={})
     assert {path.read_text() for path in mine.iterdir()} == {"mine"}
     assert len(list(mine.iterdir())) == 2

@@ -88,12 +88,13 @@ def test_formats_and_slices(tmp_path: Path, container: str, codec: str, toleranc
     path = tmp_path / "a.bin"
     soundfile.write(path, audio, rate, format=container, subtype=codec)
     found = probe(path)
-    assert (found.sample_rate, found.channels, found.reader) == (rate, channels, "soundfile")
+    reader = "pyav" if container == "OGG" else "soundfile"
+    assert (found.sample_rate, found.channels, found.reader) == (rate, channels, reader)
     assert found.seekable == (tolerance is not None)
     got = whole(path, found)
     assert got.dtype == np.float32
     if tolerance is None:
-        # Reading in a loop must give what one read gives.
+        # Reading in a loop must give what one read gives; of an Ogg this is another decoder.
         one = soundfile.read(path, dtype="float32", always_2d=True)[0].mean(1)
         assert abs(len(got) - len(audio)) < 4000
         np.testing.assert_allclose(got, one[: len(got)], atol=1e-6)

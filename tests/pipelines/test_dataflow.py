@@ -185,7 +185,7 @@ def test_blank_fields_are_defaults(command: str) -> None:
     [
         (["--lake=x", "--audio=y", "--no_such_option=1"], "Beam has no option --no_such_option"),
         (["--lake=x", "--audio=y", "--workers=3"], "Beam has no option --workers"),
-        (["--lake=x", "--audio=y", "stray"], "'stray' is none"),
+        (["--lake=x", "--audio=y", "stray"], "unexpected argument 'stray'"),
         (["--lake=x", "--audio=y", "--allow_empty=perhaps"], "--allow-empty"),
         (["--lake=x", "--audio=y", "--spec=birds"], "no spec 'birds'"),
         (["--lake=x", "--audio=y", "--retry_rejected=boredom"], "no reason 'boredom'"),
@@ -207,7 +207,7 @@ def test_what_waits_is_no_template(command: str, tmp_path: Path, capsys: pytest.
     name, *options = command.split()
     line = [name, str(tmp_path), "--lake", str(tmp_path / "lake"), *options, "--", *FROM_THE_LAUNCHER]
     assert program.main(line) == 2
-    assert f"{command} waits for its pipeline" in capsys.readouterr().err
+    assert f"{command} cannot write a template" in capsys.readouterr().err
     assert not (tmp_path / "lake").exists()
 
 
@@ -298,7 +298,7 @@ def extracting(server: Google, tmp_path: Path) -> tuple[Path, Lake, Launched]:
 def test_a_job_of_extract(extracting: tuple[Path, Lake, Launched]) -> None:
     """Launch, job request, and the job's run: what the service gets, and that it commits without the launcher."""
     audio, lake, launched = extracting
-    assert launched.stderr == "soundlake: the pipeline is written down; the run ends with the job that is made of it\n"
+    assert launched.stderr == "soundlake: the template is written; the run ends when a job started from it ends\n"
     spec_id = PRESETS["general"].spec_id
     assert ledger.open_ledger(lake, spec_id) is None
 

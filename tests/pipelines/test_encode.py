@@ -53,7 +53,7 @@ def test_row_against_numpy(made: Made) -> None:
 
 def test_ragged_batches_agree(made: Made) -> None:
     model = LoadedModel(made.result["report"].rsplit("/", 1)[0])
-    windows = [Window(record, Name("x", None, None), b, o) for record, b, o in records_of(made)[:7]]
+    windows = [Window(record, (Name("x", None, None),), b, o) for record, b, o in records_of(made)[:7]]
     together = model.rows(windows).to_pylist()
     alone = [row for window in windows for row in model.rows([window]).to_pylist()]
     for a, b in zip(together, alone, strict=True):

@@ -9,7 +9,7 @@ import pytest
 
 from model import artifact, splits
 from model.features import dequantise, log_mel
-from pipelines import evaluation, judging, ledger, lookup, table
+from pipelines import judging, ledger, lookup, sampling, table
 from pipelines.audio import probe
 from pipelines.lake import Lake
 from pipelines.program import main
@@ -24,20 +24,20 @@ def lake(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Lake:
 
 
 @pytest.fixture(scope="module")
-def clips(lake: Lake) -> list[evaluation.Clip]:
+def clips(lake: Lake) -> list[sampling.Clip]:
     spec = lookup.spec_of_lake(lake, None)
     known = ledger.open_ledger(lake, spec.spec_id)
-    return evaluation.sample(lake, spec, known, ledger.training_input(known)[1])
+    return sampling.sample(lake, spec, known, ledger.training_input(known)[1])
 
 
 def test_a_sample_is_the_first_by_digest(
-    lake: Lake, clips: list[evaluation.Clip], monkeypatch: pytest.MonkeyPatch
+    lake: Lake, clips: list[sampling.Clip], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluation, "WINDOWS", 5)
-    monkeypatch.setattr(evaluation, "WINDOWS_EACH", 2)
+    monkeypatch.setattr(sampling, "WINDOWS", 5)
+    monkeypatch.setattr(sampling, "WINDOWS_EACH", 2)
     spec = lookup.spec_of_lake(lake, None)
     known = ledger.open_ledger(lake, spec.spec_id)
-    found = evaluation.sample(lake, spec, known, ledger.training_input(known)[1])
+    found = sampling.sample(lake, spec, known, ledger.training_input(known)[1])
     wanted, total = [], 0
     for clip in clips:
         if total < 5:
@@ -47,7 +47,7 @@ def test_a_sample_is_the_first_by_digest(
     assert all(len(clip.windows) <= 2 for clip in found)
 
 
-def test_the_sample_is_the_lake(lake: Lake, clips: list[evaluation.Clip]) -> None:
+def test_the_sample_is_the_lake(lake: Lake, clips: list[sampling.Clip]) -> None:
     spec = lookup.spec_of_lake(lake, None)
     rows = ledger.open_ledger(lake, spec.spec_id).to_table(filter="status = 'done'").to_pylist()
     assert [clip.recording_id for clip in clips] == sorted({row["recording_id"] for row in rows})
@@ -57,7 +57,7 @@ def test_the_sample_is_the_lake(lake: Lake, clips: list[evaluation.Clip]) -> Non
         assert (len(clip.windows), clip.label) == (row["windows"], row["label"])
 
 
-def test_frames_are_those_of_the_recording(lake: Lake, clips: list[evaluation.Clip]) -> None:
+def test_frames_are_those_of_the_recording(lake: Lake, clips: list[sampling.Clip]) -> None:
     spec = lookup.spec_of_lake(lake, None)
     rows = ledger.open_ledger(lake, spec.spec_id).to_table(filter="status = 'done' AND silent_windows = 0").to_pylist()
     row = max(rows, key=lambda row: row["windows"])
@@ -67,7 +67,7 @@ def test_frames_are_those_of_the_recording(lake: Lake, clips: list[evaluation.Cl
     np.testing.assert_allclose(clip.frames(spec), wanted, atol=1e-3)
 
 
-def test_figures_by_other_routes(lake: Lake, clips: list[evaluation.Clip]) -> None:
+def test_figures_by_other_routes(lake: Lake, clips: list[sampling.Clip]) -> None:
     found = judging.evaluate(lake)
     model = lookup.find_model(lake, None)
     spec = model.spec
@@ -108,7 +108,7 @@ def test_figures_by_other_routes(lake: Lake, clips: list[evaluation.Clip]) -> No
 
 
 def test_a_recording_that_was_trained_on_is_not_held_out(
-    lake: Lake, clips: list[evaluation.Clip], caplog: pytest.LogCaptureFixture
+    lake: Lake, clips: list[sampling.Clip], caplog: pytest.LogCaptureFixture
 ) -> None:
     """Whatever groups the labels have now."""
     model = lookup.find_model(lake, None)
@@ -116,11 +116,11 @@ def test_a_recording_that_was_trained_on_is_not_held_out(
     trained = {name for name, split in splits.assign(groups).items() if split == splits.TRAIN}
     assert list(model.trained()) == sorted(int(hashlib.sha256(name.encode()).hexdigest()[:16], 16) for name in trained)
     assert {
-        c.recording_id for c, held in zip(clips, evaluation.held_out_of(clips, groups, model), strict=True) if held
+        c.recording_id for c, held in zip(clips, sampling.held_out_of(clips, groups, model), strict=True) if held
     } == (groups.keys() - trained)
     assert not caplog.records
     alone = dict.fromkeys(groups, "")
-    held = evaluation.held_out_of(clips, alone, model)
+    held = sampling.held_out_of(clips, alone, model)
     rule = splits.assign(alone)
     assert not {clip.recording_id for clip, is_held in zip(clips, held, strict=True) if is_held} & trained
     lost = sum(rule[name] != splits.TRAIN for name in trained)

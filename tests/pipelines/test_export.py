@@ -82,7 +82,7 @@ def test_recordings_of_a_real_table(
     wanted: dict[str, list[list[float]]] = {}
     for one in windows:
         wanted.setdefault(one["recording_id"], []).append(one["embedding"])
-    assert f"{len(wanted)} recordings written" in capsys.readouterr().out
+    assert f"{len(wanted)} rows, one for each file, written" in capsys.readouterr().out
     if ending == "npz":
         loaded = np.load(target, allow_pickle=False)
         found = dict(zip(loaded["recording_id"], loaded["embedding"], strict=True))
@@ -102,7 +102,7 @@ def test_nothing_to_export(capsys: pytest.CaptureFixture[str], made: Made, tmp_p
     target = tmp_path / "none.parquet"
     arguments = ["export", str(target), "--by", by, "--where", "label = 'unicorn'", "--lake", made.lake.root]
     assert main(arguments) == 2
-    assert "no row of the table passes" in capsys.readouterr().err
+    assert "no row of the table matches" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 

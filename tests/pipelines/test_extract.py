@@ -211,7 +211,7 @@ def test_a_corpus_that_was_moved_may_be_taken_leave_of(tmp_path: Path) -> None:
     run(lake, moved)
     with pytest.raises(InputError, match=r"there is no such folder$"):
         run(lake, audio)
-    with pytest.raises(InputError, match="the ledger knows no file of it"):
+    with pytest.raises(InputError, match="no file of it in the ledger"):
         run(lake, tmp_path / "audoi", allow_empty=True)
     assert run(lake, audio, allow_empty=True)["gone"] == 7
     assert set(rows(lake)) == {f"{moved}/{i}.wav" for i in range(7)}
@@ -224,12 +224,12 @@ def test_lake_and_corpus_are_kept_apart(tmp_path: Path, link: bool) -> None:
     if link:
         (tmp_path / "link").symlink_to(audio)
     lake = Lake.at(str(tmp_path / ("link" if link else "audio") / "lake"))
-    with pytest.raises(InputError, match=r"lies inside the corpus .*--lake"):
+    with pytest.raises(InputError, match=r"is inside the corpus .*--lake"):
         run(lake, audio)
     assert not os.path.exists(lake.root)
     beside = Lake.at(f"{audio}-lake")
     assert run(beside, audio)["done"] == 7
-    with pytest.raises(InputError, match="lies inside the lake"):
+    with pytest.raises(InputError, match="is inside the lake"):
         run(beside, Path(beside.root) / "features")
 
 
@@ -383,6 +383,16 @@ def test_good_files_among_hostile_ones_are_themselves(
     good = found[str(audio / "good.wav")]
     assert (good["windows"], good["duration_s"]) == (1, 1.0)
     assert found[str(audio / "duplicate-of-good.wav")]["recording_id"] == good["recording_id"]
+
+
+def test_a_step_leaves_its_input_as_it_was() -> None:
+    """Beam forbids to change it: an engine may give the same object to another step."""
+    row = ledger.row(uri="/a", status="done", windows=5, duration_s=7.4) | {ledger.REPLACES: 3}
+    before = dict(row)
+    *_, replaced, kept = extract._Tally().process(row)
+    assert row == before
+    assert replaced.value == (3, "/a")
+    assert kept == {name: value for name, value in before.items() if name != ledger.REPLACES}
 
 
 def test_counters_for_who_watches_the_runner() -> None:

@@ -1,7 +1,9 @@
 """The ledger: rows merge by uri, what is gone leaves, totals add up."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from model.errors import InputError
@@ -80,6 +82,45 @@ def test_training_input_is_what_is_done(lake: Lake) -> None:
     )
 
 
+def test_groups_that_copies_link_are_one(lake: Lake) -> None:
+    """A chain of three, one that stands alone, and a copy that names no group; in any order of rows."""
+    rows = [
+        done("/a", "A", group="g3"),
+        done("/copy-of-a", "A", group="g2"),
+        done("/b", "B", group="g2"),
+        done("/c", "C", group="g1"),
+        done("/copy-of-b", "B", group="g1"),
+        done("/copy-of-c", "C"),
+        done("/d", "D", group="g9"),
+        done("/e", "E"),
+        done("/copy-of-e", "E", group="g9"),
+        done("/f", "F", group="g3"),
+        done("/h", "H"),
+    ]
+    expected = {"A": "g1", "B": "g1", "C": "g1", "D": "g9", "E": "g9", "F": "g1", "H": ""}
+    for number, order in enumerate((rows, rows[::-1], [*rows[4:], *rows[:4]])):
+        for row in order:  # a fragment each, in this order
+            commit(lake, row, spec_id=f"s{number}")
+        assert ledger.training_input(ledger.open_ledger(lake, f"s{number}"))[1] == expected
+
+
+def test_copies_that_link_most_of_a_corpus_are_told(lake: Lake, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [done(f"/{i}", str(i), group=f"g{i}") for i in range(4)]
+    commit(lake, *rows)
+    ledger.training_input(ledger.open_ledger(lake, "s"))
+    assert not caplog.text
+    commit(lake, *(done(f"/silence-{i}", "common", group=f"g{i}") for i in range(3)))
+    groups = ledger.training_input(ledger.open_ledger(lake, "s"))[1]
+    assert groups == {"0": "g0", "1": "g0", "2": "g0", "3": "g3", "common": "g0"}
+    assert "4 of 5 recordings are in the group 'g0' now" in caplog.text
+
+
+def test_one_row_of_several_files() -> None:
+    rows = [done("/b", "A", label="wolf"), done("/a", "A"), done("/c", "A", label="wolf")]
+    assert ledger.merged(rows) == done("/a", "A", label="wolf")
+    assert ledger.merged([*rows, done("/d", "A", label="dog")])["label"] is None
+
+
 def test_unknown_columns(lake: Lake) -> None:
     with pytest.raises(KeyError, match="colour"):
         ledger.row(uri="/a", colour=3)
@@ -93,3 +134,74 @@ def test_which_spec(lake: Lake) -> None:
     commit(lake, done("/a", "A"), spec_id="s2")
     with pytest.raises(InputError, match="s1, s2"):
         ledger.only_spec(lake)
+
+
+LATER = ["decoder", "notes"]
+
+
+def old_ledger(lake: Lake, *rows: ledger.Row) -> None:
+    """A ledger as versions made it that did not know the later columns."""
+    schema = pa.schema([field for field in ledger.SCHEMA if field.name not in LATER])
+    uri = lake.ledger_uri("s")
+    written = fragments.write(uri, pa.Table.from_pylist(list(rows), schema=schema))
+    assert fragments.commit(uri, 0, schema, written, []) == 1
+
+
+def test_readers_take_missing_columns_for_nulls(lake: Lake) -> None:
+    bad = ledger.row(uri="/x", status="rejected", reason="damaged", bundles=[])
+    old_ledger(lake, done("/a", "A", group="g"), bad)
+    found = ledger.open_ledger(lake, "s")
+    assert [*ledger.read(found, ["uri", "decoder", "notes"])] == [
+        {"uri": "/a", "decoder": None, "notes": None},
+        {"uri": "/x", "decoder": None, "notes": None},
+    ]
+    assert [*ledger.read(found, ["decoder", "uri"], where="status = 'done'")] == [{"decoder": None, "uri": "/a"}]
+    assert ledger.summary(found)["listed"] == 2
+    assert ledger.training_input(found) == ({"b1": ["A"]}, {"A": "g"})
+    # Reading has changed nothing.
+    assert int(ledger.open_ledger(lake, "s").version) == 1
+
+
+def test_missing_columns_are_added_before_the_first_rows(lake: Lake) -> None:
+    old_ledger(lake, done("/a", "A"))
+    before = ledger.open_for_writing(lake, "s")
+    assert (int(before.version), before.schema.names) == (2, ledger.SCHEMA.names)
+    uri = lake.ledger_uri("s")
+    written = ledger.write_rows(lake, "s", [done("/b", "B", decoder=2, notes=["n"])])
+    assert fragments.commit(uri, 2, ledger.SCHEMA, written, []) == 3
+    now = ledger.open_for_writing(lake, "s")
+    assert int(now.version) == 3  # nothing is added twice
+    assert {row["uri"]: row for row in now.to_table().to_pylist()} == {
+        "/a": done("/a", "A"),
+        "/b": done("/b", "B", decoder=2, notes=["n"]),
+    }
+
+
+def test_a_commit_planned_before_the_columns_came_is_refused(lake: Lake) -> None:
+    old_ledger(lake, done("/a", "A"))
+    uri = lake.ledger_uri("s")
+    schema = ledger.open_ledger(lake, "s").schema
+    written = fragments.write(uri, pa.Table.from_pylist([done("/b", "B")], schema=schema))
+    ledger.open_for_writing(lake, "s")
+    assert fragments.commit(uri, 1, schema, written, []) is None
+    assert ledger.open_ledger(lake, "s").to_table()["uri"].to_pylist() == ["/a"]
+
+
+def test_a_version_that_knows_no_later_columns_writes_beside_them(lake: Lake) -> None:
+    old_ledger(lake, done("/a", "A"))
+    ledger.open_for_writing(lake, "s")
+    commit(lake, done("/b", "B", decoder=2))
+    # Its rows have nulls: a decoder of that version read the files.
+    uri = lake.ledger_uri("s")
+    schema = pa.schema([field for field in ledger.SCHEMA if field.name not in LATER])
+    written = fragments.write(uri, pa.Table.from_pylist([done("/c", "C")], schema=schema))
+    assert fragments.commit(uri, 3, schema, written, []) == 4
+    found = ledger.open_ledger(lake, "s")
+    assert {r["uri"]: r["decoder"] for r in ledger.read(found, ["uri", "decoder"])} == {"/a": None, "/b": 2, "/c": None}
+
+
+def test_two_runs_add_missing_columns_once(lake: Lake) -> None:
+    old_ledger(lake, done("/a", "A"))
+    with ThreadPoolExecutor(4) as pool:
+        opened = list(pool.map(lambda _: ledger.open_for_writing(lake, "s"), range(4)))
+    assert {(int(one.version), *one.schema.names) for one in opened} == {(2, *ledger.SCHEMA.names)}

@@ -448,15 +448,15 @@ def test_words(made: Made, lake: Lake, capsys: pytest.CaptureFixture[str]) -> No
         for said in (
             "6 unfinished file(s) (63 B)",
             "1 folder(s) of dead runs (192 B)",
-            "2 folder(s) that encode is done with (768 B)",
-            "1 outcome file(s) of bundles that the ledger does not name (1.02 kB)",
+            "2 staging folder(s) of finished encodes (768 B)",
+            "1 outcome file(s) of bundles that are not in the ledger (1.02 kB)",
             "2 shard(s) of such bundles (6.14 kB)",
         ):
             assert said in swept
         assert features.startswith(f"ledger {SPEC}: ")
         assert embeddings.startswith(f"table {made.result['model']['model_id']}: ")
-        assert ("2 of 2 fragments to put together" if dry else "fragments 2 → 1") in features
-        assert rest == (["a dry run: nothing was changed"] if dry else [])
+        assert ("2 of 2 fragments to merge" if dry else "fragments 2 → 1") in features
+        assert rest == (["dry run: nothing was changed"] if dry else [])
 
 
 @pytest.mark.parametrize("arguments", [["--grace", "-1"], ["--recall-floor", "2"], ["--lake", "/nonexistent"]])

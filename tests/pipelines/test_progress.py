@@ -9,16 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import progress
+from pipelines import display, progress
 from pipelines.lake import Lake
-from pipelines.progress import Progress, Watch, watching
+from pipelines.progress import LISTED, PROBED, Progress, Tally, Watch, watching
 
 SCRIPT = """
 import sys, time
+from pipelines import display
 from pipelines.lake import Lake
 from pipelines.progress import Progress, watching
+display.DELAY = 0.0
 told = Progress(Lake.at(sys.argv[1]), "runs/r")
-with watching(told, verb="extracting"):
+with display.at_work("extract"), watching(told, verb="extracting"):
     told.expect(40)
     told.tell("a", {"work": 10, "files": 3, "rejected": 1, "audio_s": 3600.0})
     told.tell("b", {"work": 10, "files": 4, "rejected": 0, "audio_s": 1800.0})
@@ -45,10 +47,10 @@ def test_on_a_terminal(tmp_path: Path) -> None:
 def test_plain_lines_elsewhere(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(progress, "LINE", 0.0)
+    monkeypatch.setattr(display, "LINE", 0.0)
     monkeypatch.setattr(progress, "LOCAL_LOOK", 0.05)
     told = Progress(Lake.at(str(tmp_path)), "runs/r")
-    with watching(told, verb="extracting"):
+    with display.at_work("extract"), watching(told, verb="extracting"):
         told.expect(4)
         told.tell("a", {"work": 1, "files": 2})
         time.sleep(0.3)
@@ -62,10 +64,33 @@ def test_a_piece_counts_once(tmp_path: Path) -> None:
     told = Progress(Lake.at(str(tmp_path)), "runs/r")
     watch = Watch(told)
     watch.look()
-    assert watch.share is None
+    shown = display.Stage("extracting")
+    watch.report(shown)
+    assert shown.share is None
     told.expect(10)
     for _ in range(2):
         # A runner that tries a piece again tells it again.
         told.tell("a", {"work": 5, "files": 1})
         watch.look()
-    assert (watch.share, watch.numbers["files"]) == (0.5, 1)
+    watch.report(shown)
+    assert (shown.share, watch.numbers["files"]) == (0.5, 1)
+
+
+def test_what_is_listed_and_probed_before_there_is_a_total(tmp_path: Path) -> None:
+    told = Progress(Lake.at(str(tmp_path)), "runs/r")
+    watch, shown = Watch(told), display.Stage("extracting")
+    for name, count in ((LISTED, 3), (PROBED, 2), (LISTED, 4)):
+        tally = Tally(told, name)
+        for _ in range(count):
+            tally.add()
+        tally.tell()
+    watch.look()
+    watch.report(shown)
+    assert shown.line().startswith("extracting: 7 files listed, 2 files probed, ")
+    # What was only listed is no piece of work, and no rate is guessed from it.
+    assert watch.first is None
+    told.expect(4)
+    told.tell("a", {"work": 1, "files": 1})
+    watch.look()
+    watch.report(shown)
+    assert shown.line().startswith("extracting:  25%, 1 files")

@@ -147,7 +147,7 @@ def test_a_cluster_that_fails_is_told_in_one_line() -> None:
     stopped = "java.lang.IllegalStateException: Cannot call methods on a stopped SparkContext.\nMade at:\n\na.B(C)"
     found = _worker_error(RuntimeError(stopped), "localhost:1")
     assert isinstance(found, TryLaterError)
-    assert re.match(r"the cluster gave up: .*stopped SparkContext\.; what is done is kept", str(found))
+    assert re.match(r"the cluster gave up: .*stopped SparkContext\.; finished work is kept", str(found))
     nothing = 'java.io.IOException: Cannot run program "/opt/soundlake": error=2, No such file\n\tat java'
     with pytest.raises(InputError, match="workers of the cluster have no /opt/soundlake: install"):
         raise _worker_error(RuntimeError(nothing), "localhost:1")

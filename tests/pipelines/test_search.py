@@ -226,7 +226,7 @@ def test_a_model_of_another_spec_than_the_one_named(made: Made, tmp_path: Path) 
         lambda: commands.search(made.lake, [], k=1, where="true", by="windows", spec=str(other), model_id=model_id),
         lambda: commands.encode(made.lake, spec=str(other), model_id=model_id),
     ):
-        with pytest.raises(InputError, match=f"{model_id} is of the spec {spec.spec_id}, and --spec {other}"):
+        with pytest.raises(InputError, match=f"{model_id} has the spec {spec.spec_id}, but --spec {other}"):
             call()
 
 

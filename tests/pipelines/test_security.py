@@ -23,6 +23,7 @@ from model.features import PRESETS
 from pipelines import commands, encoder, fragments, ledger, search, showing, table
 from pipelines.evaluation import Clip
 from pipelines.lake import Lake
+from pipelines.playlist import playlist
 from tests.conftest import Made
 from tests.pipelines.hostile import COMMANDS, SPEC, call, model_of, refused, tree
 
@@ -47,6 +48,8 @@ LINKS = [
     ("tables/MODEL.lance/data/*", "list"),
     ("tables/MODEL.lance/_versions/*", "list"),
     ("runs", "maintain"),
+    ("features/SPEC/outcomes/*", "forget"),
+    ("runs", "forget"),
 ]
 
 
@@ -61,7 +64,7 @@ def test_a_link_in_a_lake_is_not_followed(
     path.rename(outside)
     path.symlink_to(outside)
     before = tree(tmp_path)
-    refused(capsys, f"{path} is a link", *COMMANDS[command](made), "--lake", lake.root)
+    refused(capsys, f"{path} is a symbolic link", *COMMANDS[command](made), "--lake", lake.root)
     after = tree(tmp_path)
     assert {k: v for k, v in after.items() if "/runs/" not in k} == {
         k: v for k, v in before.items() if "/runs/" not in k
@@ -97,8 +100,8 @@ def test_maintain_and_encode_sweep_nothing_outside(
         link.parent.mkdir(exist_ok=True)
         shutil.rmtree(link, ignore_errors=True)
         link.symlink_to(home)
-        refused(capsys, "is a link", "maintain", "--lake", lake.root, "--grace", "0")
-        with pytest.raises(InputError, match="is a link"):
+        refused(capsys, "is a symbolic link", "maintain", "--lake", lake.root, "--grace", "0")
+        with pytest.raises(InputError, match="is a symbolic link"):
             lake.remove(place)
         assert sorted(tree(home)) == ["letters/.part-of-a-novel", "will.txt"]
         shutil.rmtree(lake.root)
@@ -135,7 +138,7 @@ def test_a_pipe_in_a_lake_is_not_waited_for(made: Made, tmp_path: Path, capsys: 
     spec = Path(lake.root, f"features/{SPEC}/spec.json")
     spec.unlink()
     os.mkfifo(spec)
-    refused(capsys, "is no file", "search", "--where", "label = 'bird'", "--lake", lake.root)
+    refused(capsys, "is not a regular file", "search", "--where", "label = 'bird'", "--lake", lake.root)
 
 
 # Ids, rows and JSON that name something else.
@@ -148,14 +151,14 @@ def test_a_promoted_model_is_one_of_the_lake(made: Made, tmp_path: Path, capsys:
     for named in (f"../../evil/{model_id}", str(tmp_path / "evil" / model_id), "--force", 3):
         Path(lake.root, "models/current.json").write_text(json.dumps({"promoted": {SPEC: named}, "history": []}))
         for command in ("search", "encode"):
-            refused(capsys, "names what is no model", *COMMANDS[command](made), "--lake", lake.root)
+            refused(capsys, "has an invalid model id", *COMMANDS[command](made), "--lake", lake.root)
 
 
 def test_what_encode_said_names_no_other_model(made: Made, tmp_path: Path) -> None:
     lake = made.copy(tmp_path)
     said = table.said(lake, model_of(made))
     table.say(lake, model_of(made), said | {"model_id": "../../evil"})
-    with pytest.raises(InputError, match="is no id of a model"):
+    with pytest.raises(InputError, match="is not a valid model id"):
         commands.run(lake, str(made.audio), spec=PRESETS["general"], settings={})
 
 
@@ -191,7 +194,7 @@ def test_bundles_of_a_ledger_are_files_of_the_lake(
     hostile_rows(lake, bundles=[named])
     shutil.rmtree(Path(lake.root, "tables"))
     for command in ("train", "encode"):
-        refused(capsys, "is no id of a bundle", *COMMANDS[command](made), "--lake", lake.root)
+        refused(capsys, "is not a valid bundle id", *COMMANDS[command](made), "--lake", lake.root)
 
 
 @pytest.mark.parametrize("column", ["bundle", "recording_id"])
@@ -207,7 +210,7 @@ def test_a_hostile_table_selects_nothing_else(
     lance.write_dataset(pa.Table.from_pylist(rows, schema=dataset.schema), uri, mode="overwrite")
     query = COMMANDS["search"](made)
     if column == "bundle":
-        refused(capsys, "is no id of a bundle", *query, "--lake", lake.root, "-k", "50")
+        refused(capsys, "is not a valid bundle id", *query, "--lake", lake.root, "-k", "50")
     else:
         code, out, _ = call(capsys, *query, "--lake", lake.root, "-k", "30", "--json")
         hits = json.loads(out)["results"][0]["hits"]
@@ -230,7 +233,7 @@ def test_rows_elsewhere_are_not_read(made: Made, tmp_path: Path, capsys: pytest.
     changed = lance.LanceDataset.commit(uri, lance.LanceOperation.Append([fragment]), read_version=now)
     assert changed.count_rows() == dataset.count_rows() + 3  # what this test is about: Lance itself reads them
     for command in ("list", "search", "status", "encode", "maintain"):
-        refused(capsys, "has rows elsewhere", *COMMANDS[command](made), "--lake", lake.root)
+        refused(capsys, "refers to data outside the lake", *COMMANDS[command](made), "--lake", lake.root)
 
 
 @pytest.mark.parametrize("path", ["../../../secret.lance/data/x.lance", "/x.lance", "a/b.lance", "x.lance\n", ""])
@@ -251,7 +254,7 @@ def test_pieces_of_encode_name_files_of_their_table(
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"files": 3}', '{"files": [{}]}', '{"files": [{"path": 3}]}'])
 def test_what_is_no_fragment(text: str) -> None:
-    with pytest.raises(InputError, match="is no fragment"):
+    with pytest.raises(InputError, match="is not a fragment"):
         fragments.checked(text)
 
 
@@ -306,7 +309,7 @@ def test_a_play_list_holds_files_and_no_options() -> None:
         search.Hit(uri, "0" * 64, 0, 0.0, 1.0, None, False, None, None)
         for uri in ("#EXTVLCOPT:sout=#file{dst=/tmp/x}", "/a\n#EXTVLCOPT:x=1", "/a\r#EXTM3U")
     ]
-    lines = search.playlist(hits).split("\n")
+    lines = playlist(hits).split("\n")
     assert {line.split("=")[0] for line in lines if line.startswith("#EXTVLC")} == {
         "#EXTVLCOPT:start-time",
         "#EXTVLCOPT:stop-time",

@@ -54,7 +54,7 @@ def test_a_folder_of_ones_own(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=said):
             synthesise(str(folder), **call)
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
-    with pytest.raises(InputError, match="something else"):
+    with pytest.raises(InputError, match="is not empty"):
         synthesise(str(tmp_path), recordings=8)
 
 
@@ -97,7 +97,7 @@ def test_foreign_folders_are_not_touched(tmp_path: Path, labels: bytes | None) -
     if labels is not None:
         (tmp_path / "labels.csv").write_bytes(labels)
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(InputError, match="something else"):
+    with pytest.raises(InputError, match="is not empty"):
         synthesise(str(tmp_path), recordings=8)
     assert sorted(tmp_path.rglob("*")) == before
 

@@ -45,8 +45,8 @@ def test_the_walk_through(tmp_path: Path) -> None:
     assert "byte for byte" not in repaired
     assert "0 damaged" in repaired
     assert partition.startswith("nothing to do: all 12 files")
-    assert "swept: " in kept
-    assert "nothing to do: all 98 files are as they were" in again
+    assert "removed: " in kept
+    assert "nothing to do: all 98 files are unchanged" in again
     report = Path(re.search(r"^report +(.+)$", again, re.MULTILINE)[1])
     assert (tmp_path / report).read_text().startswith("<!doctype html>")
 

@@ -1,0 +1,154 @@
+"""What a lake has forgotten: keyed digests, by which an extract knows what to leave out.
+
+``forgotten.json`` holds a random key and HMAC-SHA256 digests, and nothing else: whoever has a recording or its name can
+ask whether the lake has forgotten it, and nobody can read from the file what that was. `pipelines.forget` adds to it.
+"""
+
+import hashlib
+import hmac
+import json
+import secrets
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+from model.errors import InputError
+from pipelines.bucket import Bucket
+from pipelines.lake import FORGOTTEN, Lake
+
+_SETS = ("names", "recordings", "files", "former")
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What ``forgotten.json`` says.
+
+    Attributes
+    ----------
+    key : str
+        Random, hexadecimal.
+    names : frozenset of str
+        Digests of uris: such a file is left out, whatever it holds.
+    recordings : frozenset of str
+        Digests of recording_ids: such content is left out, whatever it is called.
+    files : frozenset of str
+        Digests of a uri with its size and time of change, of files that hold such content: they are not read again.
+    former : frozenset of str
+        Digests of uris that such content had: a label for one of them is not told as a label without a file.
+    """
+
+    key: str
+    names: frozenset[str] = frozenset()
+    recordings: frozenset[str] = frozenset()
+    files: frozenset[str] = frozenset()
+    former: frozenset[str] = frozenset()
+
+    def name(self, uri: str) -> str:
+        """The digest of a uri."""
+        return self._digest("name", uri)
+
+    def recording(self, recording_id: str) -> str:
+        """The digest of a recording_id."""
+        return self._digest("recording", recording_id)
+
+    def file(self, uri: str, size: int, mtime_ns: int) -> str:
+        """The digest of a file as it was listed."""
+        return self._digest("file", uri, size, mtime_ns)
+
+    def is_former(self, uri: str) -> bool:
+        """Whether a uri, or content under it, was forgotten."""
+        return bool(self.names or self.former) and self.name(uri) in self.names | self.former
+
+    def _digest(self, *values: Any) -> str:
+        return hmac.digest(bytes.fromhex(self.key), json.dumps(values).encode(), hashlib.sha256).hex()
+
+    def known(self, uri: str, size: int, mtime_ns: int) -> set[str]:
+        """Of the digests, those of a listed file, by its name alone or as it was when it was last read."""
+        if not (self.names or self.files):
+            return set()
+        return {self.name(uri)} & self.names | {self.file(uri, size, mtime_ns)} & self.files
+
+    def holds(self, *, uri: str | None = None, recording_id: str | None = None) -> bool:
+        """Whether a uri or a recording_id is forgotten."""
+        return (uri is not None and bool(self.names) and self.name(uri) in self.names) or (
+            recording_id is not None and bool(self.recordings) and self.recording(recording_id) in self.recordings
+        )
+
+    def __bool__(self) -> bool:
+        return bool(self.names or self.recordings)
+
+    @property
+    def mark(self) -> str:
+        """A digest that changes when something more is forgotten, or comes back."""
+        text = json.dumps([sorted(self.names), sorted(self.recordings)])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @classmethod
+    def of(cls, lake: Lake) -> "Memory":
+        """What a lake says; nothing is forgotten where there is no such file.
+
+        Raises
+        ------
+        InputError
+            If the file is damaged: without it an extract would bring back what was forgotten.
+        """
+        return _read(lake)[0]
+
+
+def _read(lake: Lake) -> tuple[Memory, Any]:
+    """What a lake says; and, in a bucket, which version of the file says so."""
+    version = None
+    try:
+        if lake.is_local:
+            data = lake.read(FORGOTTEN)
+        else:
+            data, version = cast(Bucket, lake.store).read_version(FORGOTTEN)
+    except (FileNotFoundError, NotADirectoryError):
+        return Memory(secrets.token_hex(32)), None
+    try:
+        found = json.loads(data)
+        sets = {name: frozenset(map(str, found[name])) for name in _SETS}
+        bytes.fromhex(found["key"])
+        return Memory(found["key"], **sets), version
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{lake.uri(FORGOTTEN)} is damaged ({error}): restore it from a copy; without it an extract would bring "
+            "back what was forgotten"
+        ) from error
+
+
+def change(lake: Lake, changed: Callable[[Memory], Memory]) -> Memory:
+    """Change what a lake has forgotten; of two changes at once none is lost.
+
+    Parameters
+    ----------
+    changed : callable
+        What the memory is to be, of what it is; it may be asked again.
+    """
+    with lake.locked(FORGOTTEN.removesuffix(".json")):
+        while True:
+            before, version = _read(lake)
+            after = changed(before)
+            if after == before or not (after or before):
+                return after
+            data = json.dumps(
+                {name: sorted(getattr(after, name)) for name in _SETS} | {"key": after.key},
+                indent=1,
+                sort_keys=True,
+            ).encode()
+            if lake.is_local:
+                lake.write(FORGOTTEN, data + b"\n")
+                return after
+            if cast(Bucket, lake.store).swap(FORGOTTEN, data + b"\n", version) is not None:
+                return after
+
+
+def with_files(memory: Memory, digests: Iterable[str]) -> Memory:
+    """The same, and files that were found to hold what is forgotten."""
+    return replace(memory, files=memory.files | set(digests))
+
+
+def without(memory: Memory, digests: Iterable[str]) -> Memory:
+    """The same without some digests of any kind."""
+    gone = set(digests)
+    return replace(memory, **{name: getattr(memory, name) - gone for name in _SETS})
