@@ -30,8 +30,8 @@ def search(
 ) -> None:
     """Find what sounds like QUERY: first the very same sound (marked =), then the nearest."""
     from pipelines import commands, messages
+    from pipelines.playlist import playlist
     from pipelines.search import as_json as hits_as_json
-    from pipelines.search import playlist
 
     result = commands.search(lake_at(lake), query or [], k=k, where=where, by=by, spec=spec, model_id=model)
     if play_list is not None:

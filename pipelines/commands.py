@@ -285,7 +285,7 @@ def encode(
         _partition_of(lake, *under, model.spec.spec_id)
     known = ledger.open_ledger(lake, model.spec.spec_id)
     dataset = table.open_table(lake, model.model_id)
-    done = table.said(lake, model.model_id)
+    done = {name: value for name, value in table.said(lake, model.model_id).items() if name != table.RANDOM_PAIRS}
     # A service cannot start a template without a job in it: one that finds nothing to do.
     if dataset is not None and known is not None and not is_template(beam):
         now = {"ledger_version": int(known.version), "table_version": int(dataset.version)}
@@ -413,7 +413,8 @@ def search(
     dict
         ``results``: for each query its text and ``hits`` (`pipelines.search.Hit`); ``notes``: what to know about them.
     """
-    from pipelines.search import Searcher, load_query
+    from pipelines.query import load_query
+    from pipelines.search import Searcher
 
     if not queries and where is None:
         raise InputError("nothing to search for: give a file, a recording_id, or a filter with --where")

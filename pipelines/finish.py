@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from model.errors import InputError, TryLaterError
-from pipelines import account, forgotten, fragments, ledger, plan, table
+from pipelines import account, forgotten, fragments, ledger, plan, random_pairs, table
 from pipelines.corpus import listing
 from pipelines.display import stage
 from pipelines.forgotten import Memory
@@ -241,5 +241,7 @@ def note_encode(run: Run, model_id: str, totals: dict[str, Any], *, whole: bool)
     totals["table_version"] = int(table.need_table(lake, model_id).version)
     run.manifest["counts"] = totals
     if whole:
-        # What the next call compares with: nothing changed, nothing to do, no pipeline started.
-        table.say(lake, model_id, totals)
+        # What the next call compares with: nothing changed, nothing to do, no pipeline started. And for search, how far
+        # apart random windows are.
+        scale = random_pairs.distances(table.need_table(lake, model_id))
+        table.say(lake, model_id, totals | {table.RANDOM_PAIRS: scale})
