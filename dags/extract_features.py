@@ -5,8 +5,8 @@ task, or a run, does no harm and no work twice.
 
 **partitions** lists the folders of corpora with `by_folder` · **works** makes a command line of each · **extract** runs
 them side by side · **features** reads the ledger's totals and tells them to the asset *soundlake features*, also if a
-partition failed, since what the others did is done · **complete** does not succeed then. It fails where all went well
-and nothing came of it: a corpus without a file, or new files of which not one could be used.
+partition failed, since what the others did is done · **complete** does not succeed then. It fails, although
+every partition succeeded, if a corpus has no files, or if files are new and none of them could be used.
 """
 
 from datetime import UTC, datetime
@@ -39,7 +39,7 @@ def works(found: list | None = None) -> list[dict]:
 
 @task(trigger_rule="none_failed")
 def complete(made: list | None = None, found: list | None = None) -> None:
-    """Fail if a corpus has no file at all, or if files are new and not one of them could be used."""
+    """Fail if a corpus has no files, or if files are new and none of them could be used."""
     results = tasks.each(found)
     files = dict.fromkeys(SETTINGS.corpora, 0)
     for work, result in zip(made or [], results, strict=True):
@@ -47,13 +47,13 @@ def complete(made: list | None = None, found: list | None = None) -> None:
         files[work["title"].partition("/")[0]] += result["listed"]
     if empty := [name for name, count in files.items() if not count]:
         raise AirflowFailException(
-            f"no file in {', '.join(empty)}: is it mounted, and is `audio` right in the settings?"
+            f"no files in the corpus {', '.join(empty)}: is it mounted, and is its `audio` right in the settings?"
         )
     new, rejected, done = (sum(result[name] for result in results) for name in ("new", "rejected", "done"))
     new += sum(result["changed"] for result in results)
     if new and rejected and not done:
         raise AirflowFailException(
-            f"not one of {new} new or changed files could be used: `soundlake status --lake {SETTINGS.lake}` says why"
+            f"none of the {new} new or changed files could be used; `soundlake status --lake {SETTINGS.lake}` shows why"
         )
 
 

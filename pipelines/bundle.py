@@ -11,7 +11,7 @@ from dataclasses import astuple, replace
 
 import pyarrow as pa
 
-from model.errors import OF_THE_MACHINE, number_of
+from model.errors import OF_THE_MACHINE, InputError, number_of
 from model.features import FeatureSpec
 from pipelines import plan
 from pipelines.account import Work
@@ -132,7 +132,7 @@ def restore_shard(lake: Lake, spec: FeatureSpec, bundle: str, kept: Sequence[tup
 
     Raises
     ------
-    RuntimeError
+    InputError
         If a segment does not give what it gave: another version of a decoder, say.
     """
     with lake.create(Lake.shard(spec.spec_id, bundle)) as shard, sandbox() as box:
@@ -140,9 +140,10 @@ def restore_shard(lake: Lake, spec: FeatureSpec, bundle: str, kept: Sequence[tup
         for (work, outcome), (_, before) in zip(found, kept, strict=True):
             now = outcome["windows"], outcome["reason"] or DONE
             if now != (before["windows"], DONE):
-                raise RuntimeError(
-                    f"{work.files[0].uri} gives {now[0]} windows now ({now[1]}), and gave "
-                    f"{before['windows']}: the shard {lake.uri(Lake.shard(spec.spec_id, bundle))} was left as it is"
+                raise InputError(
+                    f"the shard {lake.uri(Lake.shard(spec.spec_id, bundle))} cannot be rebuilt as it was: "
+                    f"{work.files[0].uri} gives {now[0]} windows now ({now[1]}), and gave {before['windows']}; if an "
+                    f"older version of soundlake read it, run: {lake.command('extract AUDIO --recheck')}"
                 )
 
 

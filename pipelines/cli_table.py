@@ -30,8 +30,8 @@ def search(
 ) -> None:
     """Find what sounds like QUERY: first the very same sound (marked =), then the nearest."""
     from pipelines import commands, messages
+    from pipelines.playlist import playlist
     from pipelines.search import as_json as hits_as_json
-    from pipelines.search import playlist
 
     result = commands.search(lake_at(lake), query or [], k=k, where=where, by=by, spec=spec, model_id=model)
     if play_list is not None:
@@ -73,7 +73,7 @@ def export(
 
 def forget(
     files: Annotated[
-        list[str] | None, typer.Argument(metavar="[URI]...", help="Files, as extract has seen them; they may be gone.")
+        list[str] | None, typer.Argument(metavar="URI", help="Files, as extract has seen them; they may be gone.")
     ] = None,
     recording: Annotated[
         list[str] | None, typer.Option("--recording", metavar="ID", help="A recording_id, with all its names.")

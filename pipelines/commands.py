@@ -118,7 +118,7 @@ def extract(
     include_forgotten : bool
         Take in files that the lake has forgotten; they are forgotten no more.
     recheck : bool
-        Before that, decode again what an older decoder read; adds ``recheck`` (`pipelines.recheck.recheck`).
+        Then, decode again what an older decoder read; adds ``recheck`` (`pipelines.recheck.recheck`).
     begin : callable
         Called once the call is known to be right, before the work begins.
     """
@@ -143,13 +143,6 @@ def extract(
     rates = estimate.rates(lake, spec.spec_id)
     begin()
     with run_manifest(lake, "extract", settings) as run:
-        rechecked = None
-        if recheck:
-            from pipelines.recheck import recheck as recheck_files
-
-            with watching(Progress(lake, run.folder), verb="rechecking"):
-                rechecked = recheck_files(lake, spec, root, partition=partition, run=run, engine=engine)
-            lake.remove(run.folder)
         with watching(Progress(lake, run.folder), verb="extracting") as watch:
             totals = extract_features(
                 lake,
@@ -168,8 +161,12 @@ def extract(
         if not rates and watch.first is not None:
             rates = estimate.rates_of(*(_by_container(watch.first, name) for name in ("cpu_s ", "audio_s ")))
         finish.note_extract(run, spec.spec_id, totals, rates=rates)
-        if rechecked is not None:
-            totals["recheck"] = rechecked
+        if recheck:
+            from pipelines.recheck import recheck as recheck_files
+
+            lake.remove(run.folder)
+            with watching(Progress(lake, run.folder), verb="rechecking"):
+                totals["recheck"] = recheck_files(lake, spec, root, partition=partition, run=run, engine=engine)
         if repair:
             from pipelines.repair import repair as repair_shards
 
@@ -288,7 +285,7 @@ def encode(
         _partition_of(lake, *under, model.spec.spec_id)
     known = ledger.open_ledger(lake, model.spec.spec_id)
     dataset = table.open_table(lake, model.model_id)
-    done = table.said(lake, model.model_id)
+    done = {name: value for name, value in table.said(lake, model.model_id).items() if name != table.RANDOM_PAIRS}
     # A service cannot start a template without a job in it: one that finds nothing to do.
     if dataset is not None and known is not None and not is_template(beam):
         now = {"ledger_version": int(known.version), "table_version": int(dataset.version)}
@@ -416,7 +413,8 @@ def search(
     dict
         ``results``: for each query its text and ``hits`` (`pipelines.search.Hit`); ``notes``: what to know about them.
     """
-    from pipelines.search import Searcher, load_query
+    from pipelines.query import load_query
+    from pipelines.search import Searcher
 
     if not queries and where is None:
         raise InputError("nothing to search for: give a file, a recording_id, or a filter with --where")

@@ -6,10 +6,13 @@ both without a word. What is here finds the rest. Pure functions of an open file
 
 import functools
 import io
+import itertools
 import re
 import struct
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
+
+from pipelines.isolation import alive
 
 # No honest file chains more streams: a radio station recorded for a month.
 MOST_LINKS = 10_000
@@ -18,11 +21,19 @@ WORTH_TELLING = 4096
 # What a program writes as the size of data that it cannot tell yet: all ones, or about the largest signed number.
 OPEN_SIZE = 0x7FFF_F000
 _READ_BYTES = 1 << 20
-# Beginnings: of an Ogg page; of a FLAC file, its mark and STREAMINFO, which always has 34 bytes, the last block of
-# metadata or not; of a Matroska or WebM file, an EBML header with one of these types of document.
+# No page of Ogg is longer.
+_PAGE_BYTES = 65_536
 _PAGE = re.compile(rb"OggS\0")
-_FLAC = re.compile(rb"fLaC[\0\x80]\0\0\x22")
-_MATROSKA = re.compile(rb"\x1a\x45\xdf\xa3.{0,48}?\x42\x82.(?:webm|matroska)", re.DOTALL)
+# How files of some formats begin, each long enough not to come up by chance. FLAC: its mark and STREAMINFO, always of
+# 34 bytes, the last block of metadata or not. Matroska and WebM: an EBML header with one of these types of document.
+# FLV. TTA, with its number of channels and bits. ASF.
+_BEGINNINGS = (
+    re.compile(rb"fLaC[\0\x80]\0\0\x22"),
+    re.compile(rb"\x1a\x45\xdf\xa3.{0,48}?\x42\x82.(?:webm|matroska)", re.DOTALL),
+    re.compile(rb"FLV\x01[\x01\x04\x05]\0\0\0\x09\0\0\0\0"),
+    re.compile(rb"TTA1[\x01-\x03]\0[\x01-\x10]\0[\x08\x10\x18\x20]\0"),
+    re.compile(rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11\xa6\xd9\x00\xaa\x00\x62\xce\x6c"),
+)
 # No match is longer.
 _PATTERN_BYTES = 64
 
@@ -95,17 +106,18 @@ def tells_its_length(file: BinaryIO) -> bool:
     return after != b"ID3" and not (after[:1] == b"\xff" and after[1:2] >= b"\xe0")
 
 
-def _places(file: BinaryIO, pattern: re.Pattern[bytes], begin: int) -> Iterator[int]:
+def _places(file: BinaryIO, pattern: re.Pattern[bytes], begin: int, *, step: int = _READ_BYTES) -> Iterator[int]:
     """Where a pattern stands in a file, from `begin` on. Not by `mmap`: a decoder's process may not map large files."""
     while True:
+        alive()
         file.seek(begin)
-        data = file.read(_READ_BYTES)
+        data = file.read(step)
         # What may go on beyond these bytes is left to the next.
-        whole = len(data) if len(data) < _READ_BYTES else len(data) - _PATTERN_BYTES
+        whole = len(data) if len(data) < step else len(data) - _PATTERN_BYTES
         for found in pattern.finditer(data):
             if found.start() < whole:
                 yield begin + found.start()
-        if len(data) < _READ_BYTES:
+        if len(data) < step:
             return
         begin += whole
 
@@ -113,14 +125,16 @@ def _places(file: BinaryIO, pattern: re.Pattern[bytes], begin: int) -> Iterator[
 def _ogg_links(file: BinaryIO) -> Iterator[int]:
     """Where a page begins a stream after pages of another: RFC 3533's sequential multiplexing."""
     at, in_headers = 0, True
-    while True:
+    for page in itertools.count():
+        if page % 1024 == 0:
+            alive()
         file.seek(at)
         head = file.read(27)
         if len(head) < 27:
             return
         if head[:5] != b"OggS\0":
-            # Damage, or a tag between two files: on to the next page.
-            at = next(_places(file, _PAGE, at + 1), -1)
+            # Damage, or a tag between two files: on to the next page, which is mostly near.
+            at = next(_places(file, _PAGE, at + 1, step=_PAGE_BYTES), -1)
             if at < 0:
                 return
             continue
@@ -131,8 +145,29 @@ def _ogg_links(file: BinaryIO) -> Iterator[int]:
         at += 27 + head[26] + sum(file.read(head[26]))
 
 
+def _mp4_links(file: BinaryIO) -> Iterator[int]:
+    """Where the boxes of another file begin behind those of an MP4 or QuickTime file."""
+    at = 0
+    while True:
+        file.seek(at)
+        head = file.read(16)
+        if len(head) < 8:
+            return
+        if at and head[4:8] == b"ftyp":
+            yield at
+        size = int.from_bytes(head[:4])
+        size = int.from_bytes(head[8:16]) if size == 1 else size
+        # To the end of the file, or no box.
+        if size < 8:
+            return
+        at += size
+
+
 def links(file: BinaryIO) -> tuple[int, ...]:
-    """Where the streams after the first begin, if several are chained in one Ogg, FLAC, Matroska or WebM file.
+    """Where the streams or files after the first begin, if several follow each other in one file.
+
+    In Ogg, FLAC, Matroska, WebM, MP4, FLV, TTA and ASF. (What is joined of raw streams, and of MPEG's transport and
+    programme streams, FFmpeg reads as one.)
 
     Raises
     ------
@@ -140,18 +175,20 @@ def links(file: BinaryIO) -> tuple[int, ...]:
         If there are more than `MOST_LINKS`.
     """
     file.seek(0)
-    head = file.read(10)
-    begin = id3_bytes(head)
+    head = file.read(_PATTERN_BYTES)
+    begin = id3_bytes(head[:10])
     if begin:
         file.seek(begin)
-        head = file.read(10)
+        head = file.read(_PATTERN_BYTES)
     found: Iterator[int] = iter(())
     if head[:4] == b"OggS":
         found = _ogg_links(file)
-    elif head[:4] == b"fLaC":
-        found = _places(file, _FLAC, begin + 4)
-    elif head[:4] == b"\x1a\x45\xdf\xa3":
-        found = _places(file, _MATROSKA, 4)
+    elif head[4:8] == b"ftyp":
+        found = _mp4_links(file)
+    else:
+        beginning = next((pattern for pattern in _BEGINNINGS if pattern.match(head)), None)
+        if beginning is not None:
+            found = _places(file, beginning, begin + 4)
     begins = []
     for at in found:
         begins.append(at)
@@ -168,8 +205,7 @@ def sound_end(file: BinaryIO, begin: int, end: int) -> int:
     file.seek(begin)
     if file.read(4) != b"OggS":
         return end
-    # The largest page has 65,307 bytes.
-    start = max(begin, end - 65_536)
+    start = max(begin, end - _PAGE_BYTES)
     file.seek(start)
     data = file.read(end - start)
     last = data.rfind(b"OggS\0")
@@ -264,6 +300,7 @@ def _unexplained(file: BinaryIO, layout: _Layout, at: int, size: int) -> int:
     if after.startswith(_TAGS):
         return size
     while after:
+        alive()
         if after.strip(b"\0"):
             return place
         after = file.read(_READ_BYTES)

@@ -22,8 +22,10 @@ from pipelines.recording import Probe, Rejected
 TOLERANCE_S = 0.03
 # Silence in gaps, beyond the length of the sound: more is not a recording. And how far stamps may go back.
 GAPS_S, OVERLAP_S = 3600.0, 1.0
-# Stamps of these come from the number of frames before them, which damage makes wrong: only the first counts.
-UNSTAMPED = frozenset({"aac", "ac3", "aiff", "amr", "ape", "au", "dts", "eac3", "flac", "mp3"})
+# A start that is worth a note: WMA's first frames are the decoder's.
+LATE_S = 0.2
+# These have no stamps. FFmpeg makes some of what comes before, which damage makes wrong: only the first counts.
+UNSTAMPED = frozenset({"aac", "ac3", "aiff", "amr", "ape", "au", "avi", "dts", "eac3", "flac", "mp3"})
 UNSTAMPED |= {"tta", "w64", "wav", "wv"}
 # Lengths of these are guessed.
 GUESSED = frozenset({"aac", "ac3", "amr", "dts", "eac3"})
@@ -160,7 +162,8 @@ class _TimeLine:
         if frames > GAPS_S * rate or self._silence_s > GAPS_S + self._sound_s:
             gap = f"a gap of {frames / rate:.0f} s after {at / rate:.3f} s, {self._silence_s:.0f} s of gaps in all"
             raise Rejected("decode", "time-stamps", detail=gap)
-        self._note("gaps" if at else "starts-late")
+        if at or frames >= LATE_S * rate:
+            self._note("gaps" if at else "starts-late")
         while frames > 0:
             yield np.zeros(min(frames, BLOCK_FRAMES), np.float32)
             frames -= BLOCK_FRAMES

@@ -153,9 +153,7 @@ def _not_known(lake: Lake, unknown: set[str], recordings: set[str]) -> InputErro
     first = min(unknown)
     more = f" (nor {len(unknown) - 1} more)" if len(unknown) > 1 else ""
     what = "recording" if first in recordings else "file"
-    return InputError(
-        f"the lake {lake.root} knows no {what} {first}{more}, and nothing was forgotten: name files as extract did"
-    )
+    return InputError(f"the lake {lake.root} knows no {what} {first}{more}; nothing was forgotten")
 
 
 def _with(memory: Memory, asked: Asked, goes: set[str]) -> Memory:

@@ -9,6 +9,7 @@ from model.features import PRESETS
 from pipelines.audio import NOTES, REASONS
 from pipelines.display import duration
 from pipelines.lake import Lake
+from pipelines.terminal import visible
 
 
 def files(totals: dict[str, Any]) -> str:
@@ -74,6 +75,11 @@ def plan(found: dict[str, Any], say: Callable[[str], None]) -> None:
         f"{again}{moved}{forgotten}{gone}{left}"
     )
     labels(found, say)
+    if found["older_decoder"]:
+        say(
+            f"    {found['older_decoder']:>6}  of the unchanged were read by an older version of soundlake: "
+            "extract --recheck decodes them again"
+        )
     if found["known"]:
         say(f"    {found['known']:>6}  have content that is already in the lake: not decoded again")
     for reason, count in found["rejects"].items():
@@ -308,17 +314,48 @@ def _recordings(found: dict[str, Any]) -> str:
 
 
 def hits(results: Sequence[dict[str, Any]], say: Callable[[str], None], *, filtered: bool) -> None:
-    """Say what was found for each query: rank, the very same sound marked, distance, place, label."""
+    """Say what was found for each query: a table with a line a result, and a line for what else its file is called."""
     for one in results:
         if len(results) > 1:
             say(f"{shown(one['query'])}:")
         if not one["hits"]:
             say("no window matches the filter" if filtered else "no other window in the table")
-        for rank, hit in enumerate(one["hits"], start=1):
-            mark = "=" if hit.same_sound else " "
-            distance = "" if hit.distance is None else f"{hit.distance:10.3f}"
-            label = f"  [{shown(hit.label)}]" if hit.label else ""
-            say(f"{rank:>4} {mark}{distance}  {hit.start_s:8.2f}–{hit.end_s:.2f} s  {shown(hit.uri)}{label}")
+            continue
+        for line in _hits_table(one["hits"]):
+            say(line)
+
+
+def _hits_table(found: Sequence[Any]) -> list[str]:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    asked = any(hit.distance is not None for hit in found)
+    gains = any(hit.gain_db for hit in found)
+    columns = ["", *(["same", "distance", "nearer than random pairs"] if asked else []), *(["gain"] if gains else [])]
+    table = Table(box=None, pad_edge=False)
+    for heading in columns:
+        table.add_column(heading, justify="center" if heading == "same" else "right", no_wrap=True)
+    table.add_column("place", justify="right", no_wrap=True)
+    table.add_column("file", no_wrap=True)
+    for rank, hit in enumerate(found, start=1):
+        cells = [str(rank)]
+        if asked:
+            share = "" if hit.share_nearer is None else f"{100 * (1 - hit.share_nearer):.1f} %"
+            distance = "" if hit.distance is None else f"{hit.distance:.3f}"
+            cells += ["=" if hit.same_sound else "", distance, share]
+        if gains:
+            cells.append(f"{hit.gain_db:+.1f} dB" if hit.gain_db else "")
+        label = f"  [{shown(hit.label)}]" if hit.label else ""
+        file = f"{shown(hit.uri)}{label}"
+        table.add_row(*cells, f"{hit.start_s:.2f}–{hit.end_s:.2f} s", Text(visible(file)))
+        for other in hit.other_uris:
+            table.add_row(*[""] * len(cells), "", Text(visible(f"also: {shown(other)}")))
+    # As wide as the longest name: a line that is cut off or broken is no name.
+    console = Console(width=100_000, color_system=None)
+    with console.capture() as capture:
+        console.print(table)
+    return [line.rstrip() for line in capture.get().splitlines()]
 
 
 def evaluation(found: dict[str, Any], say: Callable[[str], None]) -> None:

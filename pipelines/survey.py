@@ -183,6 +183,7 @@ class _Compare(beam.DoFn):
             if plan.is_known(size, mtime_ns, row, retried=self.retried, recheck=self.recheck):
                 if same_name:
                     yield TaggedOutput("counts", ("unchanged", 1))
+                    yield TaggedOutput("counts", ("older decoder", int(ledger.is_older(row))))
                     return
                 if row["recording_id"] is not None:
                     yield TaggedOutput("counts", ("relabelled", 1))

@@ -1,6 +1,6 @@
-"""Who is told of a run that failed or is late, and what: one message a run, to the address in the settings.
+"""Alerts: one message for a run that failed or is late, to the URL in the setting `alert`.
 
-``python -m soundlake_airflow.alert`` sends a message on trial.
+``python -m soundlake_airflow.alert`` sends a test message.
 """
 
 import json
@@ -30,7 +30,7 @@ PAUSES_S = (1.0, 3.0)
 
 
 class AlertError(RuntimeError):
-    """Nobody could be told: what took no message, and why."""
+    """A message could not be delivered: to which host, and why."""
 
 
 def keep_error(context: Any) -> None:
@@ -51,18 +51,18 @@ def keep_error(context: Any) -> None:
 
 
 def failed(context: Any) -> None:
-    """Tell that a run of a DAG failed: its tasks that failed, each with its error and the address of its log.
+    """Report a run that failed: its tasks that failed, each with its error and the address of its log.
 
     Raises
     ------
     AlertError
-        If nobody could be told.
+        If the message could not be delivered.
     """
     send(failure(context))
 
 
 def failure(context: Any) -> str:
-    """What `failed` tells.
+    """The message of `failed`.
 
     Parameters
     ----------
@@ -77,13 +77,13 @@ def failure(context: Any) -> str:
     lines = [first, page]
     try:
         tasks = _failed_tasks(dag, ti)
-        lines += [_told(ti, page, *task) for task in tasks[:MOST_TASKS]] or [str(context.get("reason"))]
+        lines += [_task_text(ti, page, *task) for task in tasks[:MOST_TASKS]] or [str(context.get("reason"))]
         if len(tasks) > MOST_TASKS:
             lines.append(f"and {len(tasks) - MOST_TASKS} more tasks")
     except Exception as error:
-        # Whatever that is, it is no reason to tell nobody.
-        log.exception("the errors of the run's tasks cannot be read")
-        lines.append(f"{ti.task_id}; the errors of tasks cannot be read ({type(error).__name__})\n  {ti.log_url}")
+        # Whatever it is, the message must go out.
+        log.exception("the errors of the tasks could not be read")
+        lines.append(f"{ti.task_id}: its error could not be read ({type(error).__name__})\n  {ti.log_url}")
     return "\n".join(lines)
 
 
@@ -99,40 +99,40 @@ def _failed_tasks(dag: Any, ti: Any) -> list[tuple[str, int]]:
     return found
 
 
-def _told(ti: Any, page: str, task_id: str, index: int) -> str:
-    """What `keep_error` kept of a task in the run of `ti`, which has this page."""
+def _task_text(ti: Any, page: str, task_id: str, index: int) -> str:
+    """What a message says of a task that failed in the run of `ti`; `page` is the address of that run."""
     kept = ti.xcom_pull(task_ids=task_id, key=ERROR, map_indexes=index)
     if kept:
         title = f"{task_id} {kept['title']}" if kept["title"] else task_id
         return f"{title}, try {kept['try']}: {kept['error']}\n  {kept['log']}"
     name, place = (f"{task_id} {index}", f"{task_id}/mapped/{index}") if index >= 0 else (task_id, task_id)
-    return f"{name}: it was killed or lost, and could not say why: see its log\n  {page}/tasks/{place}"
+    return f"{name}: it was killed or lost before it could report an error; see its log\n  {page}/tasks/{place}"
 
 
 def late(context: Mapping[str, Any]) -> None:
-    """Tell that a run takes longer than it should; of one that has ended meanwhile, nothing.
+    """Report a run that takes longer than it should, unless it has ended meanwhile.
 
     Raises
     ------
     AlertError
-        If nobody could be told.
+        If the message could not be delivered.
     """
     run = context["dag_run"]
-    name = f"{run['dag_id']} {run['dag_run_id']}"
-    # Airflow keeps the deadline of a run that failed (apache/airflow#60927), of which all is told.
+    dag_id, run_id = run["dag_id"], run["dag_run_id"]
+    # Airflow keeps the deadline of a run that failed (apache/airflow#60927); that failure has been reported.
     if run["state"] in ("success", "failed"):
-        log.info("%s has ended: %s", name, run["state"])
+        log.info("%s has ended, run %s: %s", dag_id, run_id, run["state"])
         return
-    send(f"soundlake: {name} has not ended in its time")
+    send(f"soundlake: {dag_id} is late, run {run_id}: it has not ended yet")
 
 
 def send(text: str) -> None:
-    """Write a message to the log, and post it to the address in the settings, if there is one.
+    """Write a message to the log, and post it to the URL in the settings, if there is one.
 
     Raises
     ------
     AlertError
-        If the address does not take it, three times.
+        If the URL does not accept it, three times.
     """
     log.error("%s", text)
     url = load().alert
@@ -148,18 +148,18 @@ def send(text: str) -> None:
             if pause is None:
                 # The rest of an address may be its secret.
                 place = urllib.parse.urlsplit(url).hostname
-                raise AlertError(f"nobody was told: `alert` at {place} did not take the message: {error}") from error
+                raise AlertError(f"no alert was delivered: {place} did not accept the message: {error}") from error
             time.sleep(pause)
 
 
 def main() -> int:
-    """Send a message on trial; return the exit code."""
+    """Send a test message; return the exit code."""
     logging.basicConfig(format="%(message)s")
     try:
         if not load().alert:
-            print("no address is set: see `alert` in the settings", file=sys.stderr)
+            print("no URL is set: see `alert` in the settings", file=sys.stderr)
             return 2
-        send("soundlake: a message on trial; runs that fail or are late are told here")
+        send("soundlake: this is a test message; runs that fail or are late are reported here")
     except (AlertError, SettingsError) as error:
         print(error, file=sys.stderr)
         return 1

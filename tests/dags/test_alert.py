@@ -49,7 +49,9 @@ def test_without_an_address_it_is_logged_alone(settings: Path, caplog: pytest.Lo
 
 def test_an_address_that_takes_nothing_is_told(hook: Hook, caplog: pytest.LogCaptureFixture) -> None:
     hook.status = 503
-    with pytest.raises(AlertError, match=r"^nobody was told: `alert` at 127\.0\.0\.1 did not .*503") as error:
+    with pytest.raises(
+        AlertError, match=r"^no alert was delivered: 127\.0\.0\.1 did not accept the message: .*503"
+    ) as error:
         alert.send("soundlake: something failed")
     assert (hook.requests, hook.texts) == (3, [])
     # Who may read a log is not who may post.
@@ -87,7 +89,7 @@ def test_all_tries_end_before_airflow_ends_them() -> None:
 def test_late(hook: Hook) -> None:
     run = {"dag_id": "train_vae", "dag_run_id": "manual & 1"}
     alert.late({"dag_run": run | {"state": "running"}})
-    assert hook.texts == ["soundlake: train_vae manual & 1 has not ended in its time"]
+    assert hook.texts == ["soundlake: train_vae is late, run manual & 1: it has not ended yet"]
     # Airflow calls for runs that failed long ago, too: of these all is told.
     for state in ("failed", "success"):
         alert.late({"dag_run": run | {"state": state}})
@@ -163,7 +165,7 @@ def test_one_message_has_all_tasks_that_failed(hook: Hook) -> None:
     assert text.splitlines() == [
         f"soundlake: extract_features failed, run {RUN}",
         PAGE,
-        "extract 1: it was killed or lost, and could not say why: see its log",
+        "extract 1: it was killed or lost before it could report an error; see its log",
         f"  {PAGE}/tasks/extract/mapped/1",
         "extract city, try 2: exit code 2: city",
         f"  {PAGE}/extract/2",
@@ -183,7 +185,7 @@ def test_many_tasks_are_counted(hook: Hook) -> None:
     ("ti", "said"),
     [
         # A mapped task that could not be expanded.
-        (Instance("extract", states={"extract": "failed"}), "extract: it was killed or lost, and could not"),
+        (Instance("extract", states={"extract": "failed"}), "extract: it was killed or lost before "),
         (Instance("complete", states={"complete": "failed"}, kept={("complete", -1): kept("complete", -1, None)}),
          "complete, try 2: exit code 2: complete\n"),
         # The whole run came to an end: no task of its own failed.
@@ -202,34 +204,34 @@ def test_somebody_is_called_whatever_cannot_be_read(hook: Hook) -> None:
     alert.failed(context(Instance("works", get_task_states=lambda **_: {})))
     assert hook.texts == [
         f"soundlake: extract_features failed, run {RUN}: task_failure",
-        f"soundlake: extract_features failed, run {RUN}\n{PAGE}\nworks; the errors of tasks cannot be read (KeyError)\n"
+        f"soundlake: extract_features failed, run {RUN}\n{PAGE}\nworks: its error could not be read (KeyError)\n"
         f"  {PAGE}/tasks/works?try_number=1",
     ]
 
 
-# --- on trial --------------------------------------------------------------------------------------------------------
+# --- a test message --------------------------------------------------------------------------------------------------
 
 
-def on_trial() -> tuple[int, str]:
+def tried() -> tuple[int, str]:
     done = subprocess.run(
         [sys.executable, "-m", "soundlake_airflow.alert"], capture_output=True, text=True, check=False
     )
     return done.returncode, done.stderr
 
 
-def test_a_message_on_trial(hook: Hook) -> None:
-    assert on_trial()[0] == 0
-    assert hook.texts == ["soundlake: a message on trial; runs that fail or are late are told here"]
+def test_a_test_message(hook: Hook) -> None:
+    assert tried()[0] == 0
+    assert hook.texts == ["soundlake: this is a test message; runs that fail or are late are reported here"]
     hook.status = 404
-    code, said = on_trial()
+    code, said = tried()
     assert code == 1
-    assert said.splitlines()[-1].startswith("nobody was told: `alert` at 127.0.0.1 did not take the message: ")
+    assert said.splitlines()[-1].startswith("no alert was delivered: 127.0.0.1 did not accept the message: ")
 
 
-def test_a_trial_without_an_address(settings: Path) -> None:
+def test_a_test_message_without_a_url(settings: Path) -> None:
     settings.write_text(SETTINGS.replace('"http://127.0.0.1:9/hook"', '""'))
-    assert on_trial() == (2, "no address is set: see `alert` in the settings\n")
+    assert tried() == (2, "no URL is set: see `alert` in the settings\n")
     settings.unlink()
-    code, said = on_trial()
+    code, said = tried()
     assert code == 1
     assert said.startswith("cannot read the settings ")

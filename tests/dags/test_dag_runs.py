@@ -237,7 +237,7 @@ def test_a_partition_that_fails(world: World, extracted: Run, capfd: pytest.Capt
     # One call for the run, of the task that failed. What it was is with the task: dag.test has nobody to ask for it.
     (text,) = run.calls
     assert text.startswith("soundlake: extract_features failed, run manual__")
-    assert "\nextract; the errors of tasks cannot be read (" in text
+    assert "\nextract: its error could not be read (" in text
     (kept,) = run.errors.values()
     assert kept["title"] == "birds/-x"
     assert kept["error"].startswith("exit code 2, not tried again: ")

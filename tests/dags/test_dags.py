@@ -493,16 +493,16 @@ def test_whether_anything_came_of_a_night(dags: dict[str, Any]) -> None:
     complete([result(0), result(3)], some, result(4, changed=1, done=1))
     # All of what is new was left out on purpose, and what is there is known.
     complete(some, some, result(4, new=4, forgotten=4))
-    with pytest.raises(AirflowFailException, match=r"^no file in city: is it mounted"):
+    with pytest.raises(AirflowFailException, match=r"^no files in the corpus city: is it mounted"):
         complete(some, some, result(0))
-    with pytest.raises(AirflowFailException, match=r"^no file in birds, attic: is it mounted"):
+    with pytest.raises(AirflowFailException, match=r"^no files in the corpus birds, attic: is it mounted"):
         complete([], [result(0)], result(4))
     for city in (result(4, new=2, rejected=2), result(4, changed=1, rejected=1)):
-        with pytest.raises(AirflowFailException, match=r"^not one of \d new or changed files could be used: "):
+        with pytest.raises(AirflowFailException, match=r"^none of the \d new or changed files could be used; "):
             complete(some, some, city)
     # A file that is tried again each night, such as one that may not be read, was told when it was new.
     complete(some, some, result(4, rejected=1))
-    with pytest.raises(AirflowFailException, match=r"^no file in birds, attic, city: "):
+    with pytest.raises(AirflowFailException, match=r"^no files in the corpus birds, attic, city: "):
         called(dags, "extract_features", "complete")
 
 

@@ -300,8 +300,13 @@ def test_chains_of_other_kinds(tmp_path: Path) -> None:
     flac, webm = tmp_path / "a.flac", encode(tmp_path / "a.webm", "libopus", 48000, clicks(48000))
     soundfile.write(flac, clicks(48000), 48000)
     stream = encode(tmp_path / "a.ts", "aac", 48000, clicks(48000))
+    others = {
+        codec: encode(tmp_path / f"a.{container}", codec, 48000, clicks(48000)).read_bytes()
+        for container, codec in (("m4a", "alac"), ("flv", "aac"), ("tta", "tta"), ("wma", "wmav2"))
+    }
     tag = b"ID3\x04\0\0\0\0\x10\0" + bytes(2048)
     for name, data in {
+        **{codec: data * 2 for codec, data in others.items()},
         "flac": flac.read_bytes() * 2,
         "tagged": flac.read_bytes() + tag + flac.read_bytes(),
         "webm": webm.read_bytes() * 2,

@@ -10,7 +10,7 @@ import pytest
 
 from pipelines import ledger, lookup, models
 from pipelines.program import main
-from tests.upgrade.conftest import MODELS, SPEC_ID, Old
+from tests.upgrade.conftest import MODELS, SPEC_ID, Old, unpacked
 
 Capture = pytest.CaptureFixture[str]
 
@@ -48,6 +48,7 @@ def test_an_old_lake_answers(old: Old, tmp_path: Path, capsys: Capture) -> None:
     with open(tmp_path / "out.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len({row["uri"] for row in rows}) == 17
+    capsys.readouterr()
     # Nothing of that has changed the lake; encode brings the table up to this version without encoding a window.
     assert "decoder" not in ledger.open_ledger(old.lake, SPEC_ID).schema.names
     assert run("encode", "--json", "--lake", lake) == 0
@@ -102,11 +103,9 @@ def test_a_model_that_does_not_tell_what_it_was_trained_on(old_3: Old, tmp_path:
     assert said.strip().endswith(f"run: soundlake train --lake {lake}")
     # Another model cannot be compared with it, and the line names what promotes that all the same.
     other = Path(lake) / "models" / MODELS[4]
-    from tests.upgrade.conftest import unpacked
-
     (Path(unpacked(tmp_path / "4", 4).lake.root) / "models" / MODELS[4]).rename(other)
     assert run("promote", MODELS[4], "--lake", lake) == 3
-    told = re.search(r"soundlake (promote \S+ --lake \S+ --force)", capsys.readouterr().err)
+    told = re.search(r"run: soundlake (promote \S+ --force --lake \S+)", capsys.readouterr().err)
     assert told
     assert run(*shlex.split(told[1])) == 0
     assert lookup.find_model(old_3.lake, None).model_id == MODELS[4]

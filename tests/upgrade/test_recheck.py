@@ -61,6 +61,9 @@ def test_an_old_lake_gets_its_second_halves(old_3: Old, capsys: pytest.CaptureFi
     told = json.loads(capsys.readouterr().out)["specs"][SPEC_ID]["older_decoder"]
     assert told == {"/tmp/soundlake-fixture/audio": 17, str(old_3.audio): 17}
 
+    planned = commands.plan(old_3.lake, str(old_3.audio), spec=lookup.parse_spec(old_3.spec))
+    assert (planned["unchanged"], planned["older_decoder"], planned["recordings"]) == (17, 17, 0)
+
     found = extract(old_3, recheck=True)["recheck"]
     # Copies in another corpus, which is not there, are of the same recordings.
     assert found == {"same": 32, "different": 2, "unreachable": 0, "example": None}
@@ -132,8 +135,13 @@ def test_what_is_gone_damaged_or_rejected(old_3: Old, monkeypatch: pytest.Monkey
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 255
     shard.write_bytes(data)
-    (old_3.audio / "wind-07.flac").unlink()
-    gone = rows(lake)["/tmp/soundlake-fixture/audio/wind-07.flac"]
+    gone, recheck_files = rows(lake)["/tmp/soundlake-fixture/audio/wind-07.flac"], recheck.recheck
+
+    def later(*given: Any, **named: Any) -> dict[str, Any]:
+        (old_3.audio / "wind-07.flac").unlink()
+        return recheck_files(*given, **named)
+
+    monkeypatch.setattr(recheck, "recheck", later)
     found = extract(old_3, recheck=True)["recheck"]
     assert (found["unreachable"], found["example"]) == (2, str(old_3.audio / "wind-07.flac"))
     after = rows(lake)
