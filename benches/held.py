@@ -42,7 +42,7 @@ def filled(lake: str, first: int, count: int) -> list[str]:
         row = ledger.row(uri=rows.uri(number), corpus="s3://a-large-corpus/audio", recording_id=name, size=size)
         row |= {"mtime_ns": 1_790_000_000_000_000_000 + number, "status": ledger.DONE, "container": probe.container}
         row |= {"codec": probe.codec, "sample_rate": probe.sample_rate, "channels": probe.channels}
-        row |= {"claimed_s": seconds, "duration_s": seconds, "windows": plan.claimed_windows(probe, size, SPEC)}
+        row |= {"claimed_s": seconds, "duration_s": seconds, "windows": plan.believed_windows(probe, size, SPEC)}
         row |= {"silent_windows": 0, "bundles": [bundle], "group": f"speaker-{number % 100_000:06d}"}
         found.append(row)
         if len(found) == PART_ROWS or number == first + count - 1:

@@ -23,7 +23,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from model.errors import NO_LOCKS, InputError, TryLaterError, storage_errors
+from model import durable
+from model.errors import NO_LOCKS, InputError, TryLaterError, number_of, storage_errors
 from model.features import FeatureSpec
 from model.paths import checked_id, inside, is_id, no_links, regular
 from model.reports import Report, unheard
@@ -88,7 +89,7 @@ def write_text(path: Path, text: str) -> None:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(part, path)
+            durable.replace(part, path)
         except BaseException:
             part.unlink(missing_ok=True)
             raise
@@ -147,6 +148,8 @@ class _Session:
         try:
             session = onnxruntime.InferenceSession(data, options, providers=there)
         except Exception as error:
+            if number_of(error) is not None or isinstance(error, MemoryError):
+                raise
             said = str(error).split("\n")[0][:200]
             raise InputError(f"ONNX Runtime cannot use {self.path}: {said}; train again, or restore it") from error
         # It falls back to the CPU by itself, and the GPU would be paid for.
@@ -266,8 +269,11 @@ class Model:
                 "was trained on"
             )
         try:
-            found = np.load(self.directory / TRAINED, allow_pickle=False)
-        except (OSError, ValueError) as error:
+            with storage_errors(self.directory / TRAINED):
+                found = np.load(self.directory / TRAINED, allow_pickle=False)
+        except InputError:
+            raise
+        except (ValueError, EOFError) as error:
             raise InputError(f"{self.directory / TRAINED} is damaged: {error}") from error
         return np.asarray(found, np.uint64)
 
@@ -425,6 +431,10 @@ def finish(directory: Path, manifest: Mapping[str, Any], *, trained: npt.NDArray
     part = directory / f"part-{TRAINED}"
     np.save(part, np.sort(trained))
     os.replace(part, directory / TRAINED)
+    # model.json names them: none may be lost in a power cut that it survives.
+    for name in sorted(VERIFIED):
+        durable.sync(directory / name)
+    durable.sync(directory)
     files = {name: _digest(directory / name) for name in sorted(VERIFIED)}
     write_json(directory / MANIFEST, {"format_version": FORMAT_VERSION, **manifest, "files": files})
 

@@ -4,7 +4,7 @@ Such a recording has other bytes, and so another recording_id and perhaps anothe
 from the one says nothing when it is tried on the other.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -14,12 +14,12 @@ from model.reports import Report, unheard
 # Windows of other recordings that each recording is laid against, those with the most alike statistics.
 CANDIDATES = 3
 # Least cosine of statistics that makes a candidate: below, sounds are plainly different.
-LEAST_COSINE = 0.8
+LEAST_COSINE = 0.5
 # Of the frames of sound of the one that has fewer, the share at least that lies on sound of the other; and how many.
 LEAST_OVERLAP, LEAST_FRAMES = 0.75, 8
 # `difference` of two near copies, at most. Of ESC-10, drums, instruments and digits, trimmed, encoded again and at
 # another level, half have 0.01 to 0.05; of two recordings of a set that are no copies one in a hundred has 0.23.
-NEAR = 0.1
+NEAR = 0.12
 # Rows of the table of cosines that are held.
 BLOCK = 1024
 
@@ -54,7 +54,7 @@ def difference(a: Array, b: Array, *, floor: Array) -> float:
     a, b : ndarray of float32, shape (frames, n_mels)
         Normalised: a mel band has a variance of 1.
     floor : ndarray of float32, shape (n_mels,)
-        Below it in every band a frame is silent.
+        What is fainter counts as this, and a frame that is so in every band as silent.
 
     Returns
     -------
@@ -66,6 +66,8 @@ def difference(a: Array, b: Array, *, floor: Array) -> float:
     if len(a) > len(b):
         a, b = b, a
     size = len(a) + len(b)
+    # What is fainter than the floor in one may be an encoder's noise in the other.
+    a, b = np.maximum(a, floor), np.maximum(b, floor)
     loud_a, loud_b = (np.asarray((part > floor).any(axis=1), np.float64) for part in (a, b))
     least = max(LEAST_FRAMES, int(np.ceil(LEAST_OVERLAP * min(loud_a.sum(), loud_b.sum()))))
     if len(a) < least:
@@ -92,13 +94,19 @@ def difference(a: Array, b: Array, *, floor: Array) -> float:
     return max(0.0, float(found.min()))
 
 
+def _smoothed(frames: Array) -> Array:
+    """Each frame with half of its neighbours: what is cut elsewhere lies up to half a frame beside the other."""
+    padded = np.pad(frames, ((1, 1), (0, 0)), mode="edge")
+    return np.asarray((padded[:-2] + 2 * padded[1:-1] + padded[2:]) / 4, np.float32)
+
+
 def pairs(
     windows: Callable[[int], Array],
     known_by: Array,
     *,
     clip: npt.NDArray[np.int64],
     group: npt.NDArray[np.int64],
-    floor: Array,
+    floors: Sequence[Array],
     report: Report = unheard,
 ) -> list[tuple[int, int]]:
     """Pairs of recordings of different groups that are near copies of each other.
@@ -111,8 +119,9 @@ def pairs(
         `statistics` of all windows.
     clip, group : ndarray of int64, shape (n,)
         Of each window, its recording and that one's group.
-    floor : ndarray of float32, shape (n_mels,)
-        As for `difference`.
+    floors : sequence of ndarray of float32, shape (n_mels,)
+        As for `difference`; near copies are near above one of them. A low one is for copies at another level, a higher
+        one for those with an encoder's noise.
     report : Report
         Told how far it is.
 
@@ -142,7 +151,8 @@ def pairs(
     near = []
     for number, (key, (_, first, second)) in enumerate(sorted(best.items())):
         report(name, number, len(best), f"{number} of {len(best)} pairs laid against each other")
-        if difference(windows(first), windows(second), floor=floor) <= NEAR:
+        one, other = (_smoothed(windows(place)) for place in (first, second))
+        if any(difference(one, other, floor=floor) <= NEAR for floor in floors):
             near.append(key)
     return near
 

@@ -1,5 +1,6 @@
 """The command line: parse, call, print. No work of its own, and nothing heavy imported before a command needs it."""
 
+from importlib import metadata
 from typing import Annotated
 
 import typer
@@ -30,6 +31,7 @@ from pipelines.options import (
     Precision,
     Preset,
     Retry,
+    RetryCommand,
     Seed,
     SpecToRead,
     SpecToWrite,
@@ -44,12 +46,26 @@ from pipelines.terminal import lake_at, out, say, tell
 
 app = typer.Typer(
     name="soundlake",
-    help="A folder of raw audio in, a searchable table of VAE embeddings out.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
     rich_markup_mode=None,
 )
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        tell(f"soundlake {metadata.version('soundlake')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _soundlake(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_version, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """A folder of raw audio in, a searchable table of VAE embeddings out."""
 
 
 @app.command("run", context_settings=BEAM, epilog="Example: soundlake run ~/recordings --lake ~/lake")
@@ -80,6 +96,7 @@ def run_command(
         beam=context.args,
         workers=workers,
         step=lambda name: say(f"soundlake: {name} …"),
+        ready=lambda command: say(f"soundlake: the table can be searched now, such as by: {command}"),
     )
     if as_json:
         out(result)
@@ -89,7 +106,9 @@ def run_command(
         raise HeldError(result["held"])
 
 
-@app.command("plan", context_settings=BEAM, epilog="Example: soundlake plan ~/recordings --lake ~/lake")
+@app.command(
+    "plan", cls=RetryCommand, context_settings=BEAM, epilog="Example: soundlake plan ~/recordings --lake ~/lake"
+)
 def plan_command(
     context: typer.Context,
     audio: Audio,
@@ -134,7 +153,10 @@ def plan_command(
 
 
 @app.command(
-    "extract", context_settings=BEAM, epilog="Example: soundlake extract ~/recordings --lake ~/lake --spec music"
+    "extract",
+    cls=RetryCommand,
+    context_settings=BEAM,
+    epilog="Example: soundlake extract ~/recordings --lake ~/lake --spec music",
 )
 def extract_command(
     context: typer.Context,

@@ -5,7 +5,8 @@ import functools
 import logging
 import os
 import re
-from collections.abc import Sequence
+import shlex
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from model.errors import HeldError, InputError
@@ -101,6 +102,7 @@ def extract(
     repair: bool = False,
     include_forgotten: bool = False,
     recheck: bool = False,
+    begin: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Bring the features of a corpus up to date; see `pipelines.extract.extract` for what comes back.
 
@@ -116,7 +118,9 @@ def extract(
     include_forgotten : bool
         Take in files that the lake has forgotten; they are forgotten no more.
     recheck : bool
-        Before that, decode again what an older decoder read; adds ``recheck`` (`pipelines.recheck.recheck`).
+        Then, decode again what an older decoder read; adds ``recheck`` (`pipelines.recheck.recheck`).
+    begin : callable
+        Called once the call is known to be right, before the work begins.
     """
     for name, given in (("repair", repair), ("recheck", recheck)):
         if given:
@@ -137,14 +141,8 @@ def extract(
     settings = {"audio": root, "labels": found, "spec_id": spec.spec_id, "retry": retry, "beam": list(beam)}
     settings["partition"] = partition
     rates = estimate.rates(lake, spec.spec_id)
+    begin()
     with run_manifest(lake, "extract", settings) as run:
-        rechecked = None
-        if recheck:
-            from pipelines.recheck import recheck as recheck_files
-
-            with watching(Progress(lake, run.folder), verb="rechecking"):
-                rechecked = recheck_files(lake, spec, root, partition=partition, run=run, engine=engine)
-            lake.remove(run.folder)
         with watching(Progress(lake, run.folder), verb="extracting") as watch:
             totals = extract_features(
                 lake,
@@ -163,8 +161,12 @@ def extract(
         if not rates and watch.first is not None:
             rates = estimate.rates_of(*(_by_container(watch.first, name) for name in ("cpu_s ", "audio_s ")))
         finish.note_extract(run, spec.spec_id, totals, rates=rates)
-        if rechecked is not None:
-            totals["recheck"] = rechecked
+        if recheck:
+            from pipelines.recheck import recheck as recheck_files
+
+            lake.remove(run.folder)
+            with watching(Progress(lake, run.folder), verb="rechecking"):
+                totals["recheck"] = recheck_files(lake, spec, root, partition=partition, run=run, engine=engine)
         if repair:
             from pipelines.repair import repair as repair_shards
 
@@ -283,7 +285,7 @@ def encode(
         _partition_of(lake, *under, model.spec.spec_id)
     known = ledger.open_ledger(lake, model.spec.spec_id)
     dataset = table.open_table(lake, model.model_id)
-    done = table.said(lake, model.model_id)
+    done = {name: value for name, value in table.said(lake, model.model_id).items() if name != table.RANDOM_PAIRS}
     # A service cannot start a template without a job in it: one that finds nothing to do.
     if dataset is not None and known is not None and not is_template(beam):
         now = {"ledger_version": int(known.version), "table_version": int(dataset.version)}
@@ -323,6 +325,7 @@ def run(
     beam: Sequence[str] = (),
     workers: int = 0,
     step: Any = lambda name: None,
+    ready: Any = lambda command: None,
 ) -> dict[str, Any]:
     """The main job: extract, train if the spec has no model (or `retrain`), encode, index.
 
@@ -330,6 +333,8 @@ def run(
     ----------
     step : callable
         Told the name of each step before it begins.
+    ready : callable
+        Told the command line of a search as soon as the table can be searched, if more work follows.
 
     Returns
     -------
@@ -344,8 +349,9 @@ def run(
             "run works on one host only: extract there, then run `soundlake train` on all hosts of TF_CONFIG"
         )
     refuse_template(beam, "run")
-    step("extract")
-    extracted = extract(lake, audio, spec=spec, labels=labels, beam=beam, workers=workers)
+    extracted = extract(
+        lake, audio, spec=spec, labels=labels, beam=beam, workers=workers, begin=lambda: step("extract")
+    )
     known = ledger.open_ledger(lake, spec.spec_id)
     if known is None or not known.count_rows(f"status = '{ledger.DONE}'"):
         raise InputError(f"no usable recording in {audio}; for the reasons run: {lake.command('status')}")
@@ -370,6 +376,9 @@ def run(
     judged, candidate = None, trained["model_id"] if trained else model.model_id
     # Also of a run that was killed before it came here.
     if not lake.exists(f"models/{candidate}/{artifact.METRICS}"):
+        some = known.to_table(columns=["uri"], filter=f"status = '{ledger.DONE}' AND windows > 0", limit=1)
+        if encoded["rows"]:
+            ready(lake.command(f"search {shlex.quote(some['uri'][0].as_py())}"))
         step("evaluate")
         try:
             judged = evaluate(lake, model_id=candidate)
@@ -404,7 +413,8 @@ def search(
     dict
         ``results``: for each query its text and ``hits`` (`pipelines.search.Hit`); ``notes``: what to know about them.
     """
-    from pipelines.search import Searcher, load_query
+    from pipelines.query import load_query
+    from pipelines.search import Searcher
 
     if not queries and where is None:
         raise InputError("nothing to search for: give a file, a recording_id, or a filter with --where")

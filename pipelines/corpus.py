@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
-from model.errors import InputError, storage_errors
+from model.errors import PASSING, InputError, storage_errors
 from pipelines import store
 from pipelines.secrecy import refuse_secrets
 from pipelines.store import Store
@@ -195,7 +195,11 @@ def listing(root: str, partition: str | None = None) -> Iterator[tuple[str, Entr
         try:
             with os.scandir(folder) as found:
                 entries = sorted(found, key=lambda entry: entry.name)
-        except OSError:
+        except OSError as error:
+            if error.errno in PASSING:
+                # Its files would seem to be gone, and leave the ledger.
+                with storage_errors(os.fsdecode(folder)):
+                    raise
             yield uri_of(folder), Entry(-1, -1)
             continue
         for entry in entries:

@@ -6,7 +6,6 @@ recordings are decoded and thrown away.
 
 import functools
 import json
-import os
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -194,8 +193,3 @@ def error(estimate_s: float | None, took_s: float) -> dict[str, Any] | None:
     if estimate_s is None or took_s < TOLD_S:
         return None
     return {"estimated_cpu_s": estimate_s, "took_cpu_s": took_s, "error": estimate_s / took_s - 1}
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))

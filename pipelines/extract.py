@@ -22,8 +22,9 @@ from pipelines.bundle import write_bundle
 from pipelines.joins import joined
 from pipelines.lake import Lake, Run
 from pipelines.ledger import DONE, REJECTED, Row
+from pipelines.machine import keep_freed_memory
 from pipelines.progress import Progress
-from pipelines.runners import Concurrently, Engine, keep_freed_memory, run_pipeline
+from pipelines.runners import Concurrently, Engine, run_pipeline
 from pipelines.survey import bundles, survey, weight
 
 # Rows that wait in a worker to be written as one file.
@@ -92,10 +93,10 @@ class _Tally(beam.DoFn):
             Metrics.counter("soundlake", "windows").inc(row["windows"])
             Metrics.counter("soundlake", "audio_seconds").inc(round(row["duration_s"] or 0))
         yield TaggedOutput("counts", ("rows " + row["status"], 1))
-        replaced = row.pop(ledger.REPLACES)
-        if replaced is not None:
-            yield TaggedOutput("replaced", (replaced, row["uri"]))
-        yield row
+        if row[ledger.REPLACES] is not None:
+            yield TaggedOutput("replaced", (row[ledger.REPLACES], row["uri"]))
+        # A new one: Beam forbids to change what a step is given.
+        yield {name: value for name, value in row.items() if name != ledger.REPLACES}
 
 
 class Keep(beam.PTransform):

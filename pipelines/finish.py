@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from model.errors import InputError, TryLaterError
-from pipelines import account, forgotten, fragments, ledger, plan, table
+from pipelines import account, forgotten, fragments, ledger, plan, random_pairs, table
 from pipelines.corpus import listing
 from pipelines.display import stage
 from pipelines.forgotten import Memory
@@ -136,6 +136,7 @@ def totalled(summary: Mapping[str, Any]) -> dict[str, Any]:
     totals |= {"left_out": counts.get("left out", 0), "labels_without_file": counts.get("labels without a file", 0)}
     totals["label_notes"] = summary["label_notes"]
     totals["tried_again"] = counts.get("tried again", 0)
+    totals["older_decoder"] = counts.get("older decoder", 0)
     for group, prefix in (("planned_s", "planned_s "), ("cpu_s", "cpu_s "), ("audio_s", "audio_s ")):
         totals[group] = {
             name.removeprefix(prefix): value for name, value in sorted(counts.items()) if name.startswith(prefix)
@@ -240,5 +241,7 @@ def note_encode(run: Run, model_id: str, totals: dict[str, Any], *, whole: bool)
     totals["table_version"] = int(table.need_table(lake, model_id).version)
     run.manifest["counts"] = totals
     if whole:
-        # What the next call compares with: nothing changed, nothing to do, no pipeline started.
-        table.say(lake, model_id, totals)
+        # What the next call compares with: nothing changed, nothing to do, no pipeline started. And for search, how far
+        # apart random windows are.
+        scale = random_pairs.distances(table.need_table(lake, model_id))
+        table.say(lake, model_id, totals | {table.RANDOM_PAIRS: scale})

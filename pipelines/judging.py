@@ -13,6 +13,9 @@ from pipelines.quiet import quiet
 
 log = logging.getLogger(__name__)
 
+# Times the steps of a training that was too short: what is proposed.
+LONGER = 4
+
 
 def evaluate(
     lake: Lake, *, spec: str | None = None, model_id: str | None = None, folds: str | None = None
@@ -37,7 +40,7 @@ def evaluate(
     given = _folds(folds)
     with stage("loading TensorFlow"), quiet():
         from pipelines.evaluation import evaluation
-    from model import artifact
+    from model import artifact, verdict
     from pipelines.showing import report
 
     with run_manifest(lake, "evaluate", {"model_id": model.model_id, "folds": folds}) as run:
@@ -45,7 +48,9 @@ def evaluate(
         judged = evaluation(lake, model, folds=given)
         if Memory.of(lake).mark != before:
             raise forgotten_meanwhile(lake)
-        judged.found.update({"model_id": model.model_id, "run_id": run.run_id})
+        longer = lake.command(f"train --steps {LONGER * int(model.metrics['steps'])}")
+        said = verdict.sentences(judged.found, model.metrics, longer=longer)
+        judged.found.update({"verdict": said, "model_id": model.model_id, "run_id": run.run_id})
         run.manifest["counts"] = judged.found
         artifact.write_json(model.directory / artifact.METRICS, judged.found)
         with stage("writing the report"):

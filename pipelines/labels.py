@@ -274,14 +274,14 @@ def without_file(unmatched: Sequence[Sequence[Any]], root: str) -> list[dict[str
     Parameters
     ----------
     unmatched : sequence of (int, str)
-        Numbers of rows, and uris.
+        Lines of the label file (rows, of a Parquet file), and uris.
     root : str
         The corpus; the first `COMPARED` of its files are compared.
 
     Returns
     -------
     list of dict
-        ``row``, ``uri``; ``nearest``, the uri of a file or None; ``differs`` from it in what, in words.
+        ``line``, ``uri``; ``nearest``, the uri of a file or None; ``differs`` from it in what, in words.
     """
     best: list[tuple[int, float, str]] = [(len(_DIFFERENCES), 0.0, "")] * len(unmatched)
     names = [_Name.of(uri, root) for _, uri in unmatched]
@@ -294,7 +294,7 @@ def without_file(unmatched: Sequence[Sequence[Any]], root: str) -> list[dict[str
                     best[place] = min(best[place], (*rank, listed[0]))
     return [
         {
-            "row": number,
+            "line": number,
             "uri": uri,
             "nearest": nearest or None,
             "differs": _DIFFERENCES[rank] if nearest else None,

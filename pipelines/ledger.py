@@ -6,8 +6,10 @@ A ledger that an earlier version of soundlake made lacks the columns that came l
 one of nulls (`read`); a run that writes rows adds it before it plans (`open_for_writing`).
 """
 
+import logging
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -18,6 +20,8 @@ from pipelines import fragments
 from pipelines.audio import DECODER_VERSION
 from pipelines.bucket import lance_options
 from pipelines.lake import Lake
+
+log = logging.getLogger(__name__)
 
 DONE, REJECTED = "done", "rejected"
 
@@ -286,16 +290,55 @@ def training_input(dataset: Any) -> tuple[dict[str, list[str]], dict[str, str]]:
     -------
     (dict of str to list of str, dict of str to str)
         Bundle → recording_ids that are to be read from it, both sorted: a shard may hold more, of recordings that have
-        gone, or have come back in another bundle. And recording_id → group (``""`` where there is none).
+        gone, or have come back in another bundle. And recording_id → group (``""`` where there is none). Where files of
+        one recording name different groups these are one group, by the name that sorts first: whatever shares a group
+        with one of the files shares it with the recording, and must lie on its side of a split.
     """
     bundles: dict[str, set[str]] = {}
     groups: dict[str, str] = {}
+    joins: dict[str, str] = {}
+
+    def joined(group: str) -> str:
+        while group in joins:
+            group = joins[group]
+        return group
+
     for batch in dataset.to_batches(columns=["recording_id", "bundles", "group"], filter=f"status = '{DONE}'"):
         for recording_id, held_by, named in zip(*(column.to_pylist() for column in batch.columns), strict=True):
             for bundle in held_by:
                 bundles.setdefault(bundle, set()).add(recording_id)
             # Many recordings name one group: its text is kept once.
             group = sys.intern(named or "")
-            # Copies of one recording may name different groups: the smallest, whatever the order of the rows.
-            groups[recording_id] = min(groups.get(recording_id, group), group)
+            before = groups.setdefault(recording_id, group) or group
+            groups[recording_id] = before
+            if group:
+                first, second = sorted((joined(before), joined(group)))
+                if first != second:
+                    joins[second] = first
+    if joins:
+        groups = {recording_id: joined(group) for recording_id, group in groups.items()}
+        _tell_large(groups, {*joins, *joins.values()})
     return {bundle: sorted(bundles.pop(bundle)) for bundle in sorted(bundles)}, groups
+
+
+def _tell_large(groups: Mapping[str, str], linked: set[str]) -> None:
+    """Say if most recordings are of one group because copies link what were several: a split of them is lopsided."""
+    group, count = Counter(groups.values()).most_common(1)[0]
+    if group in linked and 2 * count > len(groups):
+        log.warning(
+            "files with the same content name different groups, which count as one: %d of %d recordings are in the "
+            "group %r now and stay on one side of the split",
+            count,
+            len(groups),
+            group,
+        )
+
+
+def merged(rows: Iterable[Row]) -> Row:
+    """One row for a recording from those of its files.
+
+    The first by uri, with the label that all files agree on which have one; None where they do not.
+    """
+    each = sorted(rows, key=lambda row: row["uri"])
+    labels = {row["label"] for row in each if row["label"] is not None}
+    return each[0] | {"label": labels.pop() if len(labels) == 1 else None}

@@ -9,6 +9,7 @@ from model.features import PRESETS
 from pipelines.audio import NOTES, REASONS
 from pipelines.display import duration
 from pipelines.lake import Lake
+from pipelines.terminal import visible
 
 
 def files(totals: dict[str, Any]) -> str:
@@ -39,7 +40,7 @@ def labels(totals: dict[str, Any], say: Callable[[str], None]) -> None:
         say(f"    labels: {shown(note)}")
     for one in totals["unmatched_labels"]:
         nearest = f"; the nearest is {shown(one['nearest'])}, which differs {one['differs']}" if one["nearest"] else ""
-        say(f"    labels: row {one['row']} names {shown(one['uri'])}: there is no such file{nearest}")
+        say(f"    labels: line {one['line']} names {shown(one['uri'])}: there is no such file{nearest}")
     more = totals["labels_without_file"] - len(totals["unmatched_labels"])
     if more > 0:
         say(f"    labels: {more} more have no file")
@@ -74,6 +75,11 @@ def plan(found: dict[str, Any], say: Callable[[str], None]) -> None:
         f"{again}{moved}{forgotten}{gone}{left}"
     )
     labels(found, say)
+    if found["older_decoder"]:
+        say(
+            f"    {found['older_decoder']:>6}  of the unchanged were read by an older version of soundlake: "
+            "extract --recheck decodes them again"
+        )
     if found["known"]:
         say(f"    {found['known']:>6}  have content that is already in the lake: not decoded again")
     for reason, count in found["rejects"].items():
@@ -101,11 +107,23 @@ def plan(found: dict[str, Any], say: Callable[[str], None]) -> None:
 _MONEY = {"cpu": "for CPU time", "storage": "per month for storage"}
 
 
+# An estimate within this share of what it took was right.
+CLOSE = 0.05
+
+
 def estimate_error(found: dict[str, Any]) -> str:
     """How far the last estimate was off, in words."""
+    ratio = 1 + found["error"]
+    if ratio >= 2:
+        said = f"the estimate was {ratio:.1f} times as much"
+    elif ratio <= 0.5:
+        said = f"{1 / ratio:.1f} times the estimate" if ratio > 0 else "nothing was estimated"
+    else:
+        said = f"{abs(found['error']):.0%} {'less' if found['error'] > 0 else 'more'} than estimated"
+        said = "as estimated" if abs(found["error"]) < CLOSE else said
     return (
-        f"last estimate of extract: {duration(found['estimated_cpu_s'])} of CPU, took {duration(found['took_cpu_s'])} "
-        f"({abs(found['error']):.0%} {'over' if found['error'] > 0 else 'under'})"
+        f"last extract: estimated at {duration(found['estimated_cpu_s'])} of CPU time, "
+        f"took {duration(found['took_cpu_s'])}: {said}"
     )
 
 
@@ -179,6 +197,8 @@ def run(result: dict[str, Any], say: Callable[[str], None]) -> None:
     if judged is not None:
         other = "" if judged["model_id"] == model["model_id"] else f"of {judged['model_id']}, which was trained now: "
         say(f"worth       {other}{worth(judged)}")
+        for sentence in judged["verdict"]:
+            say(f"            {sentence}")
     say(f"report      {result['report']}")
 
 
@@ -271,7 +291,9 @@ def status(result: dict[str, Any], say: Callable[[str], None]) -> None:
         if found["trained_forgotten"]:
             mark += f", trained on {found['trained_forgotten']} recordings that are forgotten now"
         loss = found["validation"]["negative_elbo"]
-        say(f"  model {model_id}: spec {found['spec_id']}{mark}, validation loss {loss:.0f} nats, {found['report']}")
+        at = f"--lake {shlex.quote(result['lake'])}"
+        report = found["report"] or f"no report; run: soundlake evaluate --model {model_id} {at}"
+        say(f"  model {model_id}: spec {found['spec_id']}{mark}, validation loss {loss:.0f} nats, {report}")
     for model_id, found in result["tables"].items():
         fresh = "up to date" if found["up_to_date"] else "its model cannot be read"
         if found["up_to_date"] is False:
@@ -292,31 +314,66 @@ def _recordings(found: dict[str, Any]) -> str:
 
 
 def hits(results: Sequence[dict[str, Any]], say: Callable[[str], None], *, filtered: bool) -> None:
-    """Say what was found for each query: rank, the very same sound marked, distance, place, label."""
+    """Say what was found for each query: a table with a line a result, and a line for what else its file is called."""
     for one in results:
         if len(results) > 1:
             say(f"{shown(one['query'])}:")
         if not one["hits"]:
             say("no window matches the filter" if filtered else "no other window in the table")
-        for rank, hit in enumerate(one["hits"], start=1):
-            mark = "=" if hit.same_sound else " "
-            distance = "" if hit.distance is None else f"{hit.distance:10.3f}"
-            label = f"  [{shown(hit.label)}]" if hit.label else ""
-            say(f"{rank:>4} {mark}{distance}  {hit.start_s:8.2f}–{hit.end_s:.2f} s  {shown(hit.uri)}{label}")
+            continue
+        for line in _hits_table(one["hits"]):
+            say(line)
+
+
+def _hits_table(found: Sequence[Any]) -> list[str]:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    asked = any(hit.distance is not None for hit in found)
+    gains = any(hit.gain_db for hit in found)
+    columns = ["", *(["same", "distance", "nearer than random pairs"] if asked else []), *(["gain"] if gains else [])]
+    table = Table(box=None, pad_edge=False)
+    for heading in columns:
+        table.add_column(heading, justify="center" if heading == "same" else "right", no_wrap=True)
+    table.add_column("place", justify="right", no_wrap=True)
+    table.add_column("file", no_wrap=True)
+    for rank, hit in enumerate(found, start=1):
+        cells = [str(rank)]
+        if asked:
+            share = "" if hit.share_nearer is None else f"{100 * (1 - hit.share_nearer):.1f} %"
+            distance = "" if hit.distance is None else f"{hit.distance:.3f}"
+            cells += ["=" if hit.same_sound else "", distance, share]
+        if gains:
+            cells.append(f"{hit.gain_db:+.1f} dB" if hit.gain_db else "")
+        label = f"  [{shown(hit.label)}]" if hit.label else ""
+        file = f"{shown(hit.uri)}{label}"
+        table.add_row(*cells, f"{hit.start_s:.2f}–{hit.end_s:.2f} s", Text(visible(file)))
+        for other in hit.other_uris:
+            table.add_row(*[""] * len(cells), "", Text(visible(f"also: {shown(other)}")))
+    # As wide as the longest name: a line that is cut off or broken is no name.
+    console = Console(width=100_000, color_system=None)
+    with console.capture() as capture:
+        console.print(table)
+    return [line.rstrip() for line in capture.get().splitlines()]
 
 
 def evaluation(found: dict[str, Any], say: Callable[[str], None]) -> None:
     """Say how good a model is, and its baselines."""
     say(
         f"model {found['model_id']} on {found['recordings']} recordings, {found['windows']} windows; "
-        f"{found['held_out_recordings']} recordings held out"
+        f"{found['held_out_recordings']} of these recordings were held out of training"
     )
     error, components = found["mse"]["model"], found["mse"]["PCA"]
     say(f"reconstruction of held-out recordings: mean square error {error:.3f}, principal components {components:.3f}")
     if found["probes"] is None:
         say(f"{found['labelled']} recordings with labels, {found['labels']} labels, no probes: {found['no_probes']}")
     else:
-        say(f"clips of {found['labelled']} recordings, {found['labels']} labels, {found['folds']}, 95 % intervals:")
+        say(
+            f"labels read off the embeddings of {found['labelled']} recordings, {found['labels']} labels, "
+            f"{found['folds']}, 95 % intervals;"
+        )
+        say("the encoder was trained on most of these recordings, without their labels:")
         for line in _table(MEASURES, found["probes"], lambda s: f"{s['value']:.3f} ({s['low']:.2f}–{s['high']:.2f})"):
             say(line)
         ahead = ", ".join(f"{MEASURES[name]} {100 * points:+.1f}" for name, points in found["ahead"].items())
@@ -324,6 +381,9 @@ def evaluation(found: dict[str, Any], say: Callable[[str], None]) -> None:
     say("held-out windows found again after a disturbance:")
     for line in _table(DISTURBANCES, found["consistency"], lambda share: f"{share:.3f}"):
         say(line)
+    say("what this means:")
+    for sentence in found["verdict"]:
+        say(f"  {sentence}")
     say(f"report  {found['report']}")
 
 

@@ -218,28 +218,35 @@ def being_trained(lake: Lake, model_id: str) -> Iterator[Callable[[Path], None]]
     Raises
     ------
     TryLaterError
-        If another machine is training it.
+        If another machine is training it, or has taken over since this one gave no sign of life.
     """
     if lake.is_local:
         yield lambda directory: None
         return
     name, directory = f"models/{model_id}", folder(lake) / model_id
-    with lake.locked(name, wait=False):
+    with lake.locked(name, wait=False) as still_ours:
         there = [info.name.removeprefix(f"{name}/") for info in lake.store.below(f"{name}/{CHECKPOINTS}")]
         if there:
             # Where a machine has trained on meanwhile, what lies here is old.
             shutil.rmtree(directory / CHECKPOINTS, ignore_errors=True)
             _copy(lake, name, directory, there)
-        yield lambda local: _keep_checkpoints(lake, local)
+
+        yield lambda local: _keep_checkpoints(lake, local, still_ours)
+        still_ours()
         files = [one for one in _files(directory) if not one.startswith(f"{CHECKPOINTS}/") and one != artifact.MANIFEST]
         _side_by_side(lambda one: _send(lake, directory, one), files)
+        still_ours()
         _send(lake, directory, artifact.MANIFEST)
         lake.remove(f"{name}/{CHECKPOINTS}")
         shutil.rmtree(directory / CHECKPOINTS, ignore_errors=True)
 
 
-def _keep_checkpoints(lake: Lake, directory: Path) -> None:
-    """Send what is new of the checkpoints: values first, then the files that say which ones count, the newest last."""
+def _keep_checkpoints(lake: Lake, directory: Path, still_ours: Callable[[], None]) -> None:
+    """Send what is new of the checkpoints: values first, then the files that say which ones count, the newest last.
+
+    `still_ours` raises if another machine trains the same model now: then its checkpoints are there, not to be touched.
+    """
+    still_ours()
     name = f"models/{directory.name}"
     here = [one for one in _files(directory) if one.startswith(f"{CHECKPOINTS}/")]
     there = {info.name.removeprefix(f"{name}/"): info.size for info in lake.store.below(f"{name}/{CHECKPOINTS}")}
@@ -249,8 +256,10 @@ def _keep_checkpoints(lake: Lake, directory: Path) -> None:
     new = [one for one in values if there.get(one) != (directory / one).stat().st_size]
     _side_by_side(lambda one: _send(lake, directory, one), new)
     for one in states:
+        still_ours()
         _send(lake, directory, one)
     for one in there.keys() - set(here):
+        still_ours()
         with storage_errors(lake.uri(f"{name}/{one}")):
             lake.store.delete(f"{name}/{one}")
 

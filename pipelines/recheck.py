@@ -11,7 +11,7 @@ import functools
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, BinaryIO
 
@@ -22,7 +22,7 @@ from apache_beam.pvalue import TaggedOutput
 from model.errors import InputError
 from model.features import FeatureSpec
 from model.records import Record, decode, read_framed
-from pipelines import account, erasure, finish, fragments, ledger, plan
+from pipelines import account, erasure, finish, fragments, isolation, ledger, plan
 from pipelines.account import Candidate, Work, packed
 from pipelines.audio import Rejected, probe
 from pipelines.bundle import begun, write_bundle
@@ -31,6 +31,7 @@ from pipelines.encoder import read_shard
 from pipelines.extract import ATTEMPTS, Keep, summarise
 from pipelines.forgotten import Memory
 from pipelines.isolation import sandbox
+from pipelines.joins import joined
 from pipelines.lake import Lake, Run
 from pipelines.ledger import DONE, REPLACES, Row
 from pipelines.progress import Progress
@@ -44,6 +45,9 @@ ROUNDING = 4
 # A rejection that says that there is no such file, not how it was decoded.
 _NO_FILE = plan.TRANSIENT | {"link-loop", "directory", "named-pipe", "device"}
 
+# What is read of a row: the rest is found again.
+COLUMNS = ["recording_id", "uri", "corpus", "size", "mtime_ns", "status", "reason", "label", "group", "bundles"]
+
 # Where a window is stored: a bundle, and the byte in its shard.
 Places = dict[int, tuple[str, int]]
 
@@ -56,7 +60,7 @@ class _ReadOlder(beam.DoFn):
 
     def process(self, fragment: int) -> Iterator[tuple[str, bytes]]:
         where = f"recording_id IS NOT NULL AND {ledger.OLDER}"
-        for row in ledger.read(fragments.of(self.uri, self.version, fragment), ledger.SCHEMA.names, where=where):
+        for row in ledger.read(fragments.of(self.uri, self.version, fragment), COLUMNS, where=where):
             if row["reason"] not in plan.TRANSIENT:
                 yield row["recording_id"], packed([fragment, *row.values()])
 
@@ -67,9 +71,9 @@ class _Choose(beam.DoFn):
     def __init__(self, corpus: str, partition: str | None, turn: tuple[int, int]) -> None:
         self.corpus, self.partition, self.turn = corpus, partition, turn
 
-    def process(self, element: tuple[str, Iterable[bytes]]) -> Iterator[tuple[str, bytes]]:
-        recording_id, found = element
-        rows = [_row(values) for values in map(json.loads, found)]
+    def process(self, element: tuple[str, Mapping[str, list[bytes]]]) -> Iterator[tuple[str, bytes]]:
+        recording_id, joined = element
+        rows = [_row(values) for values in map(json.loads, joined["older"])]
         bundles = ledger.one_place(row["bundles"] for row in rows)
         unit = bundles[0] if bundles else recording_id[:2]
         mine = (row["corpus"] == self.corpus and in_partition(row["uri"], self.corpus, self.partition) for row in rows)
@@ -79,7 +83,7 @@ class _Choose(beam.DoFn):
 
 def _row(values: list[Any]) -> Row:
     fragment, *columns = values
-    return dict(zip(ledger.SCHEMA.names, columns, strict=True)) | {REPLACES: fragment}
+    return dict(zip(COLUMNS, columns, strict=True)) | {REPLACES: fragment}
 
 
 def _candidates(rows: Sequence[Row]) -> list[Candidate]:
@@ -105,7 +109,7 @@ def _read_again(recording_id: str, files: Sequence[Candidate]) -> tuple[Candidat
                 with open(path, "rb") as data:
                     if hashlib.file_digest(data, "sha256").hexdigest() == recording_id:
                         return found, rejected
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
             continue
     return None
 
@@ -183,7 +187,7 @@ def recheck_unit(
         again = _read_again(recording_id, files)
         if again is None:
             told["unreachable"] += len(rows)
-            yield TaggedOutput("unreachable", rows[0]["uri"])
+            yield TaggedOutput("unreachable", files[0].uri)
             continue
         file, rejected = again
         files = [file, *(one for one in files if one.uri != file.uri)]
@@ -229,7 +233,7 @@ def _decoded(
         recording_id = rows[0]["recording_id"]
         if any(outcome["reason"] in plan.TRANSIENT for outcome in outcomes[recording_id]):
             told["unreachable"] += len(rows)
-            yield TaggedOutput("unreachable", rows[0]["uri"])
+            yield TaggedOutput("unreachable", files[0].uri)
             continue
         settled = account.settle(recording_id, files, outcomes[recording_id], spec, corpus)
         same = rows[0]["reason"] is not None and settled[0]["reason"] == rows[0]["reason"]
@@ -259,11 +263,13 @@ def build(
     """Apply one round of recheck to a pipeline; its result is ``recheck.json`` in the run's folder."""
     progress = Progress(lake, run.folder)
     uri, version = lake.ledger_uri(spec.spec_id), int(known.version)
-    checked = (
+    older = (
         pipeline
         | "ledger fragments" >> beam.Create(fragments.numbers(known))
         | "read ledger" >> beam.ParDo(_ReadOlder(uri, version))
-        | "by recording" >> beam.GroupByKey()
+    )
+    checked = (
+        joined("by recording", {"older": older})
         | "choose" >> beam.ParDo(_Choose(corpus, partition, turn))
         | "by bundle" >> beam.GroupByKey()
         | "recheck"
@@ -271,7 +277,9 @@ def build(
             Concurrently(
                 functools.partial(recheck_unit, lake=lake, spec=spec, corpus=corpus, progress=progress), threads
             )
-        ).with_outputs("counts", "unreachable", main="rows")
+        )
+        .with_outputs("counts", "unreachable", main="rows")
+        .with_resource_hints(min_ram=isolation.RAM)
     )
     written, replaced, _ = checked.rows | "keep rows" >> Keep(lake, spec.spec_id)
     dropped = replaced | "by fragment" >> beam.GroupByKey() | "drop" >> beam.Map(fragments.drop, uri, version, "uri")

@@ -19,8 +19,8 @@ from pipelines.lake import Lake
 # Windows that are looked at, in whole recordings; of a recording, evenly spread.
 WINDOWS, WINDOWS_EACH = 8192, 64
 BATCH_WINDOWS = 64
-# Nats above digital silence that no band of a silent frame exceeds; pairs of near copies that are named.
-SILENT_NATS, NAMED = 1.0, 3
+# Nats above digital silence that count as silence where near copies are looked for; pairs of them that are named.
+SILENT_NATS, NAMED = (1.0, 3.0), 3
 
 log = logging.getLogger(__name__)
 
@@ -34,12 +34,16 @@ class Clip:
     Attributes
     ----------
     recording_id, uri, group : str
+        Of several files that hold it the first by uri.
     label : str or None
+        That all of its files agree on which have one.
     windows : ndarray of int64, shape (n,)
         Places in the recording.
     values : ndarray of uint16, shape (n, window_frames, n_mels)
     valid : ndarray of int64, shape (n,)
         Frames of each window that hold sound.
+    copies : tuple of str
+        The uris of its other files.
     """
 
     recording_id: str
@@ -49,6 +53,7 @@ class Clip:
     windows: npt.NDArray[np.int64]
     values: npt.NDArray[np.uint16]
     valid: npt.NDArray[np.int64]
+    copies: tuple[str, ...] = ()
 
     def frames(self, spec: FeatureSpec) -> Array:
         """Frames of all windows, those that two windows share once, (frames, n_mels), nats."""
@@ -79,14 +84,19 @@ def sample(lake: Lake, spec: FeatureSpec, known: Any, groups: Mapping[str, str])
     counts = counts.group_by("recording_id").aggregate([("windows", "max")]).sort_by("recording_id")
     total = np.cumsum(np.minimum(counts["windows_max"].to_numpy(), WINDOWS_EACH))
     names = counts["recording_id"].slice(0, int(np.searchsorted(total, WINDOWS)) + 1).to_pylist()
-    chosen: dict[str, dict[str, Any]] = {}
+    files: dict[str, list[ledger.Row]] = {}
     columns = ["recording_id", "status", "uri", "label", "windows", "bundles"]
     for batch in table.rows_of(known, "recording_id", names, columns):
         for row in batch.to_pylist():
-            before = chosen.get(row["recording_id"])
-            # Copies: the first name speaks for all.
-            if row["status"] == ledger.DONE and (before is None or row["uri"] < before["uri"]):
-                chosen[row["recording_id"]] = row
+            if row["status"] == ledger.DONE:
+                files.setdefault(row["recording_id"], []).append(row)
+    chosen = {recording_id: ledger.merged(rows) for recording_id, rows in files.items()}
+    unsure = sum(chosen[one]["label"] is None and any(row["label"] for row in rows) for one, rows in files.items())
+    if unsure:
+        log.warning(
+            "%d recordings of the sample are files of the same content with different labels, and count as without one",
+            unsure,
+        )
     found: dict[str, dict[int, tuple[npt.NDArray[np.uint16], int]]] = {name: {} for name in names}
     for bundle in sorted({bundle for row in chosen.values() for bundle in row["bundles"]}):
         for record, _ in read_shard(lake, spec, bundle):
@@ -103,7 +113,9 @@ def sample(lake: Lake, spec: FeatureSpec, known: Any, groups: Mapping[str, str])
             values = np.stack([windows[n][0] for n in numbers])
             valid = np.array([windows[n][1] for n in numbers])
             group = groups[recording_id] or recording_id
-            clips.append(Clip(recording_id, row["uri"], group, row["label"], np.array(numbers), values, valid))
+            copies_of = tuple(sorted({other["uri"] for other in files[recording_id]} - {row["uri"]}))
+            clip = Clip(recording_id, row["uri"], group, row["label"], np.array(numbers), values, valid, copies_of)
+            clips.append(clip)
     return clips
 
 
@@ -152,10 +164,10 @@ def near_copies(clips: list[Clip], model: Model) -> list[tuple[int, int]]:
 
     _, group = np.unique([clip.group for clip in clips], return_inverse=True)
     known_by = [copies.statistics(dequantise(clip.values, spec), clip.valid) for clip in clips]
-    floor = model.normalise(np.full(spec.n_mels, spec.floor + SILENT_NATS, np.float32))
+    floors = [model.normalise(np.full(spec.n_mels, spec.floor + nats, np.float32)) for nats in SILENT_NATS]
     with stage("looking for near copies") as report:
         return copies.pairs(
-            window, np.concatenate(known_by), clip=numbers, group=group[numbers], floor=floor, report=report
+            window, np.concatenate(known_by), clip=numbers, group=group[numbers], floors=floors, report=report
         )
 
 

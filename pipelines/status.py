@@ -38,7 +38,7 @@ def status(lake: Lake, *, spec: str | None = None) -> dict[str, Any]:
             "promoted": models.promoted(lake, model.spec.spec_id) == model_id,
             "validation": model.metrics["validation"],
             "active_dimensions": model.metrics["active_dimensions"],
-            "report": models.report(lake, model),
+            "report": models.report(lake, model) if lake.exists(f"models/{model_id}/{artifact.REPORT}") else None,
             "trained_forgotten": int(model.manifest.get(artifact.STRUCK, 0)),
         }
     for name in lake.names("tables"):

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import apache_beam as beam
 from apache_beam.pvalue import AsSingleton, TaggedOutput
 
+from model.errors import OF_THE_MACHINE
 from model.features import FeatureSpec
 from pipelines import account, fragments, isolation, ledger, plan
 from pipelines.account import Candidate, Work, packed
@@ -182,6 +183,7 @@ class _Compare(beam.DoFn):
             if plan.is_known(size, mtime_ns, row, retried=self.retried, recheck=self.recheck):
                 if same_name:
                     yield TaggedOutput("counts", ("unchanged", 1))
+                    yield TaggedOutput("counts", ("older decoder", int(ledger.is_older(row))))
                     return
                 if row["recording_id"] is not None:
                     yield TaggedOutput("counts", ("relabelled", 1))
@@ -228,6 +230,8 @@ def probe_file(candidate: Candidate, corpus: str) -> Iterator[Any]:
     except Rejected as error:
         stage, reason, detail = error.stage, error.reason, error.detail
     except OSError as error:
+        if error.errno in OF_THE_MACHINE:
+            raise
         stage, reason, detail = "probe", "unreadable", error.strerror or type(error).__name__
     else:
         yield digest, packed(replace(candidate, before=None, probe=found).values())
@@ -297,19 +301,16 @@ class _Recognise(beam.DoFn):
         yield TaggedOutput("counts", ("recordings", 1))
         for work in works:
             if work.outcome is None:
-                yield TaggedOutput("counts", (f"planned_s {container}", _claimed_seconds(work, self.spec)))
+                yield TaggedOutput("counts", (f"planned_s {container}", _believed_seconds(work, self.spec)))
                 yield TaggedOutput("counts", ("planned windows", work.segment.windows))
             yield work.packed()
 
 
-def _claimed_seconds(work: Work, spec: FeatureSpec) -> float:
-    """Seconds of sound in a segment, by the header."""
-    found, segment = work.probe, work.segment
-    whole = segment.windows * spec.step_seconds
-    if not found.claimed_frames:
-        return whole
-    to_the_end = found.claimed_frames / found.sample_rate - segment.first * spec.step_seconds
-    return to_the_end if segment.count is None else min(to_the_end, whole)
+def _believed_seconds(work: Work, spec: FeatureSpec) -> float:
+    """Seconds of sound in a segment, by the header or the size of its file."""
+    segment = work.segment
+    to_the_end = plan.believed_seconds(work.probe, work.files[0].size) - segment.first * spec.step_seconds
+    return to_the_end if segment.count is None else min(to_the_end, segment.windows * spec.step_seconds)
 
 
 class Survey(NamedTuple):

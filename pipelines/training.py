@@ -63,6 +63,7 @@ def train(
     bundles, groups = ledger.training_input(dataset)
     with stage("loading TensorFlow"), quiet():
         from model.artifact import model_id as id_of
+        from model.places import BadShardError
         from model.train import TrainSettings, identity
         from model.train import train as train_model
     # TensorFlow writes modules among the temporary files, and takes them away at the end, but not their bytecode.
@@ -81,17 +82,20 @@ def train(
     def trained(saved: Callable[[Path], None]) -> bool:
         with stage("fetching the shards"):
             shards = models.shards(lake, found.spec_id, bundles)
-        with stage("preparing the training") as report:
-            return train_model(
-                shards,
-                found,
-                groups=groups,
-                models_dir=models.folder(lake),
-                settings=resolved,
-                origin={"lake": lake.root, "ledger_version": int(dataset.version)},
-                report=report,
-                saved=saved,
-            ).trained
+        try:
+            with stage("preparing the training") as report:
+                return train_model(
+                    shards,
+                    found,
+                    groups=groups,
+                    models_dir=models.folder(lake),
+                    settings=resolved,
+                    origin={"lake": lake.root, "ledger_version": int(dataset.version)},
+                    report=report,
+                    saved=saved,
+                ).trained
+        except BadShardError as error:
+            raise InputError(f"{error}; to rebuild it run: {lake.command('extract AUDIO --repair')}") from error
 
     new = model_id not in models.known(lake)
     if not here.is_chief:

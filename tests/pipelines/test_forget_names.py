@@ -152,6 +152,8 @@ def test_words(extracted: tuple[Path, Lake], capsys: pytest.CaptureFixture[str],
     assert "forgotten: 2 recordings, 2 names" in capsys.readouterr().out
     assert main(["forget", str(audio / "6.wav"), *at]) == 0
     assert "already forgotten" in capsys.readouterr().out
+    assert main(["forget", "--recording", sha256(audio / "6.wav"), *at]) == 0
+    assert "already forgotten" in capsys.readouterr().out
     (manifest,) = sorted(Path(lake.root, "runs").glob("*-forget-*"))[-1:]
     assert json.loads(manifest.read_text())["counts"]["already"] == 1
     main(["extract", str(audio), *at])
@@ -198,6 +200,27 @@ def test_a_first_extract_finds_out_without_a_ledger(tmp_path: Path, monkeypatch:
     assert names_left(lake, audio / "6.wav") == {str(audio / "6.wav"): set()}
 
 
+def test_an_encode_that_planned_before_does_not_bring_it_back(made: Made, tmp_path: Path, monkeypatch: Any) -> None:
+    lake = made.copy(tmp_path)
+    new = [write(tmp_path / "more" / f"new{i}.wav", 5.0, seed=60 + i) for i in range(2)]
+    run(lake, tmp_path / "more")
+    real, calls = finish.encode, []
+
+    def between(*given: Any, **more: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 1:
+            assert forget(lake, [str(new[0])])["recordings"] == 1
+        return real(*given, **more)
+
+    monkeypatch.setattr(finish, "encode", between)
+    assert commands.encode(lake)["encoded"] > 0
+    assert len(calls) == 2
+    (path,) = Path(lake.root).glob("tables/*.lance")
+    uris = set(lance.dataset(path).to_table()["uri"].to_pylist())
+    assert (str(new[0]) in uris, str(new[1]) in uris) == (False, True)
+    assert names_left(lake, new[0]) == {str(new[0]): set()}
+
+
 def test_what_fails_meanwhile_may_go_through_later_and_names_nothing(extracted: tuple[Path, Lake]) -> None:
     audio, lake = extracted
 
@@ -219,6 +242,17 @@ def test_a_damaged_memory_brings_nothing_back(extracted: tuple[Path, Lake]) -> N
         Memory.of(lake)
     assert main(["extract", str(audio), "--lake", lake.root]) != 0
     assert str(audio / "6.wav") not in rows(lake)
+
+
+def test_a_tag_is_told(extracted: tuple[Path, Lake]) -> None:
+    audio, lake = extracted
+    known = ledger.open_ledger(lake, SPEC)
+    known.tags.create("keep", 1)
+    with pytest.raises(InputError, match=r"tags \(keep\).*run the same command again"):
+        forget(lake, [str(audio / "6.wav")])
+    known.tags.delete("keep")
+    forget(lake, [str(audio / "6.wav")])
+    assert names_left(lake, audio / "6.wav") == {str(audio / "6.wav"): set()}
 
 
 def test_only_what_holds_it_is_written_anew(tmp_path: Path) -> None:

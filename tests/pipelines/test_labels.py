@@ -176,7 +176,7 @@ def test_the_nearest_name(tmp_path: Path, label: str, file: str, differs: str | 
         put((tmp_path / name).parent, "x", Path(name).name)
     (told,) = without_file([(7, f"{tmp_path}/{label}")], str(tmp_path))
     nearest = None if differs is None else f"{tmp_path}/{file}"
-    assert told == {"row": 7, "uri": f"{tmp_path}/{label}", "nearest": nearest, "differs": differs}
+    assert told == {"line": 7, "uri": f"{tmp_path}/{label}", "nearest": nearest, "differs": differs}
 
 
 def test_commands_tell_and_refuse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -190,10 +190,10 @@ def test_commands_tell_and_refuse(tmp_path: Path, capsys: pytest.CaptureFixture[
         assert main([command, str(audio), "--lake", lake]) == 0
         out = capsys.readouterr().out
         assert "9 labels without a file" in out
-        assert f"row 2 names {audio}/caf{NFD}.wav: there is no such file; the nearest is {audio}/caf{NFC}.wav, " in out
+        assert f"line 2 names {audio}/caf{NFD}.wav: there is no such file; the nearest is {audio}/caf{NFC}.wav, " in out
         assert "which differs in Unicode form" in out
         assert f"the nearest is {audio}/robin.wav, which differs in case" in out
-        assert f"row 5 names {audio}/no0.wav: there is no such file\n" in out
+        assert f"line 5 names {audio}/no0.wav: there is no such file\n" in out
         assert "4 more have no file" in out
         assert "1 rows have blanks around a label or group, the first in line 3" in out
     spec = PRESETS["general"].spec_id
@@ -211,7 +211,7 @@ def test_commands_tell_and_refuse(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main(["extract", str(audio), "--lake", lake, "--partition", "sub", "--json"]) == 0
     (told,) = json.loads(capsys.readouterr().out)["unmatched_labels"]
     assert told == {
-        "row": 2,
+        "line": 2,
         "uri": f"{audio}/Sub/c.wav",
         "nearest": f"{audio}/sub/c.wav",
         "differs": "in case",

@@ -142,7 +142,7 @@ def test_a_csv_says_that_it_holds_formulas(nasty: Made, tmp_path: Path, caplog: 
     dataset = table.need_table(nasty.lake, model_of(nasty))
     with caplog.at_level(logging.WARNING):
         export(dataset, str(tmp_path / "t.csv"), by="recordings")
-    assert "2 names and labels begin as formulas do" in caplog.text
+    assert "2 names and labels look like spreadsheet formulas" in caplog.text
     from pyarrow import csv as arrow_csv
 
     options = arrow_csv.ParseOptions(newlines_in_values=True)
