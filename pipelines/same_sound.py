@@ -27,8 +27,8 @@ ENOUGH_SECONDS = 0.5
 # Normalised correlation of waveforms from which on they are the same sound, unless their log-mel at that lag is further
 # apart than this: waveforms of a few low waves, or with a constant offset, are all alike.
 SAME_WAVEFORM, SAME_SPECTRUM = 0.91, 2.0
-# A codec with loss changes phases: then this correlation is enough, if the log-mel agrees.
-LOSSY_WAVEFORM, LOSSY_SPECTRUM = 0.5, 0.25
+# A codec with loss changes phases: then this correlation is enough, if the log-mel agrees. It hardly changes the level.
+LOSSY_WAVEFORM, LOSSY_SPECTRUM, LOSSY_LEVEL_DB = 0.5, 0.25, 3.0
 # Waveforms are compared at this rate, and their log-mel by this spec, whatever that of the lake is.
 WAVEFORM_SPEC = PRESETS["general"]
 WAVEFORM_RATE = WAVEFORM_SPEC.sample_rate
@@ -125,6 +125,7 @@ class Judge:
     def __init__(self, lake: Lake, spec: FeatureSpec, dataset: Any, note: Callable[[str], None]) -> None:
         self.lake, self.spec, self.dataset, self.note = lake, spec, dataset, note
         self._unchanged: dict[tuple[str, str], bool] = {}
+        self._not_there: dict[str, None] = {}
 
     def marks(self, query: Query, rows: Sequence[Row]) -> dict[Key, Mark]:
         """Of the candidates, those that hold the same sound.
@@ -155,6 +156,15 @@ class Judge:
             if long and fit.error < SAME_SOUND:
                 found[key(row)] = self._mark(query, row, fit, told)
         return found
+
+    @property
+    def not_there(self) -> list[str]:
+        """A note on the files that could not be compared; empty if there are none."""
+        if not self._not_there:
+            return []
+        first, *others = self._not_there
+        which = f"{len(others) + 1} files, such as {first}, are" if others else f"{first} is"
+        return [f"{which} not there, or changed since extract: a short sound in them gets no mark (=)"]
 
     @property
     def _hop_s(self) -> float:
@@ -240,7 +250,8 @@ class Judge:
         error = _spectral_difference(mine, other)
         if match.correlation >= SAME_WAVEFORM:
             return error < SAME_SPECTRUM
-        return error < LOSSY_SPECTRUM and (_loses(query.codec) or _loses(told.codec))
+        as_loud = abs(20 * np.log10(match.gain)) < LOSSY_LEVEL_DB
+        return bool(as_loud and error < LOSSY_SPECTRUM and (_loses(query.codec) or _loses(told.codec)))
 
     def _extent(
         self, row: Row, sound: align.Samples, offset: int, first: int, last: int, told: _Told
@@ -287,10 +298,7 @@ class Judge:
                     return decoded(local, rate, start=round(start * rate), stop=round(end * rate))
         except (InputError, TryLaterError, Rejected, OSError):
             pass
-        self.note(
-            f"{uri} is not there, or has changed since it was extracted: whether it holds the very same sound cannot "
-            "be told"
-        )
+        self._not_there.setdefault(uri)
         return None
 
     def _stitched(self, rows: Sequence[Row], told: dict[str, _Told]) -> Iterator[tuple[Row, align.Frames, int, bool]]:
