@@ -29,6 +29,8 @@ ENOUGH_SECONDS = 0.5
 SAME_WAVEFORM, SAME_SPECTRUM = 0.91, 2.0
 # A codec with loss changes phases: then this correlation is enough, if the log-mel agrees. It hardly changes the level.
 LOSSY_WAVEFORM, LOSSY_SPECTRUM, LOSSY_LEVEL_DB = 0.5, 0.25, 3.0
+# Seconds, and share of the log-mel's values, that must hold sound for that.
+LOSSY_SECONDS, LOSSY_CLEAR = 0.1, 0.25
 # Waveforms are compared at this rate, and their log-mel by this spec, whatever that of the lake is.
 WAVEFORM_SPEC = PRESETS["general"]
 WAVEFORM_RATE = WAVEFORM_SPEC.sample_rate
@@ -94,11 +96,21 @@ def _loses(codec: str | None) -> bool:
     return codec is None or not codec.lower().startswith(_EXACT)
 
 
-def _spectral_difference(first: align.Samples, second: align.Samples) -> float:
-    """Mean square difference of the log-mel of two waveforms as they lie, nats² a band and sounding frame."""
-    frames = [log_mel(np.ascontiguousarray(sound, np.float32), WAVEFORM_SPEC) for sound in (first, second)]
-    sounding = max(1, int((loudness(np.maximum(*frames), WAVEFORM_SPEC) > 0).sum()))
-    return float(np.square(frames[0] - frames[1], dtype=np.float64).sum()) / (sounding * WAVEFORM_SPEC.n_mels)
+def _spectral_difference(first: align.Samples, second: align.Samples) -> tuple[float, float]:
+    """How the log-mel of two waveforms differs as they lie.
+
+    Returns
+    -------
+    (float, float)
+        Mean square difference, nats² a band and sounding frame; and the share of values that hold sound in both.
+    """
+    spec = WAVEFORM_SPEC
+    frames = [log_mel(np.ascontiguousarray(sound, np.float32), spec) for sound in (first, second)]
+    sounding = loudness(np.maximum(*frames), spec) > 0
+    count = max(1, int(sounding.sum())) * spec.n_mels
+    squares = float(np.square(frames[0] - frames[1], dtype=np.float64).sum())
+    clear = int((np.minimum(*frames)[sounding] > spec.floor + align.CLEAR_NATS).sum())
+    return squares / count, clear / count
 
 
 def _decibels(gain: float) -> float:
@@ -247,11 +259,14 @@ class Judge:
             return False
         low, high = max(0, -match.lag), min(len(part), len(stored) - match.lag)
         mine, other = part[low:high] * np.float32(match.gain), stored[low + match.lag : high + match.lag]
-        error = _spectral_difference(mine, other)
+        error, clear = _spectral_difference(mine, other)
         if match.correlation >= SAME_WAVEFORM:
             return error < SAME_SPECTRUM
+        # Faint sounds, and such as fill a few bands, differ by little whatever they are; codecs keep their phases.
+        telling = clear >= LOSSY_CLEAR and high - low >= LOSSY_SECONDS * WAVEFORM_RATE
         as_loud = abs(20 * np.log10(match.gain)) < LOSSY_LEVEL_DB
-        return bool(as_loud and error < LOSSY_SPECTRUM and (_loses(query.codec) or _loses(told.codec)))
+        lossy = _loses(query.codec) or _loses(told.codec)
+        return bool(lossy and telling and as_loud and error < LOSSY_SPECTRUM)
 
     def _extent(
         self, row: Row, sound: align.Samples, offset: int, first: int, last: int, told: _Told

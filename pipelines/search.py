@@ -16,9 +16,11 @@ from model.features import FeatureSpec
 from pipelines import fragments, random_pairs, table
 from pipelines.lake import Lake
 from pipelines.query import MAX_SHIFTS, Query, cuts
-from pipelines.same_sound import ENOUGH_SECONDS, Judge, Key, Mark, Row, key
+from pipelines.same_sound import Judge, Key, Mark, Row, key
 
 MIN_CANDIDATES, MIN_CANDIDATES_SHORT = 128, 512
+# Share of a window below which a query is short.
+SHORT = 0.75
 COLUMNS = ["id", "recording_id", "window", "uri", "label", "group", "start_s", "end_s"]
 
 
@@ -146,7 +148,12 @@ class Searcher:
             raise InputError("the query holds no sound, only silence: choose another stretch")
         vectors = self._encoder.encode(np.stack([cut.seen for cut in asked])).embedding
         # A short stretch says little of the window that it was cut from.
-        wanted = max(MIN_CANDIDATES if query.seconds >= ENOUGH_SECONDS else MIN_CANDIDATES_SHORT, 2 * k)
+        wanted = max(
+            MIN_CANDIDATES_SHORT
+            if query.seconds < SHORT * self.spec.window_frames * self.spec.hop_length / self.spec.sample_rate
+            else MIN_CANDIDATES,
+            2 * k,
+        )
         found = self._nearest(list(zip(vectors, asked, strict=True)), wanted=wanted, k=k, where=where, by=by)
         assert self.judge is not None
         marks = self.judge.marks(query, _candidates(found, wanted))
