@@ -73,7 +73,8 @@ class _Lease:
 def _read(bucket: Bucket, name: str) -> tuple[dict[str, Any], Token | None]:
     try:
         data, token = bucket.read_version(name)
-        return dict(json.loads(data)), token
+        # Empty: a lock of a lake that was copied from a disk. Whoever takes it writes it by its version.
+        return (dict(json.loads(data)) if data else {"free": True}), token
     except FileNotFoundError:
         return {"free": True}, None
 
