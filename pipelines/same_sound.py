@@ -27,8 +27,10 @@ ENOUGH_SECONDS = 0.5
 # Normalised correlation of waveforms from which on they are the same sound, unless their log-mel at that lag is further
 # apart than this: waveforms of a few low waves, or with a constant offset, are all alike.
 SAME_WAVEFORM, SAME_SPECTRUM = 0.91, 2.0
-# A codec with loss changes phases: then this correlation is enough, if the log-mel agrees.
-LOSSY_WAVEFORM, LOSSY_SPECTRUM = 0.5, 0.25
+# A codec with loss changes phases: then this correlation is enough, if the log-mel agrees. It hardly changes the level.
+LOSSY_WAVEFORM, LOSSY_SPECTRUM, LOSSY_LEVEL_DB = 0.5, 0.25, 3.0
+# Seconds, and share of the log-mel's values, that must hold sound for that.
+LOSSY_SECONDS, LOSSY_CLEAR = 0.1, 0.25
 # Waveforms are compared at this rate, and their log-mel by this spec, whatever that of the lake is.
 WAVEFORM_SPEC = PRESETS["general"]
 WAVEFORM_RATE = WAVEFORM_SPEC.sample_rate
@@ -94,11 +96,21 @@ def _loses(codec: str | None) -> bool:
     return codec is None or not codec.lower().startswith(_EXACT)
 
 
-def _spectral_difference(first: align.Samples, second: align.Samples) -> float:
-    """Mean square difference of the log-mel of two waveforms as they lie, nats² a band and sounding frame."""
-    frames = [log_mel(np.ascontiguousarray(sound, np.float32), WAVEFORM_SPEC) for sound in (first, second)]
-    sounding = max(1, int((loudness(np.maximum(*frames), WAVEFORM_SPEC) > 0).sum()))
-    return float(np.square(frames[0] - frames[1], dtype=np.float64).sum()) / (sounding * WAVEFORM_SPEC.n_mels)
+def _spectral_difference(first: align.Samples, second: align.Samples) -> tuple[float, float]:
+    """How the log-mel of two waveforms differs as they lie.
+
+    Returns
+    -------
+    (float, float)
+        Mean square difference, nats² a band and sounding frame; and the share of values that hold sound in both.
+    """
+    spec = WAVEFORM_SPEC
+    frames = [log_mel(np.ascontiguousarray(sound, np.float32), spec) for sound in (first, second)]
+    sounding = loudness(np.maximum(*frames), spec) > 0
+    count = max(1, int(sounding.sum())) * spec.n_mels
+    squares = float(np.square(frames[0] - frames[1], dtype=np.float64).sum())
+    clear = int((np.minimum(*frames)[sounding] > spec.floor + align.CLEAR_NATS).sum())
+    return squares / count, clear / count
 
 
 def _decibels(gain: float) -> float:
@@ -125,6 +137,7 @@ class Judge:
     def __init__(self, lake: Lake, spec: FeatureSpec, dataset: Any, note: Callable[[str], None]) -> None:
         self.lake, self.spec, self.dataset, self.note = lake, spec, dataset, note
         self._unchanged: dict[tuple[str, str], bool] = {}
+        self._not_there: dict[str, None] = {}
 
     def marks(self, query: Query, rows: Sequence[Row]) -> dict[Key, Mark]:
         """Of the candidates, those that hold the same sound.
@@ -155,6 +168,15 @@ class Judge:
             if long and fit.error < SAME_SOUND:
                 found[key(row)] = self._mark(query, row, fit, told)
         return found
+
+    @property
+    def not_there(self) -> list[str]:
+        """A note on the files that could not be compared; empty if there are none."""
+        if not self._not_there:
+            return []
+        first, *others = self._not_there
+        which = f"{len(others) + 1} files, such as {first}, are" if others else f"{first} is"
+        return [f"{which} not there, or changed since extract: a short sound in them gets no mark (=)"]
 
     @property
     def _hop_s(self) -> float:
@@ -237,10 +259,14 @@ class Judge:
             return False
         low, high = max(0, -match.lag), min(len(part), len(stored) - match.lag)
         mine, other = part[low:high] * np.float32(match.gain), stored[low + match.lag : high + match.lag]
-        error = _spectral_difference(mine, other)
+        error, clear = _spectral_difference(mine, other)
         if match.correlation >= SAME_WAVEFORM:
             return error < SAME_SPECTRUM
-        return error < LOSSY_SPECTRUM and (_loses(query.codec) or _loses(told.codec))
+        # Faint sounds, and such as fill a few bands, differ by little whatever they are; codecs keep their phases.
+        telling = clear >= LOSSY_CLEAR and high - low >= LOSSY_SECONDS * WAVEFORM_RATE
+        as_loud = abs(20 * np.log10(match.gain)) < LOSSY_LEVEL_DB
+        lossy = _loses(query.codec) or _loses(told.codec)
+        return bool(lossy and telling and as_loud and error < LOSSY_SPECTRUM)
 
     def _extent(
         self, row: Row, sound: align.Samples, offset: int, first: int, last: int, told: _Told
@@ -287,10 +313,7 @@ class Judge:
                     return decoded(local, rate, start=round(start * rate), stop=round(end * rate))
         except (InputError, TryLaterError, Rejected, OSError):
             pass
-        self.note(
-            f"{uri} is not there, or has changed since it was extracted: whether it holds the very same sound cannot "
-            "be told"
-        )
+        self._not_there.setdefault(uri)
         return None
 
     def _stitched(self, rows: Sequence[Row], told: dict[str, _Told]) -> Iterator[tuple[Row, align.Frames, int, bool]]:

@@ -16,9 +16,11 @@ from model.features import FeatureSpec
 from pipelines import fragments, random_pairs, table
 from pipelines.lake import Lake
 from pipelines.query import MAX_SHIFTS, Query, cuts
-from pipelines.same_sound import ENOUGH_SECONDS, Judge, Key, Mark, Row, key
+from pipelines.same_sound import Judge, Key, Mark, Row, key
 
 MIN_CANDIDATES, MIN_CANDIDATES_SHORT = 128, 512
+# Share of a window below which a query is short.
+SHORT = 0.75
 COLUMNS = ["id", "recording_id", "window", "uri", "label", "group", "start_s", "end_s"]
 
 
@@ -74,16 +76,22 @@ class Searcher:
 
     def __init__(self, lake: Lake, model: Any, dataset: Any) -> None:
         self.lake, self.model, self.dataset = lake, model, dataset
-        self.notes: list[str] = []
+        self._notes: list[str] = []
+        self.judge: Judge | None = None
         self._scale: list[float] | None = None
         if model is not None:
             self.spec: FeatureSpec = model.spec
             self.judge = Judge(lake, model.spec, dataset, self._note)
             self._encoder = model.encoder()
 
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know of the answers so far."""
+        return self._notes + (self.judge.not_there if self.judge else [])
+
     def _note(self, text: str) -> None:
-        if text not in self.notes:
-            self.notes.append(text)
+        if text not in self._notes:
+            self._notes.append(text)
 
     def by_filter(self, where: str, *, k: int, by: str) -> list[Hit]:
         """The first `k` recordings with a row that passes a filter, by uri; or windows, in the table's order."""
@@ -130,16 +138,24 @@ class Searcher:
         """
         asked = cuts(query)
         own = self._own(query, where)
-        if not any(not cut.on_grid for cut in asked) and not own:
-            if len(query.samples) < self.spec.hop_length:
-                raise InputError(
-                    f"the query lasts {query.seconds:.2g} s, too short to hold a sound: choose a longer stretch"
-                )
+        heard = own or any(not cut.on_grid for cut in asked)
+        # So short a part would be told by what lies around it.
+        if len(query.samples) < self.spec.hop_length and not (query.whole and heard):
+            raise InputError(
+                f"the query lasts {query.seconds:.2g} s, too short to hold a sound: choose a longer stretch"
+            )
+        if not heard:
             raise InputError("the query holds no sound, only silence: choose another stretch")
         vectors = self._encoder.encode(np.stack([cut.seen for cut in asked])).embedding
         # A short stretch says little of the window that it was cut from.
-        wanted = max(MIN_CANDIDATES if query.seconds >= ENOUGH_SECONDS else MIN_CANDIDATES_SHORT, 2 * k)
+        wanted = max(
+            MIN_CANDIDATES_SHORT
+            if query.seconds < SHORT * self.spec.window_frames * self.spec.hop_length / self.spec.sample_rate
+            else MIN_CANDIDATES,
+            2 * k,
+        )
         found = self._nearest(list(zip(vectors, asked, strict=True)), wanted=wanted, k=k, where=where, by=by)
+        assert self.judge is not None
         marks = self.judge.marks(query, _candidates(found, wanted))
         for row in own:
             near = float(np.square(vectors - np.array(row.pop("embedding"), np.float32)).sum(axis=1).min())
