@@ -403,7 +403,7 @@ def test_a_model_in_use_that_cannot_be_read_is_not_green(world: World) -> None:
     api.quiet()
 
 
-def logged(folder: Path, said: str, seconds: float = 300.0) -> str:
+def logged(folder: Path, said: str, seconds: float = 600.0) -> str:
     """Wait for a line in the logs of a folder; return all of them."""
     until = time.monotonic() + seconds
     while said not in (text := "".join(path.read_text() for path in folder.rglob("*") if path.is_file())):
