@@ -21,6 +21,8 @@ CLEAR_NATS = 1.5
 MIN_CLEAR_VALUES = 32
 # Error below which no gain is tried.
 SAME_LEVEL = 0.05
+# Waveforms are correlated at so many lags a sample.
+LAGS_A_SAMPLE = 4
 # By how much two copies of one sound may differ in level: 40 dB.
 MAX_GAIN = 100.0
 
@@ -184,7 +186,10 @@ def correlate(query: Samples, stored: Samples, *, whole: bool) -> Match | None:
         return None
     query, stored = query.astype(np.float64), stored.astype(np.float64)
     size = fft.next_fast_len(n + m - 1, real=True)
-    cross = fft.irfft(fft.rfft(stored, size) * np.conj(fft.rfft(query, size)), size)
+    # Between the samples, too: a cut made at another rate begins there, and high tones would cancel each other out.
+    spectrum = fft.rfft(stored, size) * np.conj(fft.rfft(query, size))
+    between = fft.irfft(spectrum, LAGS_A_SAMPLE * size) * LAGS_A_SAMPLE
+    cross = between.reshape(size, LAGS_A_SAMPLE).max(axis=1)
     cross = np.concatenate([cross[size - n + 1 :], cross[:m]])
     lags = np.arange(-n + 1, m)
     of_query, of_stored = (_cumulated(np.square(v)) for v in (query, stored))

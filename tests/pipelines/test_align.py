@@ -122,6 +122,16 @@ def test_what_is_left_of_a_fade_is_no_match() -> None:
     assert MAX_GAIN < 1e6
 
 
+def test_a_cut_between_samples() -> None:
+    """Noise at a rate four times as high, cut there, and brought down: half a sample beside."""
+    high = sosfilt(butter(8, 0.22, output="sos"), RNG.standard_normal(8000))
+    stored, query = high[::4].astype(np.float32), high[1602:4802:4].astype(np.float32)
+    assert written_out(query, stored)[0] < 0.85
+    match = correlate(query, stored, whole=False)
+    assert match is not None
+    assert (match.lag, match.correlation > 0.98) == (400, True)
+
+
 def test_a_constant_offset_is_no_sound() -> None:
     """Two noises on the same offset correlate at 0.99 as they are, and hardly without it."""
     query, stored = (0.5 + 0.05 * RNG.standard_normal(800)).astype(np.float32), np.float32(0.5)
