@@ -137,8 +137,23 @@ _STATEMENT = re.compile(
 )
 
 
+# A text in single quotes, or what stands in double quotes.
+_QUOTED = re.compile(r"""'(?:[^']|'')*'|"([^"]*)\"""")
+
+
 def whole(where: str | None) -> str | None:
-    """A user's filter in parentheses: where an expression ends, Lance would leave the rest out without a word."""
+    """A user's filter in parentheses: where an expression ends, Lance would leave the rest out without a word.
+
+    Raises
+    ------
+    InputError
+        If the name of a column stands in double quotes. That is a column in SQL and a text in Lance, where such a
+        filter would select nothing, without a word.
+    """
+    quoted = {match[1] for match in _QUOTED.finditer(where or "")} & {*schema(1).names}
+    if quoted:
+        name = min(quoted)
+        raise InputError(f"cannot use the filter {where!r}: write {name} for the column, or {name!r} for the text")
     return f"({where}\n)" if where and where.strip() else None
 
 

@@ -85,3 +85,15 @@ def test_no_function_of_a_filter_knows_of_files_or_of_this_process(made: Made) -
         for arguments in ("", "'/etc/passwd'"):
             with pytest.raises((ValueError, OSError)):
                 dataset.to_table(filter=f"{name}({arguments}) IS NOT NULL", columns=["id"])
+
+
+@pytest.mark.parametrize("where", ["\"group\" = 'x'", "label = 'it''s' OR \"group\" = 'x'"])
+def test_a_column_in_double_quotes_is_not_taken_for_a_text(where: str) -> None:
+    """Lance alone would compare the text `group` with `x`, and find nothing."""
+    with pytest.raises(InputError, match="write group for the column, or 'group' for the text"):
+        table.whole(where)
+
+
+@pytest.mark.parametrize("where", ['label = "bird"', "label = '\"group\"'", "group = 'x'", "`group` = 'x'"])
+def test_other_quotes_are_left_as_they_are(where: str) -> None:
+    assert table.whole(where) == f"({where}\n)"
