@@ -42,13 +42,13 @@ def sentences(found: Mapping[str, Any], metrics: Mapping[str, Any], *, longer: s
         if behind:
             told.append(f"For these labels a baseline is better than the embedding: {_points(ahead, behind, -1)}.")
         if unclear:
-            names = " and ".join(
+            names = ", ".join(
                 f"{MEASURES[name]} ({_signed(ahead[name])} points beside {BASELINES[ahead[name]['baseline']]})"
                 for name in unclear
             )
             told.append(
-                f"{found['labelled']} labelled recordings are too few to say whether the embedding or the best "
-                f"baseline is better in {names}."
+                f"On {found['labelled']} labelled recordings neither the embedding nor the best baseline is shown to be "
+                f"better, the interval of the difference holds 0: {names}."
             )
         doubts, worse = doubts or bool(behind or unclear), worse or bool(behind)
     return [*told, _advice(metrics, longer, worse=worse)] if doubts else told
@@ -66,8 +66,8 @@ def _rebuilding(found: Mapping[str, Any]) -> str:
             "trained on with a smaller error than the model."
         )
     return (
-        f"{count} held-out recordings are too few to say whether the model or as many principal components rebuild "
-        "with a smaller error."
+        f"On {count} held-out recordings neither the model nor principal components are shown to rebuild with a smaller "
+        "error: the interval of the difference holds 0."
     )
 
 

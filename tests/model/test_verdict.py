@@ -38,8 +38,8 @@ def test_worse_is_said_with_what_to_do() -> None:
 
 def test_an_interval_around_nothing_decides_nothing() -> None:
     told = sentences(figures((-0.01, -0.1, 0.1), (-0.02, -0.1, 0.1)), metrics(best_step=200), longer="LONGER")
-    assert told[0].startswith("19 held-out recordings are too few to say")
-    assert told[1].startswith("96 labelled recordings are too few")
+    assert told[0].startswith("On 19 held-out recordings neither")
+    assert told[1].startswith("On 96 labelled recordings neither")
     assert "linear probe (-2.0 points beside log-mel statistics)" in told[1]
     assert "best at step 200 of 600" in told[2]
     assert "more recordings" in told[2]
