@@ -63,7 +63,7 @@ check: $(VENV)/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The same on a real scheduler, database and API, on loopback: ten minutes, and Debian's postgresql.
+# The same on a real scheduler, database and API, on loopback: a quarter of an hour, and Debian's postgresql.
 test-airflow-live: $(AIRFLOW)/ready $(VENV)/ready
 	mkdir -p build
 	$(AIRFLOW)/bin/python -m pytest -rs -v --confcutdir tests/live --basetemp build/live tests/live
@@ -85,9 +85,10 @@ CORPORA ?= ../shared/corpora
 bench-learning: $(VENV)/ready
 	$(BIN)/python -m benches.learning --corpora "$(CORPORA)" --set precision=bfloat16
 
-# 100 random cuts of a corpus, searched for.
+# Whether search knows its own: files, copies and random cuts of labelled sets (CORPORA), whose lakes are made in build/lakes
+# with few steps; or of one corpus and its lake (AUDIO, LAKE). A table, and JSON in build/bench.
 bench-cuts: $(VENV)/ready
-	$(BIN)/python -m benches.find_cuts --audio "$(or $(AUDIO),demo/audio)" --lake "$(LAKE)"
+	$(BIN)/python -m benches.find_cuts $(if $(LAKE),--audio "$(or $(AUDIO),demo/audio)" --lake "$(LAKE)",--corpora "$(CORPORA)")
 
 # What runs pipelines on Spark, into ~/.cache/soundlake: Beam's job server and, for the tests, Spark. Needs Java and Maven.
 spark-jars: $(VENV)/ready

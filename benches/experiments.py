@@ -66,9 +66,9 @@ def development_folds(corpus: Path, target: Path) -> str:
 def measured(corpus: Path, variant: str, seed: int, steps: int, settings: dict[str, Any]) -> dict[str, Any]:
     """One training, judged; from the notes if it is there."""
     from model import vae
-    from pipelines import corpus as corpora
     from pipelines import lookup
     from pipelines.evaluation import evaluation
+    from pipelines.labels import read_folds
 
     key = {"set": corpus.name, "variant": variant, "seed": seed, "steps": steps, "settings": settings}
     key["vae_version"] = vae.VERSION
@@ -81,7 +81,7 @@ def measured(corpus: Path, variant: str, seed: int, steps: int, settings: dict[s
     lake, told = trained(corpus, LAKES.parent / "experiments", given)
     folds = development_folds(corpus, LAKES.parent / "experiments" / f"{corpus.name}.csv")
     model = lookup.find_model(lake, told["model_id"])
-    judged = evaluation(lake, model, folds=corpora.read_folds(folds))
+    judged = evaluation(lake, model, folds=read_folds(folds))
     row = Row(corpus.name, told["metrics"]["seconds"], steps, judged.found)
     found = key | {"seconds": row.seconds, "ratio": row.error, "mse": row.found["mse"]["model"]}
     found |= {name: score["value"] for name, score in row.found["probes"]["embedding"].items()}

@@ -1,7 +1,10 @@
-"""How often a random cut of a file finds that file first: `make bench-cuts AUDIO=folder LAKE=lake`.
+"""Whether search knows its own: `make bench-cuts`, for labelled sets, or `make bench-cuts AUDIO=folder LAKE=lake`.
 
-Cuts of two seconds are taken at random places of random files at their own rate, written as WAV, and searched for.
-Cuts for which search says that they hold no sound are counted apart and replaced.
+Asked for, of each set: files of the lake as they are, copies of them in another format with and without loss, and cuts
+of several lengths at random places. Counted: how often the file comes first, how far its place is off, and whether each
+mark (`=`) is right. It is if the normalised cross-correlation of the two waveforms at 16 kHz has a peak of 0.9 or more,
+over the stretch that the mark names and 50 ms to either side. A mark is lost where the file that the query was made of
+has none. Cuts for which search says that they hold no sound are counted apart and replaced.
 """
 
 import argparse
@@ -9,73 +12,299 @@ import json
 import os
 import tempfile
 import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
+from numpy.typing import NDArray
 
+from benches.harness import RESULTS
+from benches.lakes import soundlake
 from model.errors import InputError
 from pipelines import ledger, lookup, table
 from pipelines.audio import mono_blocks, probe
 from pipelines.corpus import corpus_root, local_path
 from pipelines.lake import Lake
-from pipelines.search import Searcher, load_query
+from pipelines.query import load_query
+from pipelines.search import Hit, Searcher
+
+SETS = ("esc10", "instruments", "drums", "digits", "berklee")
+LENGTHS = (0.05, 0.1, 0.3, 0.5, 1.0, 2.0)
+RATE, SLACK_S, RIGHT, K = 16_000, 0.05, 0.9, 10
+# Copies with loss: the file's ending, PyAV's codec and bit rate; Vorbis is libsndfile's, at its middle quality.
+LOSSY: dict[str, tuple[str, str, int]] = {
+    "MP3, 128 kbit/s": ("mp3", "libmp3lame", 128_000),
+    "MP3, 48 kbit/s": ("mp3", "libmp3lame", 48_000),
+    "Vorbis": ("ogg", "vorbis", 0),
+    "Opus, 32 kbit/s": ("opus", "libopus", 32_000),
+    "AAC, 64 kbit/s": ("m4a", "aac", 64_000),
+}
+
+Sound = NDArray[np.float32]
+
+
+@dataclass
+class Count:
+    """What search made of one kind of query."""
+
+    queries: int = 0
+    first: int = 0
+    no_sound: int = 0
+    right: int = 0
+    wrong: int = 0
+    lost: int = 0
+    offsets_ms: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+
+    def told(self) -> dict[str, Any]:
+        """As plain numbers."""
+        numbers = {name: value for name, value in asdict(self).items() if isinstance(value, int)}
+        off, took = (np.array(values or [np.nan]) for values in (self.offsets_ms, self.seconds))
+        numbers |= {"within_50_ms": int((off <= 50).sum()), "worst_offset_ms": round(float(off.max()), 1)}
+        return numbers | {"median_seconds": round(float(np.median(took)), 3)}
+
+
+def peak(query: Sound, stored: Sound, hit: Hit) -> float:
+    """Peak of the normalised cross-correlation over the stretch of a hit and 50 ms to either side, lag by lag."""
+    slack = round(SLACK_S * RATE)
+    # Where the file's start or end cut the stretch off, it does not tell where the query begins.
+    begins = {round(hit.start_s * RATE), round(hit.end_s * RATE) - len(query)}
+    best = -1.0
+    for lag in (begin + off for off in sorted(range(-slack, slack + 1), key=abs) for begin in begins):
+        low, high = max(0, -lag), min(len(query), len(stored) - lag)
+        if high - low > 1:
+            a, b = query[low:high], stored[low + lag : high + lag]
+            norm = float(np.sqrt(float(a @ a) * float(b @ b)))
+            best = max(best, float(a @ b) / norm) if norm > 0 else best
+        if best >= RIGHT:
+            break
+    return best
+
+
+class Bench:
+    """One set and its lake."""
+
+    def __init__(self, audio: str, lake: str, *, seed: int) -> None:
+        self.lake, self.root = Lake.at(lake), corpus_root(audio)
+        model = lookup.find_model(self.lake, None)
+        self.spec = model.spec
+        self.searcher = Searcher(self.lake, model, table.need_table(self.lake, model.model_id))
+        rows = ledger.open_ledger(self.lake, model.spec.spec_id).to_table(filter="status = 'done'").to_pylist()
+        self.rows = sorted((row for row in rows if row["corpus"] == self.root), key=lambda row: row["uri"])
+        self.rng = np.random.default_rng(seed)
+        self._at_rate: dict[str, Sound] = {}
+
+    def native(self, uri: str) -> tuple[Sound, int]:
+        """A file's waveform at its own rate, mono."""
+        path = os.fsdecode(local_path(uri) or b"")
+        found = probe(path)
+        return np.concatenate(list(mono_blocks(path, found))), found.sample_rate
+
+    def at_rate(self, uri: str) -> Sound:
+        """The same at 16 kHz, by another resampler than the product's."""
+        if uri not in self._at_rate:
+            self._at_rate[uri] = resampled(*self.native(uri))
+        return self._at_rate[uri]
+
+    def ask(self, count: Count, path: str, row: dict[str, Any], sound: Sound, start: float | None) -> bool:
+        """Search for a file; False if search says that it holds no sound.
+
+        Parameters
+        ----------
+        count : Count
+            Where it is counted.
+        row : dict
+            Of the ledger: the file that the query was made from.
+        sound : ndarray
+            The query at 16 kHz.
+        start : float or None
+            Second of the file where the query was cut.
+        """
+        began = time.perf_counter()
+        try:
+            hits = self.searcher.by_sound(load_query(path, self.spec), k=K, where=None, by="recordings")
+        except InputError as error:
+            if "no sound" not in str(error) and "too short" not in str(error):
+                raise
+            count.no_sound += 1
+            return False
+        count.seconds.append(time.perf_counter() - began)
+        count.queries += 1
+        marked = [hit for hit in hits if hit.same_sound]
+        for hit in marked:
+            agrees = peak(sound, self.at_rate(hit.uri), hit) >= RIGHT
+            count.right += agrees
+            count.wrong += not agrees
+            if not agrees and verbose:
+                print("wrong:", path, row["uri"], start, hit, peak(sound, self.at_rate(hit.uri), hit))
+        own = next((hit for hit in marked if hit.recording_id == row["recording_id"]), None)
+        count.lost += own is None
+        if own is None and verbose:
+            print("lost:", row["uri"], start, len(sound) / RATE, np.abs(sound).max(), hits[0].same_sound)
+        # Beside identical copies: any that agrees as well.
+        count.first += hits[0].recording_id == row["recording_id"] or (own is not None and self._alike(hits, own))
+        if own is not None and start is not None:
+            count.offsets_ms.append(1000 * abs(own.start_s - start))
+        return True
+
+    def _alike(self, hits: list[Hit], own: Hit) -> bool:
+        """Whether all hits before one are copies of it, sample by sample."""
+        mine = self.at_rate(own.uri)
+        for hit in hits[: hits.index(own)]:
+            other = self.at_rate(hit.uri)
+            n = min(len(mine), len(other))
+            if n == 0 or float(np.abs(mine[:n] - other[:n]).max()) > 1e-4:
+                return False
+        return True
+
+    def own(self, folder: str, number: int) -> dict[str, Count]:
+        """Files of the lake as they are, and as WAV of floating-point samples."""
+        counts = {"as it is": Count(), "as WAV": Count()}
+        copy = os.path.join(folder, "copy.wav")
+        for row in self._chosen(number):
+            path = os.fsdecode(local_path(row["uri"]) or b"")
+            sound, rate = self.native(row["uri"])
+            soundfile.write(copy, sound, rate, subtype="FLOAT")
+            self.ask(counts["as it is"], path, row, self.at_rate(row["uri"]), 0.0)
+            self.ask(counts["as WAV"], copy, row, self.at_rate(row["uri"]), 0.0)
+        return counts
+
+    def lossy(self, folder: str, number: int) -> dict[str, Count]:
+        """Copies with loss."""
+        counts = {name: Count() for name in LOSSY}
+        for row in self._chosen(number):
+            sound, rate = self.native(row["uri"])
+            for name, (suffix, codec, bits) in LOSSY.items():
+                copy = os.path.join(folder, f"copy.{suffix}")
+                encoded(copy, resampled(sound, rate, to=48_000), codec, bits)
+                self.ask(counts[name], copy, row, resampled(*self.native(copy)), None)
+        return counts
+
+    def cuts(self, folder: str, number: int, seconds: float) -> Count:
+        """Cuts at random places."""
+        count, cut = Count(), os.path.join(folder, "cut.wav")
+        rows = [row for row in self.rows if row["duration_s"] > seconds]
+        while rows and count.queries < number and count.no_sound < 10 * number:
+            row = rows[self.rng.integers(len(rows))]
+            sound, rate = self.native(row["uri"])
+            length = round(seconds * rate)
+            start = int(self.rng.integers(0, len(sound) - length + 1))
+            part = sound[start : start + length]
+            soundfile.write(cut, part, rate, subtype="FLOAT")
+            begin = round(start / rate * RATE)
+            self.ask(count, cut, row, self.at_rate(row["uri"])[begin : begin + round(seconds * RATE)], start / rate)
+        return count
+
+    def _chosen(self, number: int) -> Iterator[dict[str, Any]]:
+        places = self.rng.permutation(len(self.rows))[:number]
+        yield from (self.rows[int(place)] for place in sorted(places))
+
+
+def resampled(sound: Sound, rate: int, *, to: int = RATE) -> Sound:
+    """At another rate, by SciPy's polyphase filter."""
+    from scipy.signal import resample_poly
+
+    if rate == to:
+        return sound
+    common = int(np.gcd(rate, to))
+    return np.asarray(resample_poly(sound, to // common, rate // common), np.float32)
+
+
+def encoded(path: str, sound: Sound, codec: str, bits: int) -> None:
+    """Write 48 kHz mono with loss."""
+    if codec == "vorbis":
+        soundfile.write(path, np.clip(sound, -1, 1), 48_000, format="OGG", subtype="VORBIS", compression_level=0.5)
+        return
+    import av
+
+    with av.open(path, "w") as container:
+        stream: Any = container.add_stream(codec, rate=48_000, layout="mono")
+        stream.bit_rate = bits
+        wanted = stream.codec_context.format.name if stream.codec_context.format else "fltp"
+        sound = np.clip(sound, -1, 1).astype(np.float32)
+        frame = av.AudioFrame.from_ndarray(sound[None, :], format="fltp", layout="mono")
+        frame.sample_rate = 48_000
+        resampler = av.AudioResampler(format=wanted, layout="mono", rate=48_000, frame_size=stream.frame_size or 1024)
+        for part in [*resampler.resample(frame), *resampler.resample(None)]:
+            container.mux(stream.encode(part))
+        container.mux(stream.encode(None))
+
+
+def made(folder: Path, audio: Path, steps: int) -> str:
+    """The lake of a set, made with few steps if it is not there."""
+    lake = folder / audio.name / "lake"
+    if not (folder / audio.name / "ready").exists():
+        soundlake("extract", str(audio), "--lake", str(lake))
+        soundlake("train", "--lake", str(lake), "--steps", str(steps))
+        soundlake("encode", "--lake", str(lake))
+        (folder / audio.name / "ready").touch()
+    return str(lake)
+
+
+def show(found: dict[str, dict[str, Count]]) -> None:
+    """Print a table: a line a set and kind of query."""
+    from rich.console import Console
+    from rich.table import Table
+
+    headings = ("set", "query", "queries", "no sound", "first", "marks right", "wrong", "lost", "within 50 ms")
+    lines = Table(*headings, "worst, ms", "median, s", title="Search that knows its own")
+    for name, counts in found.items():
+        for kind, count in counts.items():
+            told = count.told()
+            cells = [told[key] for key in ("queries", "no_sound", "first", "right", "wrong", "lost", "within_50_ms")]
+            cells += [told["worst_offset_ms"], told["median_seconds"]]
+            lines.add_row(name, kind, *(str(cell) for cell in cells))
+    Console(width=140).print(lines)
+
+
+verbose = False
 
 
 def main() -> None:
-    """Search for random cuts; print a line for each miss, a summary, and the summary as JSON."""
+    """Ask; print a table, and write it as JSON."""
+    global verbose
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--audio", required=True)
-    parser.add_argument("--lake", required=True)
-    parser.add_argument("--cuts", type=int, default=100)
-    parser.add_argument("--seconds", type=float, default=2.0)
+    parser.add_argument("--audio", help="a corpus, with --lake")
+    parser.add_argument("--lake")
+    parser.add_argument("--corpora", help="a folder of labelled sets, whose lakes are made")
+    parser.add_argument("--sets", nargs="*", default=SETS)
+    parser.add_argument("--lakes", default=str(RESULTS.parent / "lakes"), help="where those lakes lie")
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--cuts", type=int, default=100, help="queries of a kind")
+    parser.add_argument("--copies", type=int, default=25, help="files that are copied with loss")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--lengths", type=float, nargs="*", default=LENGTHS)
+    parser.add_argument("--verbose", action="store_true", help="a line for each mark that is wrong or lost")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     call = parser.parse_args()
-
-    lake, root = Lake.at(call.lake), corpus_root(call.audio)
-    model = lookup.find_model(lake, None)
-    searcher = Searcher(lake, model, table.need_table(lake, model.model_id))
-    rows = ledger.open_ledger(lake, model.spec.spec_id).to_table(filter="status = 'done'").to_pylist()
-    # Copies of one recording are one answer.
-    rows = sorted((r for r in rows if r["corpus"] == root and r["duration_s"] > call.seconds), key=lambda r: r["uri"])
-    if not rows:
-        raise SystemExit(f"the lake {lake.root} holds no recording of {root} that is longer than {call.seconds} s")
-    rng = np.random.default_rng(call.seed)
-    first = digital_silence = quiet = placed = done = 0
-    times = []
-    with tempfile.TemporaryDirectory() as folder:
-        cut = os.path.join(folder, "cut.wav")
-        while done < call.cuts:
-            row = rows[rng.integers(len(rows))]
-            path = os.fsdecode(local_path(row["uri"]) or b"")
-            found = probe(path)
-            sound = np.concatenate(list(mono_blocks(path, found)))
-            length = round(call.seconds * found.sample_rate)
-            start = int(rng.integers(0, len(sound) - length + 1))
-            part = sound[start : start + length]
-            soundfile.write(cut, part, found.sample_rate, subtype="FLOAT")
-            began = time.perf_counter()
-            try:
-                hits = searcher.by_sound(load_query(cut, model.spec), k=10, where=None, by="recordings")
-            except InputError as error:
-                if "no sound" not in str(error):
-                    raise
-                digital_silence += not part.any()
-                quiet += bool(part.any())
-                continue
-            times.append(time.perf_counter() - began)
-            done += 1
-            if hits[0].recording_id == row["recording_id"]:
-                first += 1
-                placed += abs(hits[0].start_s - start / found.sample_rate) < 0.02
-            else:
-                print(f"missed: {row['uri']} at {start / found.sample_rate:.2f} s, peak {np.abs(part).max():.5f}")
-    result = {"cuts": done, "found_first": first, "place_within_20_ms": placed, "digital_silence": digital_silence}
-    result |= {"below_the_floor": quiet, "median_seconds": round(float(np.median(times)), 3), "seed": call.seed}
-    print(
-        f"{first} of {done} cuts of {call.seconds} s name their file first, {placed} at their place to 20 ms; besides, "
-        f"{digital_silence} cuts were digital silence and {quiet} below the features' floor: search said so"
-    )
-    print(json.dumps(result))
+    verbose = call.verbose
+    if call.corpora:
+        lakes = {name: Path(call.corpora, name).resolve() for name in call.sets}
+        places = {name: (str(audio), made(Path(call.lakes), audio, call.steps)) for name, audio in lakes.items()}
+    elif call.audio and call.lake:
+        places = {Path(call.audio).name: (call.audio, call.lake)}
+    else:
+        parser.error("name --corpora, or --audio and --lake")
+    found: dict[str, dict[str, Count]] = {}
+    for name, (audio, lake) in places.items():
+        bench = Bench(audio, lake, seed=call.seed)
+        if not bench.rows:
+            raise SystemExit(f"the lake {lake} holds no recording of {audio}")
+        with tempfile.TemporaryDirectory() as folder:
+            found[name] = bench.own(folder, call.cuts)
+            for seconds in call.lengths:
+                found[name][f"cuts of {seconds:g} s"] = bench.cuts(folder, call.cuts, seconds)
+            found[name] |= bench.lossy(folder, call.copies)
+    told = {name: {kind: count.told() for kind, count in counts.items()} for name, counts in found.items()}
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / "find_cuts.json").write_text(json.dumps(told | {"seed": call.seed}, indent=1) + "\n")
+    if call.json:
+        print(json.dumps(told))
+    else:
+        show(found)
 
 
 if __name__ == "__main__":

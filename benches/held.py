@@ -42,7 +42,7 @@ def filled(lake: str, first: int, count: int) -> list[str]:
         row = ledger.row(uri=rows.uri(number), corpus="s3://a-large-corpus/audio", recording_id=name, size=size)
         row |= {"mtime_ns": 1_790_000_000_000_000_000 + number, "status": ledger.DONE, "container": probe.container}
         row |= {"codec": probe.codec, "sample_rate": probe.sample_rate, "channels": probe.channels}
-        row |= {"claimed_s": seconds, "duration_s": seconds, "windows": plan.claimed_windows(probe, size, SPEC)}
+        row |= {"claimed_s": seconds, "duration_s": seconds, "windows": plan.believed_windows(probe, size, SPEC)}
         row |= {"silent_windows": 0, "bundles": [bundle], "group": f"speaker-{number % 100_000:06d}"}
         found.append(row)
         if len(found) == PART_ROWS or number == first + count - 1:
@@ -108,7 +108,7 @@ PURPOSES = (
 
 def labels(folder: str, count: int) -> tuple[float, float]:
     """The same of a label file of so many rows."""
-    from pipelines.corpus import read_labels
+    from pipelines.labels import read_labels
 
     path = Path(folder, "labels.csv")
     with open(path, "w") as file:
@@ -116,8 +116,8 @@ def labels(folder: str, count: int) -> tuple[float, float]:
         file.writelines(f"{rows.uri(number)},dog,speaker-{number % 1000}\n" for number in range(count))
     began = time.perf_counter()
     with Grown() as grown:
-        for _ in read_labels(str(path), folder):
-            pass
+        held = read_labels(str(path), folder)
+    del held
     return grown.megabytes, time.perf_counter() - began
 
 

@@ -94,7 +94,7 @@ HELD = {
     # 21 bytes a window (`model.places`), and of the mix a file has 131 windows.
     "`train`: where each window lies (`model.places`)": 21 * 131,
     "`status`: totals (`ledger.summary`)": 546,
-    "a label file, on one worker (`corpus.read_labels`)": 767,
+    "a label file, on one worker (`labels.read_labels`)": 767,
     "extract's commit: names of new fragments, at 2,048 rows each": 0.27,
     "one bucket of extract's joins, on a worker (of 512)": 106.3 * 2**20 / 195_313 / 512,
 }

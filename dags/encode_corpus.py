@@ -1,8 +1,9 @@
 """Bring the table of embeddings up to the ledger, whenever features or the model in use are new.
 
-**model** ends the run here while there is no model yet · **partitions**, **works** and **encode** bring in what is
-new, a partition after the other, each with its own retries · **table** does what is left: corpora without partitions,
-rows of what is gone, the index; and tells its rows and recall to the asset *soundlake tables*.
+**model** ends the run here while no model is in use yet; one that is in use and cannot be read fails **encode** or
+**table** · **partitions**, **works** and **encode** bring in what is new, a partition after the other, each with its
+own retries · **table** does what is left: corpora without partitions, rows of what is gone, the index; and tells its
+rows and recall to the asset *soundlake tables*.
 """
 
 from airflow.sdk import dag, task
@@ -21,7 +22,7 @@ def told(result: dict) -> dict:
 @task.short_circuit
 def model(status: dict) -> bool:
     """Whether a model is in use; if not, `train_vae` makes one, and its promotion starts this again."""
-    return any(one.get("promoted") for one in status["models"].values())
+    return any(spec["promoted"] for spec in status["specs"].values())
 
 
 @task(trigger_rule="none_failed")

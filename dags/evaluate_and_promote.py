@@ -6,10 +6,12 @@ Runs for each candidate that `train_vae` hands on, or by hand for any model of t
 and, with labels, probes, on the same recordings · **verdict** goes one of two ways: **promoted** tells the asset
 *soundlake models*, which `encode_corpus` waits for; **held** tells *soundlake held*, with the reason and the figures,
 and writes them to its log. A held model stays in the lake; `soundlake promote MODEL --force` puts it in use all the
-same.
+same. **verdict** fails where the two models could not be compared, such as where the one in use cannot be read: nobody
+has judged the candidate then. Clear **promote** when the cause is mended.
 """
 
 from airflow.sdk import Param, dag, task
+from airflow.sdk.exceptions import AirflowFailException
 from soundlake_airflow import command_lines, tasks
 from soundlake_airflow.settings import load
 
@@ -23,7 +25,7 @@ def candidate(params: dict | None = None, triggering_asset_events: dict | None =
     named = (params or {}).get("model_id")
     events = [event for found in (triggering_asset_events or {}).values() for event in found]
     if not named and not events:
-        raise ValueError("no candidate: give a model_id, or wait for train_vae to hand one on")
+        raise AirflowFailException("no candidate: give a model_id, or wait for train_vae to hand one on")
     return str(named or max(events, key=lambda event: event.timestamp).extra["model_id"])
 
 
@@ -41,7 +43,9 @@ def promotion(model_id: str) -> list[str]:
 
 @task.branch
 def verdict(result: dict) -> str:
-    """Which way it goes."""
+    """Which way it goes; a candidate is held only if it is worse in something."""
+    if "held" in result and not result.get("worse"):
+        raise AirflowFailException(result["held"])
     return "held" if "held" in result else "promoted"
 
 

@@ -5,13 +5,14 @@ task, or a run, does no harm and no work twice.
 
 **partitions** lists the folders of corpora with `by_folder` · **works** makes a command line of each · **extract** runs
 them side by side · **features** reads the ledger's totals and tells them to the asset *soundlake features*, also if a
-partition failed, since what the others did is done · **complete** fails then.
+partition failed, since what the others did is done · **complete** does not succeed then. It fails, although
+every partition succeeded, if a corpus has no files, or if files are new and none of them could be used.
 """
 
 from datetime import UTC, datetime
 
-from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import dag, task
+from airflow.sdk.exceptions import AirflowFailException
 from soundlake_airflow import command_lines, tasks
 from soundlake_airflow.settings import load
 
@@ -36,6 +37,26 @@ def works(found: list | None = None) -> list[dict]:
     return command_lines.works(SETTINGS, tasks.each(found), command="extract")
 
 
+@task(trigger_rule="none_failed")
+def complete(made: list | None = None, found: list | None = None) -> None:
+    """Fail if a corpus has no files, or if files are new and none of them could be used."""
+    results = tasks.each(found)
+    files = dict.fromkeys(SETTINGS.corpora, 0)
+    for work, result in zip(made or [], results, strict=True):
+        # A name of a corpus has no slash.
+        files[work["title"].partition("/")[0]] += result["listed"]
+    if empty := [name for name, count in files.items() if not count]:
+        raise AirflowFailException(
+            f"no files in the corpus {', '.join(empty)}: is it mounted, and is its `audio` right in the settings?"
+        )
+    new, rejected, done = (sum(result[name] for result in results) for name in ("new", "rejected", "done"))
+    new += sum(result["changed"] for result in results)
+    if new and rejected and not done:
+        raise AirflowFailException(
+            f"none of the {new} new or changed files could be used; `soundlake status --lake {SETTINGS.lake}` shows why"
+        )
+
+
 @dag(
     dag_id="extract_features",
     schedule=SETTINGS.schedule.extract or None,
@@ -57,9 +78,9 @@ def extract_features() -> None:
         asset_extra=told,
         trigger_rule="all_done_min_one_success",
     )
+    extract >> features
     # A run is what its last tasks are: without this one a failed partition would not show.
-    complete = EmptyOperator(task_id="complete")
-    extract >> [features, complete]
+    complete(lines, extract.output)
 
 
 extract_features()

@@ -23,7 +23,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from model.errors import NO_LOCKS, InputError, TryLaterError, storage_errors
+from model import durable
+from model.errors import NO_LOCKS, InputError, TryLaterError, number_of, storage_errors
 from model.features import FeatureSpec
 from model.paths import checked_id, inside, is_id, no_links, regular
 from model.reports import Report, unheard
@@ -37,8 +38,10 @@ MANIFEST, WEIGHTS, ENCODER, DECODER, TRAINED, REPORT = (
     "trained.npy",
     "report.html",
 )
-# What model.json tells the digests of: all that is ever loaded.
-VERIFIED = {WEIGHTS, ENCODER, DECODER, TRAINED}
+# By format, the files whose digests model.json holds: nothing else is ever loaded. A model of format 3 does not tell
+# what it was trained on.
+_FILES = {3: {WEIGHTS, ENCODER, DECODER}, FORMAT_VERSION: {WEIGHTS, ENCODER, DECODER, TRAINED}}
+VERIFIED = _FILES[FORMAT_VERSION]
 # What evaluate found.
 METRICS = "metrics.json"
 # Of model.json: the digest of the list of recordings before some were struck off it, while it is being written; and how
@@ -48,6 +51,21 @@ FORMER, STRUCK = "trained_before", "trained_forgotten"
 PARITY = 1e-4
 
 Array = npt.NDArray[np.float32]
+
+
+class FormatError(InputError):
+    """A model has a format that this soundlake does not read.
+
+    Parameters
+    ----------
+    message : str
+    newer : bool
+        Whether a later version of soundlake wrote it.
+    """
+
+    def __init__(self, message: str, *, newer: bool) -> None:
+        super().__init__(message)
+        self.newer = newer
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -71,7 +89,7 @@ def write_text(path: Path, text: str) -> None:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(part, path)
+            durable.replace(part, path)
         except BaseException:
             part.unlink(missing_ok=True)
             raise
@@ -130,6 +148,8 @@ class _Session:
         try:
             session = onnxruntime.InferenceSession(data, options, providers=there)
         except Exception as error:
+            if number_of(error) is not None or isinstance(error, MemoryError):
+                raise
             said = str(error).split("\n")[0][:200]
             raise InputError(f"ONNX Runtime cannot use {self.path}: {said}; train again, or restore it") from error
         # It falls back to the CPU by itself, and the GPU would be paid for.
@@ -236,10 +256,24 @@ class Model:
         return Decoder(self.directory / DECODER, threads, self.manifest["files"][DECODER], gpu)
 
     def trained(self) -> npt.NDArray[np.uint64]:
-        """`splits.digests` of the recordings that it was trained on, sorted."""
+        """`splits.digests` of the recordings that it was trained on, sorted.
+
+        Raises
+        ------
+        InputError
+            If the model does not tell.
+        """
+        if TRAINED not in self.manifest["files"]:
+            raise InputError(
+                f"model {self.model_id} has format {self.manifest['format_version']}, which does not tell what a model "
+                "was trained on"
+            )
         try:
-            found = np.load(self.directory / TRAINED, allow_pickle=False)
-        except (OSError, ValueError) as error:
+            with storage_errors(self.directory / TRAINED):
+                found = np.load(self.directory / TRAINED, allow_pickle=False)
+        except InputError:
+            raise
+        except (ValueError, EOFError) as error:
             raise InputError(f"{self.directory / TRAINED} is damaged: {error}") from error
         return np.asarray(found, np.uint64)
 
@@ -273,6 +307,8 @@ def load(directory: str | Path, *, files: bool = True) -> Model:
 
     Raises
     ------
+    FormatError
+        If it has a format that is not read.
     InputError
         If there is no finished model, a file is not what model.json says, or something in the folder is a link.
     """
@@ -280,10 +316,12 @@ def load(directory: str | Path, *, files: bool = True) -> Model:
     no_links(directory)
     try:
         manifest = json.loads(_text(directory / MANIFEST))
-        if manifest["format_version"] != FORMAT_VERSION:
-            raise InputError(
-                f"{directory} has model format {manifest['format_version']}, this soundlake reads {FORMAT_VERSION}: "
-                "train again, and promote that with --force"
+        version = manifest["format_version"]
+        if version not in list(_FILES):
+            reads = " and ".join(map(str, _FILES))
+            raise FormatError(
+                f"{directory} has model format {str(version)[:80]}, and this soundlake reads {reads}",
+                newer=isinstance(version, int) and version > FORMAT_VERSION,
             )
         if manifest["model_id"] != directory.name:
             raise InputError(
@@ -291,8 +329,8 @@ def load(directory: str | Path, *, files: bool = True) -> Model:
                 "restore it from a backup"
             )
         digests = manifest["files"]
-        if digests.keys() != VERIFIED:
-            other = sorted(digests.keys() ^ VERIFIED)[0]
+        if digests.keys() != _FILES[version]:
+            other = sorted(digests.keys() ^ _FILES[version])[0]
             raise InputError(f"{directory / MANIFEST} names other files than a model has, or not all: {other[:80]!r}")
         for name, digest in digests.items() if files else ():
             others = [manifest.get(FORMER)] if name == TRAINED else []
@@ -393,6 +431,10 @@ def finish(directory: Path, manifest: Mapping[str, Any], *, trained: npt.NDArray
     part = directory / f"part-{TRAINED}"
     np.save(part, np.sort(trained))
     os.replace(part, directory / TRAINED)
+    # model.json names them: none may be lost in a power cut that it survives.
+    for name in sorted(VERIFIED):
+        durable.sync(directory / name)
+    durable.sync(directory)
     files = {name: _digest(directory / name) for name in sorted(VERIFIED)}
     write_json(directory / MANIFEST, {"format_version": FORMAT_VERSION, **manifest, "files": files})
 

@@ -4,6 +4,7 @@ Each runs the same command on the same lake; TF_CONFIG says who is who, as Tenso
 what only it knows (statistics, checkpoints) it tells the others over the network, bit for bit.
 """
 
+import errno
 import json
 import os
 import re
@@ -96,9 +97,8 @@ class Hosts:
         try:
             listening = socket.create_server(("", port), family=family, dualstack_ipv6=both)
         except OSError as error:
-            raise TryLaterError(
-                f"cannot listen at {own}: {error.strerror}; stop the program that uses the port"
-            ) from error
+            todo = "stop the program that uses the port" if error.errno == errno.EADDRINUSE else "see TF_CONFIG"
+            raise TryLaterError(f"cannot listen at {own}: {error.strerror}; {todo}") from error
         # Whoever comes later than this closes finds TensorFlow listening here.
         with listening:
             for number, address in enumerate(self.addresses):

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from model import evaluate
+from model import durable, evaluate
 from model.errors import InputError
 from model.hosts import Hosts
 from model.reports import Report
@@ -117,7 +117,10 @@ class Loop:
         state["seconds"] = self.seconds_before + time.monotonic() - self._started
         self._state.assign(json.dumps(state))
         if self.here.is_chief:
-            manager.save(checkpoint_number=self.step)
+            path = Path(manager.save(checkpoint_number=self.step))
+            # TensorFlow syncs nothing, and has just removed an older one.
+            for file in (*path.parent.glob(f"{path.name}.*"), path.parent / "checkpoint", path.parent):
+                durable.sync(file)
         self.here.kept_step = self.step
 
     def run(self, training: Any, validation: Any) -> None:

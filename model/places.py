@@ -32,6 +32,10 @@ _SPLITS = (splits.TRAIN, splits.VALIDATION, splits.TEST)
 _OPEN = 128
 
 
+class BadShardError(InputError):
+    """A shard is damaged or missing: whoever knows the lake says how it is rebuilt."""
+
+
 @dataclass(frozen=True)
 class Places:
     """Every window of some shards.
@@ -150,10 +154,9 @@ def _of_shard(shard: str, wanted: set[str], spec: FeatureSpec, split_of: Mapping
     try:
         with open(regular(shard), "rb") as file:
             return np.fromiter(_walked(read_framed(file), wanted, spec, split_of), _PLACE)
-    except (DamagedShardError, OSError) as error:
-        raise InputError(
-            f"the shard {shard} cannot be read: {error}; `soundlake extract AUDIO --repair` makes it again"
-        ) from error
+    except (DamagedShardError, FileNotFoundError) as error:
+        said = "it is missing" if isinstance(error, FileNotFoundError) else error
+        raise BadShardError(f"the shard {shard} cannot be read: {said}") from error
 
 
 def _walked(records: Iterable[bytes], wanted: set[str], spec: FeatureSpec, split_of: Mapping[str, str]) -> Any:

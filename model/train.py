@@ -76,14 +76,20 @@ _FULL_BYTES = 1 << 20
 
 @contextmanager
 def _storage_errors(directory: Path) -> Iterator[None]:
-    """`artifact.storage_errors`, for TensorFlow's own errors, too: of a full disk, not of a full GPU."""
+    """`artifact.storage_errors`, and what TensorFlow says without the system's number: of a full disk, a full GPU."""
     try:
         with artifact.storage_errors(directory):
             yield
     except tf.errors.ResourceExhaustedError as error:
-        if "No space left" in str(error) or shutil.disk_usage(directory).free < _FULL_BYTES:
+        if shutil.disk_usage(directory).free < _FULL_BYTES:
             raise TryLaterError(f"no space left for {directory}: free some and run the same command again") from error
-        raise
+        raise InputError(f"not enough memory to train in {directory}: use a smaller --batch-size") from error
+    except tf.errors.DataLossError as error:
+        # Shards were read and checked before, so it is a checkpoint.
+        raise InputError(
+            f"a checkpoint in {directory / 'checkpoints'} is damaged: move that folder away, and the training starts "
+            "again"
+        ) from error
 
 
 def train(

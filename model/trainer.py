@@ -145,10 +145,15 @@ def strategy_for_devices() -> Any:
 
 def fresh(spec: FeatureSpec, settings: TrainSettings) -> vae.VAE:
     """The network with random weights, the same for the same seed."""
-    # Keras takes the seeds of its initialisers from here. Its own `set_random_seed` would also set TensorFlow's global
-    # seed, with which a dataset's shuffle no longer takes a tensor as its seed.
+    # Keras takes the seeds of its initialisers from Python's generator, which is the caller's: it gets its state back.
+    # Keras's own `set_random_seed` would also set TensorFlow's global seed, with which a dataset's shuffle no longer
+    # takes a tensor as its seed.
+    before = random.getstate()
     random.seed(settings.seed)
-    return vae.build(vae.VaeConfig(n_frames=spec.window_frames, n_mels=spec.n_mels, **settings.network))
+    try:
+        return vae.build(vae.VaeConfig(n_frames=spec.window_frames, n_mels=spec.n_mels, **settings.network))
+    finally:
+        random.setstate(before)
 
 
 def training_input(

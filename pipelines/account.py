@@ -21,7 +21,7 @@ CONTENT = ["recording_id", "status", "stage", "reason", "detail", "container", "
 CONTENT += ["claimed_s", "duration_s", "windows", "silent_windows", "bundles", "decoder", "notes"]
 
 # Columns that decide whether a file is still what the ledger says.
-KNOWN = ["recording_id", "corpus", "size", "mtime_ns", "reason", "label", "group"]
+KNOWN = ["recording_id", "corpus", "size", "mtime_ns", "reason", "label", "group", "decoder"]
 
 
 # Made once: `json.dumps` makes one a call, which takes as long as the encoding.

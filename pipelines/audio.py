@@ -8,6 +8,7 @@ recording has there.
 
 import contextlib
 import errno
+import math
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from model.errors import OF_THE_MACHINE
 from pipelines import containers, ffmpeg
 from pipelines.blocks import BLOCK_FRAMES, Blocks, mean
 from pipelines.recording import CHANNELS_RANGE, NOTES, RATE_RANGE, REASONS, Probe, Rejected
@@ -28,6 +30,7 @@ __all__ = [
     "FLAC_FRAMES_PER_BYTE",
     "NOTES",
     "REASONS",
+    "SEEKABLE_CODECS",
     "Probe",
     "Rejected",
     "mono_blocks",
@@ -70,8 +73,26 @@ def opened(path: str | os.PathLike[str], stage: str) -> BufferedReader:
             raise Rejected(stage, "empty")
         return open(path, "rb")
     except (OSError, ValueError) as error:
+        if getattr(error, "errno", None) in OF_THE_MACHINE:
+            raise  # the file is not to blame
         reason = _OS_REASONS.get(getattr(error, "errno", None) or 0, "unreadable")
         raise Rejected(stage, reason, detail=_say(error)) from error
+
+
+def _refuse_unreadable(file: BinaryIO, stage: str, *, most: float = math.inf) -> None:
+    """Raise `Rejected` if the system cannot read a file: decoders take that for its end, or for damage.
+
+    Parameters
+    ----------
+    most : float
+        Bytes to read at most.
+    """
+    number, at = file.fileno(), 0
+    try:
+        while at < most and (read := len(os.pread(number, 1 << 20, at))):
+            at += read
+    except OSError as error:
+        raise Rejected(stage, "unreadable", detail=_say(error)) from error
 
 
 def _probe_soundfile(file: BinaryIO, size: int) -> Probe | None:
@@ -100,6 +121,9 @@ def _probe_soundfile(file: BinaryIO, size: int) -> Probe | None:
     # Unknown totals and absurd ones make libsndfile fail or ask for 256 GiB.
     if container == "FLAC" and (frames > size * FLAC_FRAMES_PER_BYTE or containers.links(file)):
         return None
+    # libFLAC takes a tag behind the last frame for damage.
+    if container == "FLAC" and containers.closing_tags(file, size):
+        return None
     seekable = (container in SEEKABLE_CONTAINERS and codec in SEEKABLE_CODECS) or container == "FLAC"
     found = Probe(container, codec, rate, channels, None if frames >= 2**62 else frames, seekable, "soundfile")
     return _with_data(file, size, found) if container in SEEKABLE_CONTAINERS else found
@@ -115,7 +139,11 @@ def _with_data(file: BinaryIO, size: int, found: Probe) -> Probe:
         if width:
             return replace(found, claimed_frames=data.length // width, notes=(note,))
         note = "more-data"
-    if note is None and width and (found.claimed_frames or 0) * width + containers.WORTH_TELLING <= data.length:
+    # libsndfile goes by other fields in some containers.
+    read = (found.claimed_frames or 0) * width
+    if note == "more-data" and read >= data.length + containers.WORTH_TELLING:
+        note = None
+    if note is None and width and read + containers.WORTH_TELLING <= data.length:
         note = "more-data"
     return replace(found, notes=() if note is None else (note,))
 
@@ -175,7 +203,11 @@ def probe(path: str | os.PathLike[str]) -> Probe:
         raised as `Rejected` with stage ``'probe'``.
     """
     with opened(path, "probe") as file:
-        found = _probe_soundfile(file, os.fstat(file.fileno()).st_size) or _probe_ffmpeg(file)
+        try:
+            found = _probe_soundfile(file, os.fstat(file.fileno()).st_size) or _probe_ffmpeg(file)
+        except Rejected:
+            _refuse_unreadable(file, "probe", most=1 << 20)
+            raise
     if not RATE_RANGE[0] <= found.sample_rate <= RATE_RANGE[1]:
         raise Rejected("probe", "unsupported-rate", detail=f"{found.sample_rate} Hz")
     if not CHANNELS_RANGE[0] <= found.channels <= CHANNELS_RANGE[1]:
@@ -211,7 +243,17 @@ def _sound(file: BinaryIO, found: Probe) -> Any:
     return Sound(file.fileno(), closefd=False)
 
 
-def _soundfile_blocks(file: BinaryIO, found: Probe, start: int, stop: int | None) -> Blocks:
+def _goes_on(file: BinaryIO) -> bool:
+    """Whether a decoder that stopped at the length that it was told has left much of the file unread."""
+    # Of the descriptor, which libsndfile reads by; before anything here reads from it.
+    read = os.lseek(file.fileno(), 0, os.SEEK_CUR)
+    size = os.fstat(file.fileno()).st_size
+    return read + containers.closing_tags(file, size) + containers.WORTH_TELLING <= size
+
+
+def _soundfile_blocks(
+    file: BinaryIO, found: Probe, start: int, stop: int | None, note: Callable[[str], None]
+) -> Blocks:
     """Decode by libsndfile, from `start` where seeking is exact, else from the beginning."""
     pcm16 = found.codec == "PCM_16"
     frames = min(BLOCK_FRAMES, max(512, 2**19 // found.channels))
@@ -235,6 +277,8 @@ def _soundfile_blocks(file: BinaryIO, found: Probe, start: int, stop: int | None
                 # Where the length is exact, less of it means the decoder stopped early without a word.
                 if found.seekable and at < sound.frames:
                     raise EOFError(f"{at} of {sound.frames} frames")
+                if found.container in ("FLAC", "MP3") and _goes_on(file):
+                    note("more-data")
                 return
 
 
@@ -272,7 +316,7 @@ def mono_blocks(
     integers = probe.reader == "soundfile" and probe.codec.startswith("PCM_")
     with opened(path, "decode") as file:
         if probe.reader == "soundfile":
-            blocks = _soundfile_blocks(file, probe, start, stop)
+            blocks = _soundfile_blocks(file, probe, start, stop, note)
         else:
             blocks = ffmpeg.blocks(file, probe, stop=stop, note=note)
         with contextlib.closing(blocks):
@@ -284,6 +328,7 @@ def mono_blocks(
                 except (Rejected, ImportError, MemoryError):
                     raise
                 except Exception as error:
+                    _refuse_unreadable(file, "decode")
                     detail = f"after {end / probe.sample_rate:.3f} s: {_say(error)}"
                     raise Rejected("decode", "damaged", detail=detail) from error
                 end = at + len(block)

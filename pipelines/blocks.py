@@ -1,6 +1,6 @@
 """Sound in blocks, as the readers give it: mono, float32, each with the sample it begins at."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,13 +12,16 @@ BLOCK_FRAMES = 65536
 Blocks = Generator[tuple[int, NDArray[np.float32]], None, None]
 
 
-def mean(channels: NDArray[Any], scale: float, offset: float) -> NDArray[np.float32]:
-    """Mean over the first axis as new float32, ``(frames,)``, of ``(channels, frames)`` in any sample type."""
+def mean(channels: Sequence[NDArray[Any]] | NDArray[Any], scale: float, offset: float) -> NDArray[np.float32]:
+    """Mean of channels, each ``(frames,)`` in any sample type, as new float32; samples are scaled after an offset."""
     # Channel by channel, no matrix product: BLAS may round by a sample's place in the block, and slices would differ.
     with np.errstate(over="ignore", invalid="ignore"):
-        # All channels at once: they lie interleaved, and a cast that steps over the others is slow.
-        values = channels.astype(np.float32, copy=False)
-        total = values[0].copy() if len(values) == 1 else values[0] + values[1]
+        if isinstance(channels, np.ndarray):
+            # All channels at once: they lie interleaved, and a cast that steps over the others is slow.
+            values: Any = channels.astype(np.float32, copy=False)
+        else:
+            values = [channel.astype(np.float32, copy=False) for channel in channels]
+        total: NDArray[np.float32] = values[0].copy() if len(values) == 1 else values[0] + values[1]
         for value in values[2:]:
             total += value
         if offset:

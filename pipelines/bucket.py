@@ -253,12 +253,12 @@ class Bucket:
                 patiently(f"{self.root}/{folder}", functools.partial(obstore.delete, self._store, keys))
 
     @contextlib.contextmanager
-    def locked(self, name: str, *, wait: bool = True) -> Iterator[None]:
+    def locked(self, name: str, *, wait: bool = True) -> Iterator[Callable[[], None]]:
         """Keep others out by a lease (`pipelines.lease`); that of a killed one ends by itself."""
         from pipelines.lease import held
 
-        with held(self, f"{name}.lock", wait=wait):
-            yield
+        with held(self, f"{name}.lock", wait=wait) as still_held:
+            yield still_held
 
 
 def _token(meta: Any) -> Token:

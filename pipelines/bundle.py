@@ -1,6 +1,7 @@
 """A bundle: decode its segments into one shard, and write down what became of each."""
 
 import contextlib
+import errno
 import io
 import itertools
 import json
@@ -10,6 +11,7 @@ from dataclasses import astuple, replace
 
 import pyarrow as pa
 
+from model.errors import OF_THE_MACHINE, InputError, number_of
 from model.features import FeatureSpec
 from pipelines import plan
 from pipelines.account import Work
@@ -60,7 +62,10 @@ def read_outcomes(lake: Lake, spec_id: str, bundle: str) -> list[Row] | None:
     try:
         data = lake.read(Lake.outcome(spec_id, bundle))
         rows = parquet.read_table(io.BytesIO(data), schema=OUTCOMES).to_pylist()
-    except (pa.ArrowException, OSError):
+    except (pa.ArrowException, OSError) as error:
+        # What is not there, or no Parquet, is made again; of what the system cannot read just now nothing is known.
+        if number_of(error) not in (None, errno.ENOENT):
+            raise
         return None
     return [row | {"bundle": bundle} for row in rows]
 
@@ -127,7 +132,7 @@ def restore_shard(lake: Lake, spec: FeatureSpec, bundle: str, kept: Sequence[tup
 
     Raises
     ------
-    RuntimeError
+    InputError
         If a segment does not give what it gave: another version of a decoder, say.
     """
     with lake.create(Lake.shard(spec.spec_id, bundle)) as shard, sandbox() as box:
@@ -135,9 +140,10 @@ def restore_shard(lake: Lake, spec: FeatureSpec, bundle: str, kept: Sequence[tup
         for (work, outcome), (_, before) in zip(found, kept, strict=True):
             now = outcome["windows"], outcome["reason"] or DONE
             if now != (before["windows"], DONE):
-                raise RuntimeError(
-                    f"{work.files[0].uri} gives {now[0]} windows now ({now[1]}), and gave "
-                    f"{before['windows']}: the shard {lake.uri(Lake.shard(spec.spec_id, bundle))} was left as it is"
+                raise InputError(
+                    f"the shard {lake.uri(Lake.shard(spec.spec_id, bundle))} cannot be rebuilt as it was: "
+                    f"{work.files[0].uri} gives {now[0]} windows now ({now[1]}), and gave {before['windows']}; if an "
+                    f"older version of soundlake read it, run: {lake.command('extract AUDIO --recheck')}"
                 )
 
 
@@ -159,6 +165,8 @@ def _written(box: Sandbox, part: str, works: Sequence[Work], spec: FeatureSpec) 
             try:
                 path = stack.enter_context(at_hand(uri))
             except OSError as error:
+                if error.errno in OF_THE_MACHINE:
+                    raise
                 gone = Rejected("decode", "unreadable", detail=str(error))
                 yield from ((work, _rejection(work, gone)) for work in group)
                 continue
@@ -167,7 +175,8 @@ def _written(box: Sandbox, part: str, works: Sequence[Work], spec: FeatureSpec) 
                 yield work, outcome
 
 
-def _outcome(work: Work) -> Row:
+def begun(work: Work) -> Row:
+    """The outcome of a segment, without what is known after decoding."""
     segment, file = work.segment, work.files[0]
     outcome: Row = dict.fromkeys(OUTCOMES.names) | {"recording_id": segment.recording_id, "uri": file.uri}
     outcome |= {"size": file.size, "mtime_ns": file.mtime_ns, "probe": json.dumps(astuple(work.probe))}
@@ -176,7 +185,7 @@ def _outcome(work: Work) -> Row:
 
 
 def _rejection(work: Work, error: Rejected) -> Row:
-    outcome = _outcome(work) | {"status": REJECTED, "stage": error.stage, "reason": error.reason}
+    outcome = begun(work) | {"status": REJECTED, "stage": error.stage, "reason": error.reason}
     return outcome | {"detail": error.detail, "windows": 0, "silent_windows": 0, "samples": 0, "cpu_s": 0.0}
 
 
@@ -184,7 +193,7 @@ def _write_work(box: Sandbox, part: str, end: int, work: Work, path: str | bytes
     """Append a segment's windows to the shard; a rejection takes back what was appended."""
     try:
         found, after = box.call(write_segment, part, end, path, work.probe, spec, work.segment, stage="decode")
-        return _outcome(work) | {"status": DONE} | found, after
+        return begun(work) | {"status": DONE} | found, after
     except Rejected as error:
         os.truncate(part, end)
         return _rejection(work, error), end

@@ -1,5 +1,6 @@
 """The command line: parse, call, print. No work of its own, and nothing heavy imported before a command needs it."""
 
+from importlib import metadata
 from typing import Annotated
 
 import typer
@@ -30,6 +31,7 @@ from pipelines.options import (
     Precision,
     Preset,
     Retry,
+    RetryCommand,
     Seed,
     SpecToRead,
     SpecToWrite,
@@ -44,12 +46,26 @@ from pipelines.terminal import lake_at, out, say, tell
 
 app = typer.Typer(
     name="soundlake",
-    help="A folder of raw audio in, a searchable table of VAE embeddings out.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
     rich_markup_mode=None,
 )
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        tell(f"soundlake {metadata.version('soundlake')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _soundlake(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_version, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """A folder of raw audio in, a searchable table of VAE embeddings out."""
 
 
 @app.command("run", context_settings=BEAM, epilog="Example: soundlake run ~/recordings --lake ~/lake")
@@ -90,7 +106,9 @@ def run_command(
         raise HeldError(result["held"])
 
 
-@app.command("plan", context_settings=BEAM, epilog="Example: soundlake plan ~/recordings --lake ~/lake")
+@app.command(
+    "plan", cls=RetryCommand, context_settings=BEAM, epilog="Example: soundlake plan ~/recordings --lake ~/lake"
+)
 def plan_command(
     context: typer.Context,
     audio: Audio,
@@ -135,7 +153,10 @@ def plan_command(
 
 
 @app.command(
-    "extract", context_settings=BEAM, epilog="Example: soundlake extract ~/recordings --lake ~/lake --spec music"
+    "extract",
+    cls=RetryCommand,
+    context_settings=BEAM,
+    epilog="Example: soundlake extract ~/recordings --lake ~/lake --spec music",
 )
 def extract_command(
     context: typer.Context,
@@ -154,6 +175,10 @@ def extract_command(
     retry_rejected: Retry = None,
     include_forgotten: Annotated[
         bool, typer.Option("--include-forgotten", help="Take in files that `forget` removed; they stay from now on.")
+    ] = False,
+    recheck: Annotated[
+        bool,
+        typer.Option("--recheck", help="Decode again what an older version of soundlake read, where that differs."),
     ] = False,
     repair: Annotated[
         bool, typer.Option("--repair", help="After extracting, verify all shards and rebuild bad ones.")
@@ -178,12 +203,14 @@ def extract_command(
         retry=retry_rejected,
         repair=repair,
         include_forgotten=include_forgotten,
+        recheck=recheck,
     )
     summary = ledger.summary(ledger.open_ledger(where, found.spec_id)) if result["ledger_version"] else None
     if as_json:
         out(result | {"ledger": summary}, where)
     else:
         tell(messages.files(result))
+        messages.labels(result, tell)
         if summary is not None:
             tell(
                 f"ledger: {summary['listed']} files = {summary['done']} done + {summary['rejected']} rejected; "
@@ -191,7 +218,10 @@ def extract_command(
                 f"{summary['silent_windows']} silent windows skipped"
             )
             messages.notes(summary, tell)
+            messages.older_decoder(summary, found.spec_id, where, tell)
             messages.rejects(summary, tell)
+        if recheck:
+            messages.rechecked(result["recheck"], tell)
         if repair:
             messages.repaired(result["repair"], found.spec_id, tell)
     if max_rejects is not None and summary is not None and summary["rejected"] > max_rejects:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from model.errors import HeldError, InputError
+from model.errors import HeldError, storage_errors
 from pipelines.options import Json, LakeAt, ModelId, SpecToRead, Verbose
 from pipelines.terminal import lake_at, out, say, tell
 
@@ -30,17 +30,14 @@ def search(
 ) -> None:
     """Find what sounds like QUERY: first the very same sound (marked =), then the nearest."""
     from pipelines import commands, messages
+    from pipelines.playlist import playlist
     from pipelines.search import as_json as hits_as_json
-    from pipelines.search import playlist
 
     result = commands.search(lake_at(lake), query or [], k=k, where=where, by=by, spec=spec, model_id=model)
     if play_list is not None:
         text = playlist([hit for found in result["results"] for hit in found["hits"]])
-        try:
-            with open(play_list, "w", encoding="utf-8", errors="surrogateescape") as file:
-                file.write(text)
-        except OSError as error:
-            raise InputError(f"cannot write the play list {play_list}: {error.strerror}") from error
+        with storage_errors(play_list), open(play_list, "w", encoding="utf-8", errors="surrogateescape") as file:
+            file.write(text)
     for note in result["notes"]:
         say(f"soundlake: {note}")
     if as_json:
@@ -76,7 +73,7 @@ def export(
 
 def forget(
     files: Annotated[
-        list[str] | None, typer.Argument(metavar="[URI]...", help="Files, as extract has seen them; they may be gone.")
+        list[str] | None, typer.Argument(metavar="URI", help="Files, as extract has seen them; they may be gone.")
     ] = None,
     recording: Annotated[
         list[str] | None, typer.Option("--recording", metavar="ID", help="A recording_id, with all its names.")

@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from model.errors import HeldError, InputError
@@ -15,7 +15,7 @@ from pipelines import fragments, ledger, models, table
 from pipelines.display import stage
 from pipelines.judging import evaluate, promote
 from pipelines.lake import Lake, run_manifest
-from pipelines.lookup import find_model
+from pipelines.lookup import find_model, find_table
 from pipelines.options import is_template, refuse_template
 from pipelines.progress import Progress, watching
 from pipelines.training import train
@@ -101,6 +101,8 @@ def extract(
     retry: str | None = None,
     repair: bool = False,
     include_forgotten: bool = False,
+    recheck: bool = False,
+    begin: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Bring the features of a corpus up to date; see `pipelines.extract.extract` for what comes back.
 
@@ -115,17 +117,23 @@ def extract(
         (`pipelines.repair.repair`).
     include_forgotten : bool
         Take in files that the lake has forgotten; they are forgotten no more.
+    recheck : bool
+        Then, decode again what an older decoder read; adds ``recheck`` (`pipelines.recheck.recheck`).
+    begin : callable
+        Called once the call is known to be right, before the work begins.
     """
-    if repair:
-        refuse_template(beam, "extract --repair")
+    for name, given in (("repair", repair), ("recheck", recheck)):
+        if given:
+            refuse_template(beam, f"extract --{name}")
     root = _root_of(lake, audio, may_be_gone=allow_empty)
     _gone(lake, root, spec.spec_id)
     retried = _retried(retry)
-    from pipelines import corpus, estimate, finish
+    from pipelines import estimate, finish
+    from pipelines.labels import find_labels
     from pipelines.runners import beam_options
 
     engine = beam_options(beam, workers=workers)
-    found = corpus.find_labels(root, labels)
+    found = find_labels(root, labels)
     lake.initialise()
     _partition_of(lake, root, partition, spec.spec_id)
     from pipelines.extract import extract as extract_features
@@ -133,6 +141,7 @@ def extract(
     settings = {"audio": root, "labels": found, "spec_id": spec.spec_id, "retry": retry, "beam": list(beam)}
     settings["partition"] = partition
     rates = estimate.rates(lake, spec.spec_id)
+    begin()
     with run_manifest(lake, "extract", settings) as run:
         with watching(Progress(lake, run.folder), verb="extracting") as watch:
             totals = extract_features(
@@ -146,11 +155,18 @@ def extract(
                 allow_empty=allow_empty,
                 retried=retried,
                 include_forgotten=include_forgotten,
+                recheck=recheck,
                 note=functools.partial(finish.note_extract, run, spec.spec_id, rates=rates),
             )
         if not rates and watch.first is not None:
             rates = estimate.rates_of(*(_by_container(watch.first, name) for name in ("cpu_s ", "audio_s ")))
         finish.note_extract(run, spec.spec_id, totals, rates=rates)
+        if recheck:
+            from pipelines.recheck import recheck as recheck_files
+
+            lake.remove(run.folder)
+            with watching(Progress(lake, run.folder), verb="rechecking"):
+                totals["recheck"] = recheck_files(lake, spec, root, partition=partition, run=run, engine=engine)
         if repair:
             from pipelines.repair import repair as repair_shards
 
@@ -192,11 +208,12 @@ def plan(
     """
     refuse_template(beam, "plan")
     root = _root_of(lake, audio)
-    from pipelines import corpus, estimate
+    from pipelines import estimate
+    from pipelines.labels import find_labels
     from pipelines.runners import beam_options
 
     engine = beam_options(beam, workers=workers)
-    found_labels = corpus.find_labels(root, labels)
+    found_labels = find_labels(root, labels)
     settings = {"audio": root, "labels": found_labels, "spec_id": spec.spec_id, "retry": retry, "beam": list(beam)}
     # A dry run makes no lake; where there is one, the plan is written down in it.
     there = lake.exists("lake.json")
@@ -234,7 +251,7 @@ def plan(
         }
         found |= {"rates": fresh, "spec_id": spec.spec_id}
         if run is not None:
-            run.manifest["counts"] = found
+            run.manifest["counts"] = {name: value for name, value in found.items() if name != "unmatched_labels"}
     return found
 
 
@@ -268,7 +285,7 @@ def encode(
         _partition_of(lake, *under, model.spec.spec_id)
     known = ledger.open_ledger(lake, model.spec.spec_id)
     dataset = table.open_table(lake, model.model_id)
-    done = table.said(lake, model.model_id)
+    done = {name: value for name, value in table.said(lake, model.model_id).items() if name != table.RANDOM_PAIRS}
     # A service cannot start a template without a job in it: one that finds nothing to do.
     if dataset is not None and known is not None and not is_template(beam):
         now = {"ledger_version": int(known.version), "table_version": int(dataset.version)}
@@ -332,13 +349,14 @@ def run(
             "run works on one host only: extract there, then run `soundlake train` on all hosts of TF_CONFIG"
         )
     refuse_template(beam, "run")
-    step("extract")
-    extracted = extract(lake, audio, spec=spec, labels=labels, beam=beam, workers=workers)
+    extracted = extract(
+        lake, audio, spec=spec, labels=labels, beam=beam, workers=workers, begin=lambda: step("extract")
+    )
     known = ledger.open_ledger(lake, spec.spec_id)
     if known is None or not known.count_rows(f"status = '{ledger.DONE}'"):
         raise InputError(f"no usable recording in {audio}; for the reasons run: {lake.command('status')}")
     trained, held = None, None
-    if retrain or models.promoted(lake, spec.spec_id) is None:
+    if retrain or models.usable(lake, spec.spec_id) is None:
         step("train")
         trained = train(lake, spec=spec.spec_id, settings=settings)
         if not trained["promoted"]:
@@ -395,12 +413,19 @@ def search(
     dict
         ``results``: for each query its text and ``hits`` (`pipelines.search.Hit`); ``notes``: what to know about them.
     """
-    from pipelines.search import Searcher, load_query
+    from pipelines.query import load_query
+    from pipelines.search import Searcher
 
     if not queries and where is None:
         raise InputError("nothing to search for: give a file, a recording_id, or a filter with --where")
-    model = find_model(lake, model_id, spec)
-    dataset = table.need_table(lake, model.model_id)
+    found_id, dataset = find_table(lake, model_id, spec)
+    by_id = {
+        query
+        for query in queries
+        if re.fullmatch(r"[0-9a-f]{64}", query) and dataset.count_rows(fragments.in_list("recording_id", [query]))
+    }
+    # Without a sound to encode, the table will do.
+    model = None if by_id.issuperset(queries) else find_model(lake, model_id, spec)
     searcher = Searcher(lake, model, dataset)
     results: list[dict[str, Any]] = []
     if not queries:
@@ -408,12 +433,12 @@ def search(
     for number, query in enumerate(queries):
         with stage("searching") as report:
             report("searching", number, len(queries), f"query {number + 1} of {len(queries)}")
-            if re.fullmatch(r"[0-9a-f]{64}", query) and dataset.count_rows(fragments.in_list("recording_id", [query])):
+            if query in by_id:
                 hits = searcher.by_recording(query, k=k, where=where, by=by)
             else:
-                hits = searcher.by_sound(load_query(query, model.spec), k=k, where=where, by=by)
+                hits = searcher.by_sound(load_query(query, searcher.spec), k=k, where=where, by=by)
         results.append({"query": query, "hits": hits})
-    return {"model_id": model.model_id, "results": results, "notes": searcher.notes}
+    return {"model_id": found_id, "results": results, "notes": searcher.notes}
 
 
 def export(
@@ -428,6 +453,6 @@ def export(
     """Write a model's table to a file; see `pipelines.export.export`."""
     from pipelines.export import export as write
 
-    model = find_model(lake, model_id, spec)
-    rows = write(table.need_table(lake, model.model_id), target, where=where, by=by)
-    return {"model_id": model.model_id, "rows": rows, "by": by, "file": target}
+    found_id, dataset = find_table(lake, model_id, spec)
+    rows = write(dataset, target, where=where, by=by)
+    return {"model_id": found_id, "rows": rows, "by": by, "file": target}

@@ -6,10 +6,13 @@ both without a word. What is here finds the rest. Pure functions of an open file
 
 import functools
 import io
+import itertools
 import re
 import struct
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
+
+from pipelines.isolation import alive
 
 # No honest file chains more streams: a radio station recorded for a month.
 MOST_LINKS = 10_000
@@ -18,6 +21,21 @@ WORTH_TELLING = 4096
 # What a program writes as the size of data that it cannot tell yet: all ones, or about the largest signed number.
 OPEN_SIZE = 0x7FFF_F000
 _READ_BYTES = 1 << 20
+# No page of Ogg is longer.
+_PAGE_BYTES = 65_536
+_PAGE = re.compile(rb"OggS\0")
+# How files of some formats begin, each long enough not to come up by chance. FLAC: its mark and STREAMINFO, always of
+# 34 bytes, the last block of metadata or not. Matroska and WebM: an EBML header with one of these types of document.
+# FLV. TTA, with its number of channels and bits. ASF.
+_BEGINNINGS = (
+    re.compile(rb"fLaC[\0\x80]\0\0\x22"),
+    re.compile(rb"\x1a\x45\xdf\xa3.{0,48}?\x42\x82.(?:webm|matroska)", re.DOTALL),
+    re.compile(rb"FLV\x01[\x01\x04\x05]\0\0\0\x09\0\0\0\0"),
+    re.compile(rb"TTA1[\x01-\x03]\0[\x01-\x10]\0[\x08\x10\x18\x20]\0"),
+    re.compile(rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11\xa6\xd9\x00\xaa\x00\x62\xce\x6c"),
+)
+# No match is longer.
+_PATTERN_BYTES = 64
 
 
 class Part(io.RawIOBase):
@@ -55,6 +73,19 @@ def id3_bytes(head: bytes) -> int:
     return 10 + functools.reduce(lambda total, byte: total << 7 | byte & 0x7F, head[6:10], 0)
 
 
+def closing_tags(file: BinaryIO, size: int) -> int:
+    """Bytes of the tags at a file's end: ID3v1, and APEv2 before it."""
+    file.seek(max(0, size - 160))
+    tail = file.read(160)
+    id3v1 = 128 if tail[-128:-125] == b"TAG" else 0
+    footer = tail[len(tail) - id3v1 - 32 : len(tail) - id3v1]
+    if footer[:8] != b"APETAGEX":
+        return id3v1
+    length, _, flags = struct.unpack("<III", footer[12:24])
+    # The length counts the footer, and not a header.
+    return id3v1 + int(length) + (32 if flags >> 31 else 0)
+
+
 def tells_its_length(file: BinaryIO) -> bool:
     """Whether an MP3 says in its first frame how long it is, and ends there: files joined into one go on.
 
@@ -75,34 +106,35 @@ def tells_its_length(file: BinaryIO) -> bool:
     return after != b"ID3" and not (after[:1] == b"\xff" and after[1:2] >= b"\xe0")
 
 
-def _places(file: BinaryIO, pattern: bytes, begin: int) -> Iterator[int]:
+def _places(file: BinaryIO, pattern: re.Pattern[bytes], begin: int, *, step: int = _READ_BYTES) -> Iterator[int]:
     """Where a pattern stands in a file, from `begin` on. Not by `mmap`: a decoder's process may not map large files."""
-    kept = b""
     while True:
-        file.seek(begin + len(kept))
-        read = file.read(_READ_BYTES)
-        data = kept + read
-        found = data.find(pattern)
-        while found >= 0:
-            yield begin + found
-            found = data.find(pattern, found + 1)
-        if not read:
+        alive()
+        file.seek(begin)
+        data = file.read(step)
+        # What may go on beyond these bytes is left to the next.
+        whole = len(data) if len(data) < step else len(data) - _PATTERN_BYTES
+        for found in pattern.finditer(data):
+            if found.start() < whole:
+                yield begin + found.start()
+        if len(data) < step:
             return
-        kept = data[-len(pattern) + 1 :] if len(pattern) > 1 else b""
-        begin += len(data) - len(kept)
+        begin += whole
 
 
 def _ogg_links(file: BinaryIO) -> Iterator[int]:
     """Where a page begins a stream after pages of another: RFC 3533's sequential multiplexing."""
     at, in_headers = 0, True
-    while True:
+    for page in itertools.count():
+        if page % 1024 == 0:
+            alive()
         file.seek(at)
         head = file.read(27)
         if len(head) < 27:
             return
         if head[:5] != b"OggS\0":
-            # Damage, or a tag between two files: on to the next page.
-            at = next(_places(file, b"OggS\0", at + 1), -1)
+            # Damage, or a tag between two files: on to the next page, which is mostly near.
+            at = next(_places(file, _PAGE, at + 1, step=_PAGE_BYTES), -1)
             if at < 0:
                 return
             continue
@@ -113,25 +145,29 @@ def _ogg_links(file: BinaryIO) -> Iterator[int]:
         at += 27 + head[26] + sum(file.read(head[26]))
 
 
-def _flac_links(file: BinaryIO, begin: int) -> Iterator[int]:
-    """Where another FLAC file begins in a FLAC file; a tag before it belongs to it."""
-    for at in _places(file, b"fLaC", begin + 4):
-        file.seek(at + 4)
-        # STREAMINFO, the last block of metadata or not, always 34 bytes.
-        if file.read(4)[:4] in (b"\0\0\0\x22", b"\x80\0\0\x22"):
-            yield at
-
-
-def _matroska_links(file: BinaryIO) -> Iterator[int]:
-    """Where another Matroska or WebM file begins: an EBML header with one of these types of document."""
-    for at in _places(file, b"\x1a\x45\xdf\xa3", 4):
+def _mp4_links(file: BinaryIO) -> Iterator[int]:
+    """Where the boxes of another file begin behind those of an MP4 or QuickTime file."""
+    at = 0
+    while True:
         file.seek(at)
-        if re.search(rb"\x42\x82.(?:webm|matroska)", file.read(64), re.DOTALL):
+        head = file.read(16)
+        if len(head) < 8:
+            return
+        if at and head[4:8] == b"ftyp":
             yield at
+        size = int.from_bytes(head[:4])
+        size = int.from_bytes(head[8:16]) if size == 1 else size
+        # To the end of the file, or no box.
+        if size < 8:
+            return
+        at += size
 
 
 def links(file: BinaryIO) -> tuple[int, ...]:
-    """Where the streams after the first begin, if several are chained in one Ogg, FLAC, Matroska or WebM file.
+    """Where the streams or files after the first begin, if several follow each other in one file.
+
+    In Ogg, FLAC, Matroska, WebM, MP4, FLV, TTA and ASF. (What is joined of raw streams, and of MPEG's transport and
+    programme streams, FFmpeg reads as one.)
 
     Raises
     ------
@@ -139,18 +175,20 @@ def links(file: BinaryIO) -> tuple[int, ...]:
         If there are more than `MOST_LINKS`.
     """
     file.seek(0)
-    head = file.read(10)
-    begin = id3_bytes(head)
+    head = file.read(_PATTERN_BYTES)
+    begin = id3_bytes(head[:10])
     if begin:
         file.seek(begin)
-        head = file.read(10)
+        head = file.read(_PATTERN_BYTES)
     found: Iterator[int] = iter(())
     if head[:4] == b"OggS":
         found = _ogg_links(file)
-    elif head[:4] == b"fLaC":
-        found = _flac_links(file, begin)
-    elif head[:4] == b"\x1a\x45\xdf\xa3":
-        found = _matroska_links(file)
+    elif head[4:8] == b"ftyp":
+        found = _mp4_links(file)
+    else:
+        beginning = next((pattern for pattern in _BEGINNINGS if pattern.match(head)), None)
+        if beginning is not None:
+            found = _places(file, beginning, begin + 4)
     begins = []
     for at in found:
         begins.append(at)
@@ -167,8 +205,7 @@ def sound_end(file: BinaryIO, begin: int, end: int) -> int:
     file.seek(begin)
     if file.read(4) != b"OggS":
         return end
-    # The largest page has 65,307 bytes.
-    start = max(begin, end - 65_536)
+    start = max(begin, end - _PAGE_BYTES)
     file.seek(start)
     data = file.read(end - start)
     last = data.rfind(b"OggS\0")
@@ -254,7 +291,24 @@ def _chunks(file: BinaryIO, layout: _Layout, at: int, size: int) -> Iterator[tup
 
 def _unexplained(file: BinaryIO, layout: _Layout, at: int, size: int) -> int:
     """Where data begins, from the end of a data chunk on, that is neither a chunk nor a tag; `size` if none does."""
-    place = -(-at // layout.align) * layout.align
+    aligned = -(-at // layout.align) * layout.align
+    place = max(_after_chunks(file, layout, place, size) for place in {at, aligned})
+    if place == at:
+        place = aligned
+    file.seek(place)
+    after = file.read(_READ_BYTES)
+    if after.startswith(_TAGS):
+        return size
+    while after:
+        alive()
+        if after.strip(b"\0"):
+            return place
+        after = file.read(_READ_BYTES)
+    return size
+
+
+def _after_chunks(file: BinaryIO, layout: _Layout, place: int, size: int) -> int:
+    """Where the chunks that follow each other from a place on end; the first one of sound is none of them."""
     for name, begin, length in _chunks(file, layout, place, size):
         # Another one of sound, or the header of another file.
         if name == layout.data or name[:4] in (b"RIFF", b"RIFX", b"FORM", b"riff") or length < 0:
@@ -262,15 +316,7 @@ def _unexplained(file: BinaryIO, layout: _Layout, at: int, size: int) -> int:
         if begin + length > size + 1:
             break
         place = -(-(begin + length) // layout.align) * layout.align
-    file.seek(place)
-    after = file.read(_READ_BYTES)
-    if after.startswith(_TAGS):
-        return size
-    while after:
-        if after.strip(b"\0"):
-            return place
-        after = file.read(_READ_BYTES)
-    return size
+    return place
 
 
 def pcm_data(file: BinaryIO, size: int) -> Data | None:
@@ -288,8 +334,9 @@ def pcm_data(file: BinaryIO, size: int) -> Data | None:
     head = file.read(28)
     if head[:4] == b".snd" and len(head) >= 24:
         begin, length = struct.unpack(">II", head[4:12])
-        more = length != 0xFFFF_FFFF and begin + length + WORTH_TELLING <= size
-        return Data(begin, min(length, size - begin), "more-data" if more else None) if begin < size else None
+        there = size - begin
+        note = "more-data" if length + WORTH_TELLING <= there else "cut-short" if length > there else None
+        return Data(begin, min(length, there), None if length == 0xFFFF_FFFF else note, "BIG")
     found = _family(head)
     if found is None:
         return None

@@ -1,20 +1,17 @@
-"""The corpus: list its files, know their names, read its labels, have a file at hand.
+"""The corpus: list its files, know their names, have a file at hand.
 
 A uri is the absolute path, or the full URI in a bucket. A local name that is not UTF-8 becomes a percent-encoded
 ``file://`` URI, since no table can hold it as it is.
 """
 
 import contextlib
-import csv
-import io
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
-from model.errors import InputError, storage_errors
+from model.errors import PASSING, InputError, storage_errors
 from pipelines import store
 from pipelines.secrecy import refuse_secrets
 from pipelines.store import Store
@@ -77,8 +74,6 @@ OTHER = frozenset(
         ".rar",
     ]
 )
-
-LABEL_FILES = ("labels.csv", "labels.parquet")
 
 # The partition of the files that lie in the corpus's own folder; the others are its folders, by name.
 LOOSE = "."
@@ -200,7 +195,11 @@ def listing(root: str, partition: str | None = None) -> Iterator[tuple[str, Entr
         try:
             with os.scandir(folder) as found:
                 entries = sorted(found, key=lambda entry: entry.name)
-        except OSError:
+        except OSError as error:
+            if error.errno in PASSING:
+                # Its files would seem to be gone, and leave the ledger.
+                with storage_errors(os.fsdecode(folder)):
+                    raise
             yield uri_of(folder), Entry(-1, -1)
             continue
         for entry in entries:
@@ -251,11 +250,19 @@ def _placed(uri: str) -> tuple[Store, str]:
     return store.at(folder or "/"), name
 
 
-def _is_file(uri: str) -> bool:
+def is_file(uri: str) -> bool:
+    """Whether there is a file of this uri, and no folder."""
     files, name = _placed(uri)
     with storage_errors(uri):
         info = files.info(name)
     return info is not None and not info.is_folder
+
+
+def read_whole(uri: str) -> bytes:
+    """A small file, such as one of labels, whole."""
+    files, name = _placed(uri)
+    with storage_errors(uri):
+        return files.read(name)
 
 
 @contextlib.contextmanager
@@ -278,89 +285,3 @@ def at_hand(uri: str) -> Iterator[bytes | str]:
         files.copy_to(name, copy)
         copy.flush()
         yield copy.name
-
-
-def find_labels(root: str, labels: str | None) -> str | None:
-    """The label file of a corpus: the one named, else ``labels.csv`` or ``labels.parquet`` in its folder, else None.
-
-    Raises
-    ------
-    InputError
-        If the named file does not exist, or a URI holds a password.
-    """
-    if labels is not None:
-        refuse_secrets(labels)
-        if not _is_file(labels):
-            raise InputError(f"cannot read {labels}: there is no such file")
-        return labels
-    return next((f"{root}/{name}" for name in LABEL_FILES if _is_file(f"{root}/{name}")), None)
-
-
-def read_labels(
-    labels: str, root: str, *, columns: Sequence[str] = ("label", "group")
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Labels by uri.
-
-    Parameters
-    ----------
-    labels, root : str
-        A CSV or Parquet file with a column ``uri`` (absolute, or relative to the corpus) and optionally the others;
-        and the corpus.
-    columns : sequence of str
-        What is read beside.
-
-    Yields
-    ------
-    (str, dict)
-        The full uri, and the other columns by name (None where empty).
-
-    Raises
-    ------
-    InputError
-        If the file has no column ``uri``, or cannot be read as what its name says.
-    """
-    files, name = _placed(labels)
-    with storage_errors(labels):
-        data = files.read(name)
-    rows: list[dict[str, Any]]
-    if labels.endswith(".parquet"):
-        import pyarrow as pa
-        from pyarrow import parquet
-
-        try:
-            rows = parquet.read_table(io.BytesIO(data)).to_pylist()
-        except pa.ArrowInvalid as error:
-            raise InputError(f"cannot read {labels}: {error}") from error
-    else:
-        try:
-            reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig")))
-            reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
-            rows = list(reader)
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise InputError(f"cannot read {labels}: not a CSV file in UTF-8 ({error})") from error
-    if rows and "uri" not in rows[0]:
-        # What it has instead is not told: a link may stand for any file of this user, and the message is kept.
-        raise InputError(f"{labels} has no column `uri`: the first line must name the columns")
-    if rows and not set(columns) & rows[0].keys():
-        raise InputError(f"{labels} needs columns `uri` and {' or '.join(f'`{name}`' for name in columns)}")
-    for values in rows:
-        uri = str(values["uri"] or "")
-        full = uri if uri.startswith("/") or "://" in uri else f"{root}/{uri.removeprefix('./')}"
-        yield full, {name: None if values.get(name) in (None, "") else str(values[name]) for name in columns}
-
-
-def read_folds(path: str) -> dict[str, str]:
-    """uri → fold, from a CSV or Parquet file with those columns; relative uris are to the file's own folder.
-
-    Raises
-    ------
-    InputError
-        If there is no such file, or no fold in it.
-    """
-    found = find_labels("", path)
-    folder = path.rpartition("/")[0] if "://" in path else os.path.dirname(os.path.abspath(path))
-    rows = read_labels(str(found), folder, columns=("fold",))
-    folds = {uri: values["fold"] for uri, values in rows if values["fold"] is not None}
-    if not folds:
-        raise InputError(f"no folds found in {path}: it needs columns `uri` and `fold`")
-    return folds

@@ -16,14 +16,16 @@ from apache_beam.ml.inference.base import RunInference
 from apache_beam.pvalue import AsList, AsSingleton, TaggedOutput
 
 from model.errors import InputError
-from pipelines import finish, fragments, ledger, table
+from pipelines import finish, fragments, ledger, table, traces
 from pipelines.account import packed
 from pipelines.corpus import in_partition
 from pipelines.encoder import EncoderHandler, Name, Piece, Recording
+from pipelines.forgotten import Memory
 from pipelines.joins import joined
 from pipelines.lake import Lake, Run
+from pipelines.machine import keep_freed_memory
 from pipelines.progress import Progress
-from pipelines.runners import Engine, keep_freed_memory, run_pipeline
+from pipelines.runners import Engine, run_pipeline
 
 # Runs that commit to one table at the same time plan again; more often than this is no coincidence.
 ATTEMPTS = 3
@@ -244,7 +246,10 @@ def encode(
             f"the lake {lake.root} has no features of spec {spec.spec_id}; run: {lake.command('extract AUDIO')}"
         )
     keep_freed_memory(True)
-    for _ in range(ATTEMPTS):
+    for attempt in range(ATTEMPTS):
+        if attempt and (memory := Memory.of(lake)):
+            # Of what this run could not commit.
+            traces.cleaned(lake, Lake.table(model.model_id), memory, moment=0.0, versions=False)
         # Anew each time: what was forgotten meanwhile must not come back from an old version.
         known = ledger.open_ledger(lake, spec.spec_id)
         dataset = table.create(lake, model.model_id, model.embedding_dim)

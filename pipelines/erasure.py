@@ -45,6 +45,8 @@ class Cleared:
         Bundles with a recording that loses this name and keeps another, and what their outcomes are to say.
     before, after : int
         Version of the ledger.
+    made : bool
+        Whether there may be something to do in tables: a version of the ledger was made, or there is none.
     """
 
     spec_id: str
@@ -52,6 +54,7 @@ class Cleared:
     renamed: dict[str, list[Row]] = field(default_factory=dict)
     before: int = 0
     after: int = 0
+    made: bool = True
 
 
 def is_forgotten(memory: Memory, row: Row) -> bool:
@@ -95,13 +98,15 @@ def kept_names(known: Any, memory: Memory, recordings: set[str]) -> dict[str, li
     return {recording_id: sorted(rows, key=lambda row: row["uri"]) for recording_id, rows in found.items()}
 
 
-def clear_spec(lake: Lake, spec_id: str, memory: Memory, *, moment: float) -> Cleared:
+def clear_spec(lake: Lake, spec_id: str, memory: Memory, *, moment: float, step: bool) -> Cleared:
     """Take what is forgotten out of a ledger and its versions, and the rest of its shards into bundles of their own.
 
     Parameters
     ----------
     moment : float
         As for `pipelines.traces.cleaned`.
+    step : bool
+        Whether a new version is made in any case: a run that was planned before plans again.
 
     Raises
     ------
@@ -121,14 +126,15 @@ def clear_spec(lake: Lake, spec_id: str, memory: Memory, *, moment: float) -> Cl
                     told.renamed[bundle] = [_under_another_name(row, memory, names) for row in rows]
                 else:
                     told.emptied[bundle] = [_under_another_name(row, memory, names) for row in rows]
-            made = known is None or _clear_ledger(lake, known, memory, told, names)
-            if made:
+            made = True if known is None else _clear_ledger(lake, known, memory, told, names, step=step)
+            if made is not None:
                 break
         else:
             raise finish.others(lake)
-        rows_left = bool(told.emptied or told.renamed) or made == "rows"
-        traces.cleaned(lake, Lake.ledger(spec_id), memory, moment=moment, versions=rows_left)
+        versions = made or bool(told.emptied or told.renamed)
+        traces.cleaned(lake, Lake.ledger(spec_id), memory, moment=moment, versions=versions)
         told.after = fragments.version_of(ledger.open_ledger(lake, spec_id))
+        told.made = known is None or versions or step
     return told
 
 
@@ -139,11 +145,10 @@ def _under_another_name(row: Row, memory: Memory, names: dict[str, list[Row]]) -
     return row | {name: names[row["recording_id"]][0][name] for name in ("uri", "size", "mtime_ns")}
 
 
-def _clear_ledger(lake: Lake, known: Any, memory: Memory, told: Cleared, names: dict[str, list[Row]]) -> str | None:
-    """One commit; ``"rows"`` if rows have changed, ``"none"`` if not, None if another commit was faster.
-
-    One is made in any case: a run that was planned before plans again.
-    """
+def _clear_ledger(
+    lake: Lake, known: Any, memory: Memory, told: Cleared, names: dict[str, list[Row]], *, step: bool
+) -> bool | None:
+    """One commit; whether rows have changed, None if another commit was faster."""
     named: dict[str, set[str]] = {}
     for recording_id, rows in names.items():
         for row in rows:
@@ -171,8 +176,10 @@ def _clear_ledger(lake: Lake, known: Any, memory: Memory, told: Cleared, names: 
         return rows.set_column(place, rows.schema.field(place), pa.array(now, rows.schema.field(place).type))
 
     new, gone = traces.rewritten(known, memory, ["bundles"], concerned, after)
+    if not (gone or step):
+        return False
     made = fragments.commit(known.uri, int(known.version), known.schema, new, gone)
-    return None if made is None else "rows" if gone else "none"
+    return None if made is None else bool(gone)
 
 
 def move(lake: Lake, spec_id: str, bundle: str, recordings: set[str], outcomes: list[Row]) -> str:
@@ -198,8 +205,8 @@ def move(lake: Lake, spec_id: str, bundle: str, recordings: set[str], outcomes: 
     except (DamagedShardError, FileNotFoundError) as error:
         said = "it is missing" if isinstance(error, FileNotFoundError) else str(error)
         raise InputError(
-            f"the shard {lake.uri(name)} cannot be read: {said}; `soundlake extract AUDIO --repair` makes it again, "
-            "then forget again"
+            f"the shard {lake.uri(name)} cannot be read: {said}; to rebuild it run: "
+            f"{lake.command('extract AUDIO --repair')}, then forget again"
         ) from error
     if all("first" in row for row in kept):
         write_outcomes(lake, spec_id, new, kept)
@@ -252,8 +259,8 @@ def _say(lake: Lake, model_id: str, said: dict[str, Any], version: int, cleared:
 class _Rows:
     """What becomes of the rows of a table when names, recordings and bundles go.
 
-    There is always exactly one row a window whose id is ``RECORDING_ID:WINDOW``: that of the first name. If that one
-    goes, the next is the first.
+    Of each window the row of the first name has the id without a copy (`pipelines.table.row_id`). If that one goes, the
+    next is the first.
     """
 
     COLUMNS = ("uri", "recording_id", "bundle")
@@ -311,7 +318,7 @@ class _Rows:
             if stays[-1]:
                 columns["bundle"][i], columns["record_offset"][i] = place
                 if now:
-                    columns["id"][i] = f"{recording_id}:{window}"
+                    columns["id"][i] = table.row_id(recording_id, window)
                     for name in ("uri", "label", "group"):
                         columns[name][i] = now[name]
         for name in changing:
@@ -323,14 +330,12 @@ class _Rows:
         """The first name, if a row gets it or has it now; an empty dict if it keeps its own; None if it goes."""
         if recording_id not in self.lost:
             return {}
-        names = self.names.get(recording_id)
-        if names is None:
-            return None if unnamed else {}
-        first = names[0]
-        if not unnamed:
-            return first if uri == first["uri"] else {}
-        has_rows = (recording_id, first["uri"]) in self.there
-        return None if has_rows or uri != self.lost[recording_id] else first
+        names = self.names.get(recording_id, [])
+        in_table = [row for row in names if (recording_id, row["uri"]) in self.there]
+        if in_table:
+            return None if unnamed else in_table[0] if uri == in_table[0]["uri"] else {}
+        # None of the names that stay has rows: those of the first that goes get one.
+        return names[0] if names and unnamed and uri == self.lost[recording_id] else None if unnamed else {}
 
 
 def remove_bundles(lake: Lake, cleared: Cleared) -> None:

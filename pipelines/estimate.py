@@ -6,7 +6,6 @@ recordings are decoded and thrown away.
 
 import functools
 import json
-import os
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -26,6 +25,7 @@ from pipelines.display import stage
 from pipelines.extract import summarise
 from pipelines.finish import totalled
 from pipelines.isolation import sandbox
+from pipelines.labels import without_file
 from pipelines.lake import Lake, Run, manifests
 from pipelines.ledger import REJECTED, Row
 from pipelines.progress import Progress, watching
@@ -78,7 +78,8 @@ def build(
         | "samples" >> beam.combiners.Top.SmallestPerKey(SAMPLES)
         | "as text" >> beam.FlatMap(lambda found: [data.decode() for data in found[1]])
     )
-    summarise(pipeline, [*found.counts, shards, rows], lake=scratch, name=name, samples=samples)
+    lists = {"samples": samples, "unmatched": found.unmatched, "label_notes": found.label_notes}
+    summarise(pipeline, [*found.counts, shards, rows], lake=scratch, name=name, **lists)
 
 
 def survey_corpus(
@@ -123,7 +124,8 @@ def survey_corpus(
         summary = json.loads(scratch.read(name))
     counts = summary["counts"]
     rejects = {key.removeprefix("rejected "): n for key, n in sorted(counts.items()) if key.startswith("rejected ")}
-    found = totalled(counts) | {"known": counts.get("known", 0), "rejects": rejects, "shards": counts.get("shards", 0)}
+    found = totalled(summary) | {"known": counts.get("known", 0), "rejects": rejects, "shards": counts.get("shards", 0)}
+    found["unmatched_labels"] = without_file(summary["unmatched"], corpus)
     return found | {"samples": summary["samples"]}
 
 
@@ -191,8 +193,3 @@ def error(estimate_s: float | None, took_s: float) -> dict[str, Any] | None:
     if estimate_s is None or took_s < TOLD_S:
         return None
     return {"estimated_cpu_s": estimate_s, "took_cpu_s": took_s, "error": estimate_s / took_s - 1}
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))

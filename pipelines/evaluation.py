@@ -243,18 +243,22 @@ def folds_of(
     InputError
         If there are too few labels, groups or folds.
     """
-    labelled = [i for i, clip in enumerate(clips) if clip.label is not None and (folds is None or clip.uri in folds)]
+    # The fold of a recording that several files hold is that of the first of them which the folds name.
+    given = [[folds[uri] for uri in (clip.uri, *clip.copies) if uri in folds] for clip in clips] if folds else []
+    labelled = [i for i, clip in enumerate(clips) if clip.label is not None and (folds is None or given[i])]
     labels, groups = [str(clips[i].label) for i in labelled], [clips[i].group for i in labelled]
     if folds is None:
         fold = evaluate.fold_of(labels, groups)
         return labelled, labels, groups, fold, f"{len(set(fold))} folds, no group in two of them"
-    names, fold = np.unique([folds[clips[i].uri] for i in labelled], return_inverse=True)
+    names, fold = np.unique([given[i][0] for i in labelled], return_inverse=True)
     if len(names) < 2 or len(set(labels)) < 2:
         raise InputError(
             f"the file of folds names {len(labelled)} recordings of the sample, with {len(names)} folds and "
             f"{len(set(labels))} labels: a probe needs two of each"
         )
-    return labelled, labels, groups, fold, f"the {len(names)} folds that the file gives"
+    unsure = sum(len(set(given[i])) > 1 for i in labelled)
+    more = f" (files of {unsure} recordings are in several: the first by name counts)" if unsure else ""
+    return labelled, labels, groups, fold, f"the {len(names)} folds that the file gives{more}"
 
 
 def _probes(clips: list[Clip], pooled_clips: Mapping[str, Array], folds: Mapping[str, str] | None) -> dict[str, Any]:

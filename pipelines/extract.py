@@ -22,8 +22,9 @@ from pipelines.bundle import write_bundle
 from pipelines.joins import joined
 from pipelines.lake import Lake, Run
 from pipelines.ledger import DONE, REJECTED, Row
+from pipelines.machine import keep_freed_memory
 from pipelines.progress import Progress
-from pipelines.runners import Concurrently, Engine, keep_freed_memory, run_pipeline
+from pipelines.runners import Concurrently, Engine, run_pipeline
 from pipelines.survey import bundles, survey, weight
 
 # Rows that wait in a worker to be written as one file.
@@ -92,13 +93,13 @@ class _Tally(beam.DoFn):
             Metrics.counter("soundlake", "windows").inc(row["windows"])
             Metrics.counter("soundlake", "audio_seconds").inc(round(row["duration_s"] or 0))
         yield TaggedOutput("counts", ("rows " + row["status"], 1))
-        replaced = row.pop(ledger.REPLACES)
-        if replaced is not None:
-            yield TaggedOutput("replaced", (replaced, row["uri"]))
-        yield row
+        if row[ledger.REPLACES] is not None:
+            yield TaggedOutput("replaced", (row[ledger.REPLACES], row["uri"]))
+        # A new one: Beam forbids to change what a step is given.
+        yield {name: value for name, value in row.items() if name != ledger.REPLACES}
 
 
-class _Keep(beam.PTransform):
+class Keep(beam.PTransform):
     """Rows of one branch → (fragments that hold them, what they replace, their counts).
 
     A branch at a time, before anything is flattened: an engine that keeps what is flattened keeps names, not rows.
@@ -160,6 +161,7 @@ def build(
     threads: int = 1,
     retried: frozenset[str] = plan.TRANSIENT,
     include_forgotten: bool = False,
+    recheck: bool = False,
     last: Callable[[], Any] | None = None,
 ) -> None:
     """Apply the whole of extract to a pipeline; its result is ``summary.json`` in the run's folder.
@@ -182,6 +184,7 @@ def build(
         retried=retried,
         progress=progress,
         include_forgotten=include_forgotten,
+        recheck=recheck,
     )
     total = AsSingleton(
         found.works
@@ -197,7 +200,7 @@ def build(
         _Settle(spec, corpus)
     )
     kept = [
-        rows | f"keep rows {i}" >> _Keep(lake, spec.spec_id)
+        rows | f"keep rows {i}" >> Keep(lake, spec.spec_id)
         for i, rows in enumerate((*found.rows, written.rows, settled))
     ]
     written_rows, replaced, counted = zip(*kept, strict=True)
@@ -211,6 +214,7 @@ def build(
     counts = [*found.counts, written.counts, *counted]
     forgotten = found.forgotten | "all forgotten" >> beam.Flatten()
     lists = {"fragments": new, "dropped": dropped, "forgotten": forgotten}
+    lists |= {"unmatched": found.unmatched, "label_notes": found.label_notes}
     told = summarise(pipeline, counts, lake=lake, name=f"{run.folder}/summary.json", **lists)
     if last is not None:
         told | "finish" >> beam.Map(lambda _, last: last(), last)
@@ -228,6 +232,7 @@ def extract(
     allow_empty: bool = False,
     retried: frozenset[str] = plan.TRANSIENT,
     include_forgotten: bool = False,
+    recheck: bool = False,
     note: Callable[[dict[str, Any]], None],
 ) -> dict[str, Any]:
     """Bring the lake's features of a corpus up to date.
@@ -238,7 +243,7 @@ def extract(
     corpus : str
         From `pipelines.corpus.corpus_root`.
     labels : str or None
-        A label file, from `pipelines.corpus.find_labels`.
+        A label file, from `pipelines.labels.find_labels`.
     run : Run
         Its folder takes the rows until they are committed.
     engine : Engine
@@ -251,6 +256,8 @@ def extract(
         Reasons: what was rejected for one of these is tried again.
     include_forgotten : bool
         Whether files that the lake has forgotten are taken in; they are forgotten no more.
+    recheck : bool
+        Whether files that an older decoder rejected without knowing their content are tried again.
     note : callable
         Where the pipeline runs without this process, told the totals on the worker that made the commit.
 
@@ -304,6 +311,7 @@ def extract(
             threads=engine.threads,
             retried=retried,
             include_forgotten=include_forgotten,
+            recheck=recheck,
             last=functools.partial(finish.last_step, run, committed, note) if engine.template else None,
         )
         run_pipeline(pipeline, engine)

@@ -22,16 +22,25 @@ from pipelines.recording import Probe, Rejected
 TOLERANCE_S = 0.03
 # Silence in gaps, beyond the length of the sound: more is not a recording. And how far stamps may go back.
 GAPS_S, OVERLAP_S = 3600.0, 1.0
-# Stamps of these come from the number of frames before them, which damage makes wrong: only the first counts.
-UNSTAMPED = frozenset({"aac", "ac3", "aiff", "amr", "ape", "au", "dts", "eac3", "flac", "mp3"})
+# A start that is worth a note: WMA's first frames are the decoder's.
+LATE_S = 0.2
+# These have no stamps. FFmpeg makes some of what comes before, which damage makes wrong: only the first counts.
+UNSTAMPED = frozenset({"aac", "ac3", "aiff", "amr", "ape", "au", "avi", "dts", "eac3", "flac", "mp3"})
 UNSTAMPED |= {"tta", "w64", "wav", "wv"}
 # Lengths of these are guessed.
 GUESSED = frozenset({"aac", "ac3", "amr", "dts", "eac3"})
-# Frames before the first one with a stamp.
-UNPLACED = 64
+# Frames before the first one with a stamp, and samples that are mixed down at once.
+UNPLACED, BATCH = 64, 16384
 
-_SCALES = {"u8": (1 / 128, -128.0), "s16": (1 / 32768, 0.0), "s32": (2.0**-31, 0.0), "s64": (2.0**-63, 0.0)}
-_SCALES |= {"flt": (1.0, 0.0), "dbl": (1.0, 0.0)}
+# Type, scale and offset of a sample.
+_FORMATS: dict[str, tuple[Any, float, float]] = {
+    "u8": (np.uint8, 1 / 128, -128.0),
+    "s16": (np.int16, 1 / 32768, 0.0),
+    "s32": (np.int32, 2.0**-31, 0.0),
+    "s64": (np.int64, 2.0**-63, 0.0),
+    "flt": (np.float32, 1.0, 0.0),
+    "dbl": (np.float64, 1.0, 0.0),
+}
 
 
 def opened_by_ffmpeg(file: BinaryIO, links: tuple[int, ...] = (), link: int = 0) -> Any:
@@ -117,12 +126,20 @@ def _frames(container: Any, stream: Any, note: Callable[[str], None]) -> Iterato
         note("cut-short")
 
 
-def _mono(frame: Any) -> NDArray[np.float32]:
-    scale, offset = _SCALES[frame.format.name.removesuffix("p")]
-    values = frame.to_ndarray()
-    if not frame.format.is_planar:
-        values = values.reshape(-1, len(frame.layout.channels)).T
-    return mean(values, scale, offset)
+def _format(frame: Any) -> tuple[str, int]:
+    """How samples lie in a frame, and its number of channels."""
+    return frame.format.name, frame.layout.nb_channels
+
+
+def _mono(frames: list[Any]) -> NDArray[np.float32]:
+    """The sound of frames of one format: many at once, since some codecs have frames of 64 samples."""
+    name, count = _format(frames[0])
+    dtype, scale, offset = _FORMATS[name.removesuffix("p")]
+    if name.endswith("p"):
+        parts = [[np.frombuffer(plane, dtype, frame.samples) for plane in frame.planes] for frame in frames]
+        return mean([np.concatenate(channel) for channel in zip(*parts, strict=True)], scale, offset)
+    together = [np.frombuffer(frame.planes[0], dtype, frame.samples * count) for frame in frames]
+    return mean(np.concatenate(together).reshape(-1, count).T, scale, offset)
 
 
 class _TimeLine:
@@ -145,7 +162,8 @@ class _TimeLine:
         if frames > GAPS_S * rate or self._silence_s > GAPS_S + self._sound_s:
             gap = f"a gap of {frames / rate:.0f} s after {at / rate:.3f} s, {self._silence_s:.0f} s of gaps in all"
             raise Rejected("decode", "time-stamps", detail=gap)
-        self._note("gaps" if at else "starts-late")
+        if at or frames >= LATE_S * rate:
+            self._note("gaps" if at else "starts-late")
         while frames > 0:
             yield np.zeros(min(frames, BLOCK_FRAMES), np.float32)
             frames -= BLOCK_FRAMES
@@ -154,7 +172,8 @@ class _TimeLine:
         """The sound of one stream from the container's start on, at the stream's rate."""
         import av
 
-        rate, time_base = stream.codec_context.sample_rate, stream.time_base
+        rate = stream.codec_context.sample_rate
+        ticks, seconds = stream.time_base.denominator, stream.time_base.numerator
         tolerance = round(TOLERANCE_S * rate)
         restarts = bool(container.format.flags & av.format.Flags.ts_discont.value)
         only_first = container.format.name in UNSTAMPED
@@ -162,20 +181,20 @@ class _TimeLine:
         start = None if _counts_first_page(container, stream) else container.start_time
         origin = None if start is None else round(start * rate / av.time_base)
         at = 0
-        # Frames before the first one with a stamp.
-        waiting: list[NDArray[np.float32]] = []
+        # Frames that are placed and not given yet, in all of so many samples; and before the first one with a stamp.
+        placed: list[Any] = []
+        samples, waiting = 0, []  # type: int, list[Any]
         for frame, stamp in _frames(container, stream, self._note):
             if frame.sample_rate != rate:
                 change = f"{rate} to {frame.sample_rate} Hz after {at / rate:.3f} s"
                 raise Rejected("decode", "format-changes", detail=change)
-            values = _mono(frame)
-            self._sound_s += len(values) / rate
+            self._sound_s += frame.samples / rate
             if not at and stamp is None and len(waiting) < UNPLACED:
-                waiting.append(values)
+                waiting.append(frame)
                 continue
             ahead = 0
             if stamp is not None and not (at and only_first):
-                place = stamp * time_base.numerator * rate // time_base.denominator - sum(map(len, waiting))
+                place = stamp * seconds * rate // ticks - sum(frame.samples for frame in waiting)
                 # Nothing lies before the start; where none is known, this is it.
                 if origin is None or (not at and place < origin):
                     origin = place - at
@@ -187,17 +206,24 @@ class _TimeLine:
                     # A transport stream goes on with another programme, whose clock is its own.
                     self._note("chained")
                     origin, ahead = origin + ahead, 0
-            if waiting:
-                values, waiting = np.concatenate([*waiting, values]), []
+            now, waiting = [*waiting, frame], []
+            if placed and (abs(ahead) > tolerance or samples >= BATCH or _format(frame) != _format(placed[0])):
+                yield _mono(placed)
+                placed, samples = [], 0
             if ahead > tolerance:
                 yield from self._silence(ahead, rate, at)
                 at += ahead
             elif ahead < -tolerance:
                 self._note("overlaps")
-                values = values[-ahead:]
-            at += len(values)
-            yield values
-        yield from waiting
+                values = _mono(now)[-ahead:]
+                yield values
+                at += len(values)
+                continue
+            placed += now
+            new = sum(frame.samples for frame in now)
+            samples, at = samples + new, at + new
+        if placed or waiting:
+            yield _mono([*placed, *waiting])
 
 
 def _at_rate(blocks: Iterator[NDArray[np.float32]], rate: int, wanted: int) -> Iterator[NDArray[np.float32]]:

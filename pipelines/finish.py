@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from model.errors import InputError, TryLaterError
-from pipelines import account, forgotten, fragments, ledger, plan, table
+from pipelines import account, forgotten, fragments, ledger, plan, random_pairs, table
 from pipelines.corpus import listing
 from pipelines.display import stage
 from pipelines.forgotten import Memory
+from pipelines.labels import without_file
 from pipelines.lake import Lake, Run
 from pipelines.ledger import DONE, REJECTED, Row
 
@@ -83,7 +84,7 @@ def extract(
     """
     lake = run.lake
     summary = json.loads(lake.read(f"{run.folder}/summary.json"))
-    totals = totalled(summary["counts"])
+    totals = totalled(summary)
     if totals["listed"] != _accounted(totals):
         before = ledger.open_ledger(lake, spec_id, version) if version else None
         missing = _missing(lake, spec_id, corpus, before, summary["fragments"], partition, retried=retried)
@@ -93,6 +94,7 @@ def extract(
         )
     if not allow_empty:
         _refuse_to_empty(corpus if partition is None else f"{corpus}/{partition}", totals)
+    totals["unmatched_labels"] = without_file(summary["unmatched"], corpus)
     new, dropped = summary["fragments"], summary["dropped"]
     made: int | None = version
     digests = summary["forgotten"]
@@ -125,13 +127,16 @@ def _refuse_to_empty(corpus: str, totals: dict[str, Any]) -> None:
         )
 
 
-def totalled(counts: Mapping[str, float]) -> dict[str, Any]:
-    """Files of a run by what they were and what became of them, from the pipeline's counts."""
+def totalled(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Files of a run by what they were and what became of them, and what is odd about its labels."""
+    counts = summary["counts"]
     names = ("listed", "unchanged", "new", "changed", "relabelled", "forgotten", "gone", "recordings")
     totals: dict[str, Any] = {name: counts.get(name, 0) for name in names}
     totals |= {name: counts.get(f"rows {name}", 0) for name in (DONE, REJECTED)}
     totals |= {"left_out": counts.get("left out", 0), "labels_without_file": counts.get("labels without a file", 0)}
+    totals["label_notes"] = summary["label_notes"]
     totals["tried_again"] = counts.get("tried again", 0)
+    totals["older_decoder"] = counts.get("older decoder", 0)
     for group, prefix in (("planned_s", "planned_s "), ("cpu_s", "cpu_s "), ("audio_s", "audio_s ")):
         totals[group] = {
             name.removeprefix(prefix): value for name, value in sorted(counts.items()) if name.startswith(prefix)
@@ -178,7 +183,8 @@ def note_extract(run: Run, spec_id: str, totals: dict[str, Any], *, rates: dict[
     took = sum(totals["cpu_s"].values())
     totals["estimate"] = estimate.error(estimate.cpu_seconds(totals["planned_s"], rates), took)
     totals |= {"spec_id": spec_id, "run_id": run.run_id}
-    run.manifest["counts"] = totals
+    # The lake keeps no name that only the label file knows, which `forget` would not look for.
+    run.manifest["counts"] = {name: value for name, value in totals.items() if name != "unmatched_labels"}
 
 
 def encode(run: Run, model_id: str, *, version: int, ledger_version: int) -> dict[str, Any] | None:
@@ -235,5 +241,7 @@ def note_encode(run: Run, model_id: str, totals: dict[str, Any], *, whole: bool)
     totals["table_version"] = int(table.need_table(lake, model_id).version)
     run.manifest["counts"] = totals
     if whole:
-        # What the next call compares with: nothing changed, nothing to do, no pipeline started.
-        table.say(lake, model_id, totals)
+        # What the next call compares with: nothing changed, nothing to do, no pipeline started. And for search, how far
+        # apart random windows are.
+        scale = random_pairs.distances(table.need_table(lake, model_id))
+        table.say(lake, model_id, totals | {table.RANDOM_PAIRS: scale})

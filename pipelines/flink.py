@@ -1,11 +1,11 @@
 """What a pipeline is told on Flink unless it says otherwise: where, how widely, and how it survives a lost worker."""
 
 import json
-import os
 import urllib.request
 from collections.abc import Sequence
 
 from model.errors import TryLaterError
+from pipelines.machine import cores
 
 # A cluster in the job server itself.
 EMBEDDED = "[local]"
@@ -34,7 +34,7 @@ def with_defaults(given: Sequence[str]) -> list[str]:
     master = options.get("flink_master", EMBEDDED)
     defaults = {"flink_master": EMBEDDED}
     if master.startswith("["):
-        defaults["parallelism"] = str(min(len(os.sched_getaffinity(0)), EMBEDDED_PARALLELISM))
+        defaults["parallelism"] = str(min(cores(), EMBEDDED_PARALLELISM))
     else:
         if "parallelism" not in options:
             defaults["parallelism"] = str(slots(master))

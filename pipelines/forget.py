@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from model.errors import InputError
-from model.paths import is_id
-from pipelines import corpus, erasure, forgotten, ledger, remnants, traces
+from model.paths import is_id, no_links
+from pipelines import corpus, erasure, forgotten, ledger, leftovers, remnants, traces
 from pipelines.forgotten import Memory
 from pipelines.lake import Lake, run_manifest
 
@@ -48,6 +48,10 @@ class Asked:
     called: dict[str, set[str]] = field(default_factory=dict)
     rows: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     specs: set[str] = field(default_factory=set)
+
+    def names_of(self, recording_id: str) -> set[str]:
+        """Every uri that a recording has or had."""
+        return self.called.get(recording_id, set())
 
 
 def uri_of(name: str) -> str:
@@ -97,60 +101,59 @@ def forget(
     -------
     dict
         ``recordings`` and ``names`` that were forgotten now, ``already`` forgotten before, ``unknown`` (of the list),
-        ``models`` that were trained on some of it (`pipelines.remnants.Models`), ``tables`` with rows that went or
-        changed, ``run_id``.
+        ``models`` (`pipelines.remnants.clear_models`), ``tables`` with rows that went or changed, ``run_id``.
 
     Raises
     ------
     InputError
-        If the lake knows something not that was named, the whole list, or a shard that has to be written anew is
-        damaged; nothing is forgotten in the first cases.
+        If the lake does not know something that was named, or anything of the list: nothing is forgotten then. If there
+        is a link in the lake, or a shard that has to be written anew is damaged.
     TryLaterError
         If other runs change the lake again and again, or storage fails: the same call goes on.
     """
     lake.check()
+    if lake.is_local:
+        # What is below is deleted: nothing from outside may seem to be.
+        for folder in leftovers.FOLDERS:
+            no_links(lake.path(folder))
     ids = {name for name in listed if _RECORDING.fullmatch(name)} | set(recordings)
-    by_name = {uri_of(name): name for name in (*uris, *(name for name in listed if name not in ids))}
-    asked = Asked(set(by_name), ids)
-    if not (asked.uris or asked.recordings):
+    named = {uri_of(name): name for name in (*uris, *(name for name in listed if name not in ids))}
+    if not (named or ids):
         raise InputError("nothing to forget: give a file, --recording ID, or --file LIST")
-    _look(lake, asked)
-    memory = Memory.of(lake)
-    already = {uri for uri in asked.uris if memory.holds(uri=uri)}
-    already |= {one for one in asked.recordings if memory.holds(recording_id=one)}
-    unknown = sorted((asked.uris - asked.contents.keys()) | (asked.recordings - asked.called.keys()))
-    unknown = [one for one in unknown if one not in already]
-    _refuse(lake, [one for one in unknown if by_name.get(one, one) not in listed], already, asked, unknown)
-    known = Asked(asked.uris - set(unknown), asked.recordings - set(unknown), asked.contents, asked.called, asked.rows)
-    known.specs = asked.specs
-    goes = known.recordings | _left_without_a_name(memory, known)
-    memory = forgotten.change(lake, lambda before: _with(before, known, goes))
-    moment = time.time()
-    told: dict[str, Any] = {
-        "recordings": len(goes),
-        "names": len(known.uris | set().union(*(asked.called.get(one, ()) for one in goes))),
-        "already": sum(one in already for one in known.uris | known.recordings),
-        "unknown": [by_name.get(one, one) for one in unknown],
-    }
-    with run_manifest(lake, "forget", {"uris": len(known.uris), "recordings": len(known.recordings)}) as run:
-        # A second call waits here, and finds little to do.
-        with lake.locked("runs/forget"):
-            told |= _erase(lake, memory, known, goes, moment)
-        told["run_id"] = run.run_id
-        run.manifest["counts"] = told | {"unknown": len(unknown)}
+    # One at a time: the next waits, and looks at what this one has left.
+    with lake.locked("runs/forget"):
+        asked = _look(lake, Asked(set(named), ids))
+        before = Memory.of(lake)
+        already = {one for one in named if before.holds(uri=one)} | {
+            one for one in ids if before.holds(recording_id=one)
+        }
+        unknown = (named.keys() - asked.contents.keys() | ids - asked.called.keys()) - already
+        by_itself = {one for one in unknown if named.get(one, one) in (*uris, *recordings)}
+        if by_itself or unknown == named.keys() | ids:
+            raise _not_known(lake, by_itself or unknown, ids)
+        asked = replace(asked, uris=asked.uris - unknown, recordings=ids - unknown)
+        goes = asked.recordings | _left_without_a_name(before, asked)
+        memory = forgotten.change(lake, lambda now: _with(now, asked, goes))
+        moment = time.time()
+        told: dict[str, Any] = {
+            "recordings": sum(not before.holds(recording_id=one) for one in goes),
+            "names": sum(not before.is_former(one) for one in asked.uris.union(*map(asked.names_of, goes))),
+            "already": len(already),
+            "unknown": sorted(named.get(one, one) for one in unknown),
+        }
+        with run_manifest(lake, "forget", {"uris": len(asked.uris), "recordings": len(asked.recordings)}) as run:
+            told |= _erase(lake, memory, asked, goes, moment)
+            told["run_id"] = run.run_id
+            # What the lake does not know has nothing to seek in it either.
+            run.manifest["counts"] = told | {"unknown": len(unknown)}
     return told
 
 
-def _refuse(lake: Lake, named: list[str], already: set[str], asked: Asked, unknown: list[str]) -> None:
-    """Raise `InputError` for what is not known and was named by itself, or if nothing is known."""
-    if not named and len(unknown) == len(asked.uris | asked.recordings):
-        named = unknown
-    if named:
-        more = f", and {len(named) - 1} more" if len(named) > 1 else ""
-        what = "recording" if named[0] in asked.recordings else "file"
-        raise InputError(
-            f"the lake {lake.root} knows no {what} {named[0]}{more}: nothing was forgotten; name files as extract does"
-        )
+def _not_known(lake: Lake, unknown: set[str], recordings: set[str]) -> InputError:
+    first = min(unknown)
+    more = f" (nor {len(unknown) - 1} more)" if len(unknown) > 1 else ""
+    what = "recording" if first in recordings else "file"
+    return InputError(f"the lake {lake.root} knows no {what} {first}{more}; nothing was forgotten")
 
 
 def _with(memory: Memory, asked: Asked, goes: set[str]) -> Memory:
@@ -160,6 +163,7 @@ def _with(memory: Memory, asked: Asked, goes: set[str]) -> Memory:
         names=memory.names | {memory.name(uri) for uri in asked.uris},
         recordings=memory.recordings | {memory.recording(one) for one in goes},
         files=memory.files | {memory.file(row["uri"], row["size"], row["mtime_ns"]) for row in rows},
+        former=memory.former | {memory.name(uri) for one in goes for uri in asked.names_of(one)},
     )
 
 
@@ -193,41 +197,48 @@ def _rows_of(lake: Lake, name: str) -> Iterator[Any]:
             yield rows.select(traces.ABOUT).group_by(traces.ABOUT).aggregate([])
 
 
-def _look(lake: Lake, asked: Asked) -> None:
-    """Fill in what the lake knows of what is asked."""
-    for wanted in (asked.recordings, None):
-        uris = pa.array(sorted(asked.uris), pa.string())
-        more = set().union(*asked.contents.values()) if wanted is None else set()
-        ids = pa.array(sorted(asked.recordings | more), pa.string())
-        if wanted is None and not more - asked.recordings:
-            break  # the first look has found all
-        for spec_id, rows in _sources(lake):
-            there = pc.or_(pc.is_in(rows["uri"], uris), pc.is_in(rows["recording_id"], ids))
-            for row in rows.filter(there).to_pylist():
-                asked.specs.add(spec_id)
-                if row["uri"] is not None:
-                    asked.contents.setdefault(row["uri"], set()).update({row["recording_id"]} - {None})
-                if row["recording_id"] is not None:
-                    asked.called.setdefault(row["recording_id"], set()).update({row["uri"]} - {None})
-    wanted_ids = pa.array(sorted(asked.called), pa.string())
+def _look(lake: Lake, asked: Asked) -> Asked:
+    """The same with what the lake knows of it."""
+    _look_for(lake, asked, asked.recordings)
+    held = set().union(*asked.contents.values())
+    if held - asked.recordings:
+        # Their other names.
+        _look_for(lake, asked, asked.recordings | held)
+    wanted = pa.array(sorted(asked.called), pa.string())
     columns = [*traces.ABOUT, "size", "mtime_ns"]
     for spec_id in ledger.specs(lake):
-        known = ledger.open_ledger(lake, spec_id)
-        for batch in known.to_batches(columns=columns):
-            for row in batch.filter(pc.is_in(batch["recording_id"], wanted_ids)).to_pylist():
+        for batch in ledger.open_ledger(lake, spec_id).to_batches(columns=columns):
+            for row in batch.filter(pc.is_in(batch["recording_id"], wanted)).to_pylist():
                 asked.rows.setdefault(row["recording_id"], []).append(row)
+    return asked
+
+
+def _look_for(lake: Lake, asked: Asked, recordings: set[str]) -> None:
+    uris, ids = (pa.array(sorted(some), pa.string()) for some in (asked.uris, recordings))
+    for spec_id, rows in _sources(lake):
+        there = pc.or_(pc.is_in(rows["uri"], uris), pc.is_in(rows["recording_id"], ids))
+        for row in rows.filter(there).to_pylist():
+            uri, recording_id = row["uri"], row["recording_id"]
+            asked.specs.add(spec_id)
+            if uri is not None:
+                asked.contents.setdefault(uri, set()).update({recording_id} - {None})
+            if recording_id is not None:
+                asked.called.setdefault(recording_id, set()).update({uri} - {None})
 
 
 def _erase(lake: Lake, memory: Memory, asked: Asked, goes: set[str], moment: float) -> dict[str, Any]:
     """Remove what the memory holds from everything; what it says of models and tables."""
     stays = {row["uri"] for one, rows in asked.rows.items() if one not in goes for row in rows} - asked.uris
-    names = asked.uris | set().union(*(asked.called.get(one, ()) for one in goes)) - stays
+    names = asked.uris | set().union(*map(asked.names_of, goes)) - stays
     trained = remnants.clear_models(lake, goes, asked.specs, moment=moment)
     remnants.clear_texts(lake, names, goes, memory, moment=moment)
     changed = []
     for spec_id in filter(is_id, lake.names("features")):
-        cleared = erasure.clear_spec(lake, spec_id, memory, moment=moment)
-        tables = [one for one in remnants.tables(lake) if remnants.spec_of(lake, one) in (spec_id, None)]
-        changed += [one for one in tables if erasure.clear_table(lake, one, cleared, memory, moment=moment)]
+        cleared = erasure.clear_spec(lake, spec_id, memory, moment=moment, step=spec_id in asked.specs)
+        for model_id in remnants.tables(lake) if cleared.made else ():
+            if remnants.spec_of(lake, model_id) in (spec_id, None) and erasure.clear_table(
+                lake, model_id, cleared, memory, moment=moment
+            ):
+                changed.append(model_id)
         erasure.remove_bundles(lake, cleared)
     return {"models": trained, "tables": sorted(set(changed))}

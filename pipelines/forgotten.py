@@ -16,6 +16,8 @@ from model.errors import InputError
 from pipelines.bucket import Bucket
 from pipelines.lake import FORGOTTEN, Lake
 
+_SETS = ("names", "recordings", "files", "former")
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -31,12 +33,15 @@ class Memory:
         Digests of recording_ids: such content is left out, whatever it is called.
     files : frozenset of str
         Digests of a uri with its size and time of change, of files that hold such content: they are not read again.
+    former : frozenset of str
+        Digests of uris that such content had: a label for one of them is not told as a label without a file.
     """
 
     key: str
     names: frozenset[str] = frozenset()
     recordings: frozenset[str] = frozenset()
     files: frozenset[str] = frozenset()
+    former: frozenset[str] = frozenset()
 
     def name(self, uri: str) -> str:
         """The digest of a uri."""
@@ -49,6 +54,10 @@ class Memory:
     def file(self, uri: str, size: int, mtime_ns: int) -> str:
         """The digest of a file as it was listed."""
         return self._digest("file", uri, size, mtime_ns)
+
+    def is_former(self, uri: str) -> bool:
+        """Whether a uri, or content under it, was forgotten."""
+        return bool(self.names or self.former) and self.name(uri) in self.names | self.former
 
     def _digest(self, *values: Any) -> str:
         return hmac.digest(bytes.fromhex(self.key), json.dumps(values).encode(), hashlib.sha256).hex()
@@ -98,7 +107,7 @@ def _read(lake: Lake) -> tuple[Memory, Any]:
         return Memory(secrets.token_hex(32)), None
     try:
         found = json.loads(data)
-        sets = {name: frozenset(map(str, found[name])) for name in ("names", "recordings", "files")}
+        sets = {name: frozenset(map(str, found[name])) for name in _SETS}
         bytes.fromhex(found["key"])
         return Memory(found["key"], **sets), version
     except (ValueError, KeyError, TypeError) as error:
@@ -123,7 +132,7 @@ def change(lake: Lake, changed: Callable[[Memory], Memory]) -> Memory:
             if after == before or not (after or before):
                 return after
             data = json.dumps(
-                {name: sorted(getattr(after, name)) for name in ("names", "recordings", "files")} | {"key": after.key},
+                {name: sorted(getattr(after, name)) for name in _SETS} | {"key": after.key},
                 indent=1,
                 sort_keys=True,
             ).encode()
@@ -142,4 +151,4 @@ def with_files(memory: Memory, digests: Iterable[str]) -> Memory:
 def without(memory: Memory, digests: Iterable[str]) -> Memory:
     """The same without some digests of any kind."""
     gone = set(digests)
-    return replace(memory, names=memory.names - gone, recordings=memory.recordings - gone, files=memory.files - gone)
+    return replace(memory, **{name: getattr(memory, name) - gone for name in _SETS})

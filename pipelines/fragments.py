@@ -6,6 +6,7 @@ would rebase concurrent appends, duplicating rows: docs/storage.md tells how tha
 """
 
 import contextlib
+import errno
 import functools
 import json
 import re
@@ -15,7 +16,7 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from model.errors import InputError, storage_errors
+from model.errors import InputError, number_of, storage_errors
 from model.paths import no_links
 from pipelines.bucket import lance_options
 from pipelines.lake import Lake
@@ -52,6 +53,12 @@ def of_lake(lake: Lake, name: str, version: int | None = None) -> Any:
     if lake.is_local:
         no_links(lake.path(name))
     found = opened(lake.path(name), version)
+    if not found.schema.names:
+        # A manifest of zeros, as a power cut may leave, is one for Lance, of a dataset without columns.
+        raise InputError(
+            f"{found.uri} is damaged (its newest version has no columns): check the disk, then restore its folder from "
+            "a backup"
+        )
     bases = [base.path for base in found.base_paths().values()]
     if bases:
         raise InputError(
@@ -258,7 +265,9 @@ def _since(uri: str, version: int, name: str) -> tuple[bool, int | None]:
     """Whether there are versions after one, and which of them a transaction of this name has made."""
     try:
         newest = opened(uri)
-    except (ValueError, FileNotFoundError):
+    except (ValueError, FileNotFoundError) as error:
+        if number_of(error) not in (None, errno.ENOENT):
+            raise
         return False, None
     for number in range(version + 1, int(newest.version) + 1):
         with contextlib.suppress(ValueError):

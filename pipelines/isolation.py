@@ -19,8 +19,8 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from model.errors import TryLaterError
-from pipelines.audio import Rejected
+from model.errors import TryLaterError, of_system
+from pipelines.recording import Rejected
 
 # Without a sign of life for so long the decoder hangs: it gives one with every block, each some milliseconds' work.
 SECONDS = 60.0
@@ -141,6 +141,8 @@ class Sandbox:
                     _start_server()
                     process.start()
             except (OSError, EOFError) as error:
+                if isinstance(clear := of_system(error, "decoder processes"), TryLaterError):
+                    raise clear from error
                 raise TryLaterError(
                     f"the system could not start a decoder process ({error}): run the same command again"
                 ) from error

@@ -33,6 +33,10 @@ def evaluate(
         As `pipelines.evaluation.Judged.found`, and ``report``.
     """
     model = find_model(lake, model_id, spec)
+    try:
+        model.trained()
+    except InputError as error:
+        raise InputError(f"{error}; train one that can be judged, run: {lake.command('train')}") from error
     given = _folds(folds)
     with stage("loading TensorFlow"), quiet():
         from pipelines.evaluation import evaluation
@@ -125,6 +129,6 @@ def _log(lake: Lake, model: Any, entry: dict[str, Any]) -> None:
 
 
 def _folds(path: str | None) -> dict[str, str] | None:
-    from pipelines.corpus import read_folds
+    from pipelines.labels import read_folds
 
     return None if path is None else read_folds(path)

@@ -11,7 +11,7 @@ import secrets
 import shlex
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -195,17 +195,17 @@ class Lake:
         return self.store.names(folder)
 
     @contextlib.contextmanager
-    def locked(self, name: str, *, wait: bool = True) -> Iterator[None]:
+    def locked(self, name: str, *, wait: bool = True) -> Iterator[Callable[[], None]]:
         """Keep other processes out of the same block, those of other machines if the lake is in a bucket.
 
         The lock of a killed one opens by itself. It keeps order and no more: what is done under it has to be right
-        where it does not hold.
+        where it does not hold, or ask again right before: what is yielded raises `TryLaterError` once it is lost.
         """
         self.path(f"{name}.lock")
         with contextlib.ExitStack() as held:
             with stage("waiting for another command that uses the lake"):
-                held.enter_context(self.store.locked(name, wait=wait))
-            yield
+                still_held = held.enter_context(self.store.locked(name, wait=wait))
+            yield still_held
 
     # The lake itself.
 

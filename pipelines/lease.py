@@ -3,7 +3,8 @@
 Each change of it is a conditional put, so of two that would have it one gets it. The holder writes it anew every third
 of its length. Who waits takes it over when it has seen the same version for all of that length, by its own clock: no
 two machines' clocks are compared. A lease is no fence, since a holder may sleep and wake up after another took over:
-what is done under it checks for itself (`pipelines.fragments.commit`, `pipelines.bucket.Bucket.swap`).
+what is done under it checks for itself (`pipelines.fragments.commit`, `pipelines.bucket.Bucket.swap`), or asks the
+lease again right before it writes (`pipelines.models.being_trained`).
 """
 
 import contextlib
@@ -14,7 +15,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from model.errors import TryLaterError
@@ -36,6 +37,30 @@ class _Lease:
         self._beat = 0
         self._says = {"owner": f"{socket.gethostname()} {os.getpid()}", "id": secrets.token_hex(8)}
         self.token: Token | None = None
+        self._one = threading.Lock()
+        self._lost = False
+
+    @property
+    def _place(self) -> str:
+        return f"{self._bucket.root}/{self._name}"
+
+    def keep(self) -> None:
+        """Show that it is held, and so make sure that it still is.
+
+        Raises
+        ------
+        TryLaterError
+            If another has taken it over, or the bucket does not answer: nothing may be written any more.
+        """
+        with self._one:
+            if not self._lost:
+                self._lost = True  # also if the next line raises
+                self._lost = not self.write(self.token)
+            if self._lost:
+                raise TryLaterError(
+                    f"another process took over the lock {self._place}, since this one gave no sign of life for "
+                    f"{LENGTH_S:g} s: this one stops; run the same command later"
+                )
 
     def write(self, before: Token | None, *, free: bool = False) -> bool:
         """Take it, show that it is held, or let it go; False if another was first."""
@@ -54,7 +79,7 @@ def _read(bucket: Bucket, name: str) -> tuple[dict[str, Any], Token | None]:
 
 
 @contextlib.contextmanager
-def held(bucket: Bucket, name: str, *, wait: bool = True) -> Iterator[None]:
+def held(bucket: Bucket, name: str, *, wait: bool = True) -> Iterator[Callable[[], None]]:
     """Hold a lease for the length of the block.
 
     Parameters
@@ -64,6 +89,11 @@ def held(bucket: Bucket, name: str, *, wait: bool = True) -> Iterator[None]:
         Of the object.
     wait : bool
         Whether to wait as long as another shows that it is alive.
+
+    Yields
+    ------
+    callable
+        Raises `TryLaterError` if the lease is lost; to be called before what must not be done then.
 
     Raises
     ------
@@ -77,18 +107,16 @@ def held(bucket: Bucket, name: str, *, wait: bool = True) -> Iterator[None]:
     def show() -> None:
         while not over.wait(LENGTH_S / 3):
             try:
-                if not lease.write(lease.token):
-                    log.warning("another took over the lock %s/%s: this one was too slow", bucket.root, name)
-                    return
+                lease.keep()
             except Exception as error:
-                # Who waits takes over then; the block goes on and finds out by itself.
-                log.warning("the lock %s/%s cannot be kept: %s", bucket.root, name, error)
+                # Who waits takes over then; the block goes on until it asks, or a commit refuses.
+                log.warning("the lock %s/%s is lost: %s", bucket.root, name, error)
                 return
 
     keeper = threading.Thread(target=show, daemon=True)
     keeper.start()
     try:
-        yield
+        yield lease.keep
     finally:
         over.set()
         keeper.join()

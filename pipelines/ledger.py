@@ -6,8 +6,10 @@ A ledger that an earlier version of soundlake made lacks the columns that came l
 one of nulls (`read`); a run that writes rows adds it before it plans (`open_for_writing`).
 """
 
+import logging
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -15,8 +17,11 @@ import pyarrow as pa
 from model.errors import InputError, TryLaterError
 from model.paths import is_id
 from pipelines import fragments
+from pipelines.audio import DECODER_VERSION
 from pipelines.bucket import lance_options
 from pipelines.lake import Lake
+
+log = logging.getLogger(__name__)
 
 DONE, REJECTED = "done", "rejected"
 
@@ -54,6 +59,9 @@ SCHEMA = pa.schema(
     ]
 )
 
+# An SQL filter for what an older decoder read, for a ledger that has the column.
+OLDER = f"(decoder IS NULL OR decoder < {DECODER_VERSION})"
+
 Row = dict[str, Any]
 # Beside the columns, on the way to the ledger: the fragment that holds the row that this one replaces.
 REPLACES = "replaces"
@@ -87,6 +95,11 @@ def uris_of(lake: Lake, spec_id: str, written: Iterable[str]) -> Iterator[str]:
 def open_ledger(lake: Lake, spec_id: str, version: int | None = None) -> Any:
     """The ledger as a Lance dataset, at a version or the newest; None if nothing was extracted yet."""
     return fragments.of_lake(lake, Lake.ledger(spec_id), version)
+
+
+def is_older(row: Row) -> bool:
+    """Whether an older decoder made a row; `OLDER`, for one row."""
+    return (row["decoder"] or 1) < DECODER_VERSION
 
 
 def open_for_writing(lake: Lake, spec_id: str) -> Any:
@@ -178,7 +191,8 @@ def summary(dataset: Any) -> dict[str, Any]:
     dict
         ``listed`` = ``done`` + ``rejected`` counts uris; ``recordings``, ``hours`` and ``windows`` count content once.
         ``rejects`` by reason and ``notes`` by kind (keys of `pipelines.audio.NOTES`, of files that are done), the most
-        frequent first, each with a count and an example.
+        frequent first, each with a count and an example. ``older_decoder``: by corpus, how many files an older decoder
+        read.
     """
     import pyarrow.compute as pc
 
@@ -205,12 +219,29 @@ def summary(dataset: Any) -> dict[str, Any]:
         "shards": pc.count_distinct(pc.list_flatten(done["bundles"])).as_py(),
         "rejects": dict(sorted(reasons.items(), key=lambda item: (-item[1]["count"], item[0]))),
         "notes": _notes(dataset),
+        "older_decoder": _older(dataset),
     }
 
 
 def is_other_length(claimed_s: float | None, duration_s: float) -> bool:
     """Whether a recording's length is not what its header declares."""
     return claimed_s is not None and abs(claimed_s - duration_s) > LENGTH_S + LENGTH_SHARE * duration_s
+
+
+def _older(dataset: Any) -> dict[str, int]:
+    """How many files of each corpus an older decoder read; those that no decoder could read do not count."""
+    import pyarrow.compute as pc
+
+    from pipelines.plan import TRANSIENT
+
+    where = f"(reason IS NULL OR NOT {fragments.in_list('reason', sorted(TRANSIENT))})"
+    if "decoder" in dataset.schema.names:
+        where += f" AND {OLDER}"
+    found: dict[str, int] = {}
+    for batch in dataset.to_batches(columns=["corpus"], filter=where):
+        for one in pc.value_counts(batch.column("corpus")).to_pylist():
+            found[one["values"]] = found.get(one["values"], 0) + one["counts"]
+    return dict(sorted(found.items(), key=lambda item: str(item[0])))
 
 
 def _notes(dataset: Any) -> dict[str, Any]:
@@ -259,16 +290,55 @@ def training_input(dataset: Any) -> tuple[dict[str, list[str]], dict[str, str]]:
     -------
     (dict of str to list of str, dict of str to str)
         Bundle → recording_ids that are to be read from it, both sorted: a shard may hold more, of recordings that have
-        gone, or have come back in another bundle. And recording_id → group (``""`` where there is none).
+        gone, or have come back in another bundle. And recording_id → group (``""`` where there is none). Where files of
+        one recording name different groups these are one group, by the name that sorts first: whatever shares a group
+        with one of the files shares it with the recording, and must lie on its side of a split.
     """
     bundles: dict[str, set[str]] = {}
     groups: dict[str, str] = {}
+    joins: dict[str, str] = {}
+
+    def joined(group: str) -> str:
+        while group in joins:
+            group = joins[group]
+        return group
+
     for batch in dataset.to_batches(columns=["recording_id", "bundles", "group"], filter=f"status = '{DONE}'"):
         for recording_id, held_by, named in zip(*(column.to_pylist() for column in batch.columns), strict=True):
             for bundle in held_by:
                 bundles.setdefault(bundle, set()).add(recording_id)
             # Many recordings name one group: its text is kept once.
             group = sys.intern(named or "")
-            # Copies of one recording may name different groups: the smallest, whatever the order of the rows.
-            groups[recording_id] = min(groups.get(recording_id, group), group)
+            before = groups.setdefault(recording_id, group) or group
+            groups[recording_id] = before
+            if group:
+                first, second = sorted((joined(before), joined(group)))
+                if first != second:
+                    joins[second] = first
+    if joins:
+        groups = {recording_id: joined(group) for recording_id, group in groups.items()}
+        _tell_large(groups, {*joins, *joins.values()})
     return {bundle: sorted(bundles.pop(bundle)) for bundle in sorted(bundles)}, groups
+
+
+def _tell_large(groups: Mapping[str, str], linked: set[str]) -> None:
+    """Say if most recordings are of one group because copies link what were several: a split of them is lopsided."""
+    group, count = Counter(groups.values()).most_common(1)[0]
+    if group in linked and 2 * count > len(groups):
+        log.warning(
+            "files with the same content name different groups, which count as one: %d of %d recordings are in the "
+            "group %r now and stay on one side of the split",
+            count,
+            len(groups),
+            group,
+        )
+
+
+def merged(rows: Iterable[Row]) -> Row:
+    """One row for a recording from those of its files.
+
+    The first by uri, with the label that all files agree on which have one; None where they do not.
+    """
+    each = sorted(rows, key=lambda row: row["uri"])
+    labels = {row["label"] for row in each if row["label"] is not None}
+    return each[0] | {"label": labels.pop() if len(labels) == 1 else None}

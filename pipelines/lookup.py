@@ -3,9 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+from model.artifact import FormatError
 from model.errors import InputError, storage_errors
 from model.features import PRESETS, FeatureSpec
-from pipelines import ledger, models
+from model.paths import is_id
+from pipelines import ledger, models, table
 from pipelines.lake import Lake
 
 
@@ -73,19 +75,66 @@ def find_model(lake: Lake, model_id: str | None, spec: str | None = None) -> Any
         If there is none, or the one named is not of the spec named.
     """
     lake.check()
-    if model_id is None:
-        spec_id = spec_of_lake(lake, spec).spec_id
-        model_id = models.promoted(lake, spec_id)
-        if model_id is None:
-            raise InputError(f"the lake has no model for the spec {spec_id} yet; run: {lake.command('train')}")
-    elif model_id not in models.known(lake):
-        known = ", ".join(models.known(lake)) or "none"
-        raise InputError(f"the lake has no model {model_id!r}; it has: {known}")
-    found = models.load(lake, model_id)
-    # What was named is not dropped without a word.
+    wanted_id = _promoted(lake, spec) if model_id is None else model_id
+    if model_id is not None and model_id not in models.known(lake):
+        raise _no_model(lake, model_id)
+    try:
+        found = models.load(lake, wanted_id)
+    except FormatError as error:
+        raise InputError(f"{error}; {_way_out(lake, error, wanted_id)}") from error
+    _refuse_other_spec(lake, found, model_id, spec)
+    return found
+
+
+def find_table(lake: Lake, model_id: str | None, spec: str | None = None) -> tuple[str, Any]:
+    """The table of `find_model`, and the id of its model; of the model's own files none is needed.
+
+    Returns
+    -------
+    (str, lance.LanceDataset)
+
+    Raises
+    ------
+    InputError
+        If there is no table, or the one named is not of the spec named.
+    """
+    lake.check()
+    wanted_id = _promoted(lake, spec) if model_id is None else model_id
+    dataset = table.open_table(lake, wanted_id) if is_id(wanted_id) else None
+    if dataset is None and model_id is not None and model_id not in models.known(lake):
+        raise _no_model(lake, model_id)
+    if spec is not None and model_id is not None:
+        _refuse_other_spec(lake, models.told(lake, model_id), model_id, spec)
+    return wanted_id, table.need_table(lake, wanted_id) if dataset is None else dataset
+
+
+def _promoted(lake: Lake, spec: str | None) -> str:
+    spec_id = spec_of_lake(lake, spec).spec_id
+    found = models.promoted(lake, spec_id)
+    if found is None:
+        raise InputError(f"the lake has no model for the spec {spec_id} yet; run: {lake.command('train')}")
+    return found
+
+
+def _no_model(lake: Lake, model_id: str) -> InputError:
+    known = ", ".join(models.known(lake)) or "none"
+    return InputError(f"the lake has no model {model_id!r}; it has: {known}")
+
+
+def _way_out(lake: Lake, error: FormatError, model_id: str) -> str:
+    """What to do about a model that this soundlake does not read."""
+    if error.newer:
+        return "update soundlake"
+    specs = [spec_id for spec_id in ledger.specs(lake) if models.promoted(lake, spec_id) == model_id]
+    if not specs:
+        return f"choose another model from: {lake.command('status')}"
+    return f"train a new one, which takes its place; run: {lake.command(f'train --spec {specs[0]}')}"
+
+
+def _refuse_other_spec(lake: Lake, found: Any, model_id: str | None, spec: str | None) -> None:
+    """Raise `InputError` if a model and a spec were named that do not go together: nothing is ignored in silence."""
     if spec is not None and found.spec.spec_id != (wanted := _spec_id(lake, spec)):
         raise InputError(
             f"the model {model_id} has the spec {found.spec.spec_id}, but --spec {spec} is {wanted}: "
             "leave one of them out"
         )
-    return found

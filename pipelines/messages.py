@@ -6,9 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from model.evaluate import DISTURBANCES, MEASURES
+from model.features import PRESETS
 from pipelines.audio import NOTES, REASONS
 from pipelines.display import duration
 from pipelines.lake import Lake
+from pipelines.terminal import visible
 
 
 def files(totals: dict[str, Any]) -> str:
@@ -31,6 +33,18 @@ def _labels_without_file(totals: dict[str, Any], before: str = ", ") -> str:
     """Labels with a wrong folder before each name would leave a lake without any."""
     count = totals["labels_without_file"]
     return f"{before}{count} label{'s' * (count > 1)} without a file" if count else ""
+
+
+def labels(totals: dict[str, Any], say: Callable[[str], None]) -> None:
+    """Say what is odd about a label file, and name the first labels without a file, each with the nearest file."""
+    for note in totals["label_notes"]:
+        say(f"    labels: {shown(note)}")
+    for one in totals["unmatched_labels"]:
+        nearest = f"; the nearest is {shown(one['nearest'])}, which differs {one['differs']}" if one["nearest"] else ""
+        say(f"    labels: line {one['line']} names {shown(one['uri'])}: there is no such file{nearest}")
+    more = totals["labels_without_file"] - len(totals["unmatched_labels"])
+    if more > 0:
+        say(f"    labels: {more} more have no file")
 
 
 def rejects(summary: dict[str, Any], say: Callable[[str], None]) -> None:
@@ -61,6 +75,12 @@ def plan(found: dict[str, Any], say: Callable[[str], None]) -> None:
         f"{found['listed']} files: {found['unchanged']} unchanged, {found['new']} new, {found['changed']} changed"
         f"{again}{moved}{forgotten}{gone}{left}"
     )
+    labels(found, say)
+    if found["older_decoder"]:
+        say(
+            f"    {found['older_decoder']:>6}  of the unchanged were read by an older version of soundlake: "
+            "extract --recheck decodes them again"
+        )
     if found["known"]:
         say(f"    {found['known']:>6}  have content that is already in the lake: not decoded again")
     for reason, count in found["rejects"].items():
@@ -88,11 +108,23 @@ def plan(found: dict[str, Any], say: Callable[[str], None]) -> None:
 _MONEY = {"cpu": "for CPU time", "storage": "per month for storage"}
 
 
+# An estimate within this share of what it took was right.
+CLOSE = 0.05
+
+
 def estimate_error(found: dict[str, Any]) -> str:
     """How far the last estimate was off, in words."""
+    ratio = 1 + found["error"]
+    if ratio >= 2:
+        said = f"the estimate was {ratio:.1f} times as much"
+    elif ratio <= 0.5:
+        said = f"{1 / ratio:.1f} times the estimate" if ratio > 0 else "nothing was estimated"
+    else:
+        said = f"{abs(found['error']):.0%} {'less' if found['error'] > 0 else 'more'} than estimated"
+        said = "as estimated" if abs(found["error"]) < CLOSE else said
     return (
-        f"last estimate of extract: {duration(found['estimated_cpu_s'])} of CPU, took {duration(found['took_cpu_s'])} "
-        f"({abs(found['error']):.0%} {'over' if found['error'] > 0 else 'under'})"
+        f"last extract: estimated at {duration(found['estimated_cpu_s'])} of CPU time, "
+        f"took {duration(found['took_cpu_s'])}: {said}"
     )
 
 
@@ -111,6 +143,31 @@ def elbo(metrics: dict[str, Any]) -> str:
     )
 
 
+def older_decoder(summary: dict[str, Any], spec_id: str, lake: Lake, say: Callable[[str], None]) -> None:
+    """Say how many files an older decoder read, and what to do about it, if there are any."""
+    presets = {spec.spec_id: name for name, spec in PRESETS.items()}
+    spec = presets.get(spec_id, lake.uri(f"{Lake.spec(spec_id)}/spec.json"))
+    for corpus, count in summary["older_decoder"].items():
+        command = lake.command(f"extract {shlex.quote(str(corpus))} --spec {shlex.quote(spec)} --recheck")
+        say(
+            f"    {count:>6}  were read by an older version of soundlake. To decode again what this version reads "
+            f"otherwise, run: {command}"
+        )
+
+
+def rechecked(found: dict[str, Any], say: Callable[[str], None]) -> None:
+    """Say what became of files that an older decoder read."""
+    say(
+        f"recheck: {found['same']} files are read as before, {found['different']} otherwise, "
+        f"{found['unreachable']} could not be read"
+    )
+    if found["example"] is not None:
+        say(
+            f"    {found['unreachable']:>6}  are missing or have changed since they were extracted, and stay as they "
+            f"are. Example: {shown(found['example'])}"
+        )
+
+
 def repaired(found: dict[str, Any], spec_id: str, say: Callable[[str], None]) -> None:
     """Say which shards were damaged, and what was done about each."""
     say(f"repair: {found['shards']} shards checked, {len(found['damaged'])} damaged")
@@ -124,6 +181,7 @@ def run(result: dict[str, Any], say: Callable[[str], None]) -> None:
     """Say what the main job made."""
     found, extracted, encoded = result["ledger"], result["extract"], result["encode"]
     say(f"files       {files(extracted)}")
+    labels(extracted, say)
     say(
         f"recordings  {found['recordings']} done, {found['rejected']} files rejected, {found['hours']:.2f} hours, "
         f"{found['windows']} windows in {found['shards']} shards, {found['silent_windows']} silent windows left out"
@@ -211,6 +269,9 @@ def promoted(result: dict[str, Any], say: Callable[[str], None]) -> None:
 def status(result: dict[str, Any], say: Callable[[str], None]) -> None:
     """Say what is in a lake."""
     say(f"lake {result['lake']}")
+    forgotten = result["forgotten"]
+    if any(forgotten.values()):
+        say(f"  forgotten: {forgotten['recordings']} recordings, {forgotten['names']} names; extract leaves them out")
     if not result["specs"]:
         say(f"  no features yet; run: soundlake run AUDIO --lake {shlex.quote(result['lake'])}")
     for spec_id, found in result["specs"].items():
@@ -221,6 +282,7 @@ def status(result: dict[str, Any], say: Callable[[str], None]) -> None:
             f"{found['shards']} shards"
         )
         notes(found, say)
+        older_decoder(found, spec_id, Lake.at(result["lake"]), say)
         rejects(found, say)
         if found["estimate"] is not None:
             say(f"    {estimate_error(found['estimate'])}")
@@ -229,11 +291,15 @@ def status(result: dict[str, Any], say: Callable[[str], None]) -> None:
             say(f"  model {model_id}: {found['unreadable']}")
             continue
         mark = ", promoted" if found["promoted"] else ""
+        if found["trained_forgotten"]:
+            mark += f", trained on {found['trained_forgotten']} recordings that are forgotten now"
         loss = found["validation"]["negative_elbo"]
-        say(f"  model {model_id}: spec {found['spec_id']}{mark}, validation loss {loss:.0f} nats, {found['report']}")
+        at = f"--lake {shlex.quote(result['lake'])}"
+        report = found["report"] or f"no report; run: soundlake evaluate --model {model_id} {at}"
+        say(f"  model {model_id}: spec {found['spec_id']}{mark}, validation loss {loss:.0f} nats, {report}")
     for model_id, found in result["tables"].items():
-        fresh = "up to date"
-        if not found["up_to_date"]:
+        fresh = "up to date" if found["up_to_date"] else "its model cannot be read"
+        if found["up_to_date"] is False:
             fresh = f"out of date; run: soundlake encode --lake {shlex.quote(result['lake'])}"
         kind = (found["index"] or {}).get("kind", "exact")
         recall = (found["index"] or {}).get("recall")
@@ -251,17 +317,48 @@ def _recordings(found: dict[str, Any]) -> str:
 
 
 def hits(results: Sequence[dict[str, Any]], say: Callable[[str], None], *, filtered: bool) -> None:
-    """Say what was found for each query: rank, the very same sound marked, distance, place, label."""
+    """Say what was found for each query: a table with a line a result, and a line for what else its file is called."""
     for one in results:
         if len(results) > 1:
             say(f"{shown(one['query'])}:")
         if not one["hits"]:
             say("no window matches the filter" if filtered else "no other window in the table")
-        for rank, hit in enumerate(one["hits"], start=1):
-            mark = "=" if hit.same_sound else " "
-            distance = "" if hit.distance is None else f"{hit.distance:10.3f}"
-            label = f"  [{shown(hit.label)}]" if hit.label else ""
-            say(f"{rank:>4} {mark}{distance}  {hit.start_s:8.2f}–{hit.end_s:.2f} s  {shown(hit.uri)}{label}")
+            continue
+        for line in _hits_table(one["hits"]):
+            say(line)
+
+
+def _hits_table(found: Sequence[Any]) -> list[str]:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    asked = any(hit.distance is not None for hit in found)
+    gains = any(hit.gain_db for hit in found)
+    columns = ["", *(["same", "distance", "nearer than random pairs"] if asked else []), *(["gain"] if gains else [])]
+    table = Table(box=None, pad_edge=False)
+    for heading in columns:
+        table.add_column(heading, justify="center" if heading == "same" else "right", no_wrap=True)
+    table.add_column("place", justify="right", no_wrap=True)
+    table.add_column("file", no_wrap=True)
+    for rank, hit in enumerate(found, start=1):
+        cells = [str(rank)]
+        if asked:
+            share = "" if hit.share_nearer is None else f"{100 * (1 - hit.share_nearer):.1f} %"
+            distance = "" if hit.distance is None else f"{hit.distance:.3f}"
+            cells += ["=" if hit.same_sound else "", distance, share]
+        if gains:
+            cells.append(f"{hit.gain_db:+.1f} dB" if hit.gain_db else "")
+        label = f"  [{shown(hit.label)}]" if hit.label else ""
+        file = f"{shown(hit.uri)}{label}"
+        table.add_row(*cells, f"{hit.start_s:.2f}–{hit.end_s:.2f} s", Text(visible(file)))
+        for other in hit.other_uris:
+            table.add_row(*[""] * len(cells), "", Text(visible(f"also: {shown(other)}")))
+    # As wide as the longest name: a line that is cut off or broken is no name.
+    console = Console(width=100_000, color_system=None)
+    with console.capture() as capture:
+        console.print(table)
+    return [line.rstrip() for line in capture.get().splitlines()]
 
 
 def evaluation(found: dict[str, Any], say: Callable[[str], None]) -> None:

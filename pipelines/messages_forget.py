@@ -7,23 +7,28 @@ from typing import Any
 
 def forgotten(result: dict[str, Any], lake: str, say: Callable[[str], None]) -> None:
     """Say what was forgotten, what still knows of it, and what is to be done about that."""
-    if result["already"] and not (result["recordings"] or result["names"] > result["already"]):
-        say(f"already forgotten: {result['already']}; every file of the lake was looked through again")
+    if result["already"] and not (result["recordings"] or result["names"]):
+        say(f"already forgotten: {result['already']}; every file of the lake was searched again")
     else:
-        again = f", {result['already']} of them were already forgotten" if result["already"] else ""
-        say(f"forgotten: {result['recordings']} recordings, {result['names']} names{again}")
-    say("removed from shards, ledger, tables, their old versions, reports and logs; the next extract leaves it out")
+        before = f"; {result['already']} already forgotten before" if result["already"] else ""
+        say(f"forgotten: {_count(result['recordings'], 'recording')}, {_count(result['names'], 'name')}{before}")
+    say("removed from shards, ledgers, tables, old versions, reports and logs; later extracts leave it out")
     at = f"--lake {shlex.quote(lake)}"
     for model in result["models"]:
         use = " (promoted)" if model["promoted"] else ""
         if model["recordings"] is None:
             say(f"model {model['model_id']}{use}: of a format that does not say what it was trained on")
         else:
-            say(f"model {model['model_id']}{use}: trained on {model['recordings']} recordings that are forgotten")
+            say(f"model {model['model_id']}{use}: trained on {_count(model['recordings'], 'forgotten recording')}")
     if result["models"]:
         say(
-            f"weights may keep traces of what they were trained on: soundlake train {at}, promote the new model, then "
-            "delete models/MODEL, tables/MODEL.lance and tables/MODEL.json of the old ones in the lake"
+            "weights may keep traces of recordings they were trained on; to replace such a model run: "
+            f"soundlake train {at}, then soundlake promote, then delete models/MODEL, tables/MODEL.lance and "
+            "tables/MODEL.json of the old one in the lake"
         )
-    say("reports went with what they showed: `soundlake evaluate` writes them anew")
-    say("copies elsewhere are not the lake's: the files themselves, exports, backups, versions that a bucket keeps")
+    say(f"reports were deleted, since they may show it; to write them again run: soundlake evaluate {at}")
+    say("not touched: the files themselves, exports, backups, versions that a bucket keeps")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"

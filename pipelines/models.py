@@ -78,21 +78,39 @@ def promoted(lake: Lake, spec_id: str) -> str | None:
     return _current(lake)[0]["promoted"].get(spec_id)
 
 
+def usable(lake: Lake, spec_id: str) -> str | None:
+    """The promoted model of a spec; None if there is none, or if it has a format that this soundlake does not read."""
+    model_id = promoted(lake, spec_id)
+    return model_id if model_id is not None and _is_read(lake, model_id) else None
+
+
+def _is_read(lake: Lake, model_id: str) -> bool:
+    """Whether this soundlake reads a model's format. A model that is damaged or missing may be restored: it counts."""
+    try:
+        told(lake, model_id)
+    except artifact.FormatError:
+        return False
+    except InputError:
+        return True
+    return True
+
+
 def promote(lake: Lake, model: artifact.Model, *, reason: str, first: bool = False) -> None:
-    """Make a model the one that its spec's commands use; with `first`, only if there is none yet.
+    """Make a model the one that its spec's commands use; with `first`, only if the spec has none that is `usable`.
 
     Of two at once none is lost: in a bucket the file is written only if it still is what was read.
     """
     if lake.is_local:
         with lake.locked("models/current"):
-            if not (first and promoted(lake, model.spec.spec_id)):
+            if not (first and usable(lake, model.spec.spec_id)):
                 promotion.promote(folder(lake), model, reason=reason)
         return
     entry = promotion.promotion(model, reason=reason)
     while True:
         current, version = _current(lake)
         # The second: written, and its answer lost, and another promotion came after it.
-        if (first and model.spec.spec_id in current["promoted"]) or entry in current["history"]:
+        there = current["promoted"].get(model.spec.spec_id)
+        if (first and there is not None and _is_read(lake, there)) or entry in current["history"]:
             return
         text = json.dumps(promotion.promoting(current, entry), indent=1, sort_keys=True) + "\n"
         with storage_errors(lake.uri(CURRENT)):
@@ -200,28 +218,35 @@ def being_trained(lake: Lake, model_id: str) -> Iterator[Callable[[Path], None]]
     Raises
     ------
     TryLaterError
-        If another machine is training it.
+        If another machine is training it, or has taken over since this one gave no sign of life.
     """
     if lake.is_local:
         yield lambda directory: None
         return
     name, directory = f"models/{model_id}", folder(lake) / model_id
-    with lake.locked(name, wait=False):
+    with lake.locked(name, wait=False) as still_ours:
         there = [info.name.removeprefix(f"{name}/") for info in lake.store.below(f"{name}/{CHECKPOINTS}")]
         if there:
             # Where a machine has trained on meanwhile, what lies here is old.
             shutil.rmtree(directory / CHECKPOINTS, ignore_errors=True)
             _copy(lake, name, directory, there)
-        yield lambda local: _keep_checkpoints(lake, local)
+
+        yield lambda local: _keep_checkpoints(lake, local, still_ours)
+        still_ours()
         files = [one for one in _files(directory) if not one.startswith(f"{CHECKPOINTS}/") and one != artifact.MANIFEST]
         _side_by_side(lambda one: _send(lake, directory, one), files)
+        still_ours()
         _send(lake, directory, artifact.MANIFEST)
         lake.remove(f"{name}/{CHECKPOINTS}")
         shutil.rmtree(directory / CHECKPOINTS, ignore_errors=True)
 
 
-def _keep_checkpoints(lake: Lake, directory: Path) -> None:
-    """Send what is new of the checkpoints: values first, then the files that say which ones count, the newest last."""
+def _keep_checkpoints(lake: Lake, directory: Path, still_ours: Callable[[], None]) -> None:
+    """Send what is new of the checkpoints: values first, then the files that say which ones count, the newest last.
+
+    `still_ours` raises if another machine trains the same model now: then its checkpoints are there, not to be touched.
+    """
+    still_ours()
     name = f"models/{directory.name}"
     here = [one for one in _files(directory) if one.startswith(f"{CHECKPOINTS}/")]
     there = {info.name.removeprefix(f"{name}/"): info.size for info in lake.store.below(f"{name}/{CHECKPOINTS}")}
@@ -231,8 +256,10 @@ def _keep_checkpoints(lake: Lake, directory: Path) -> None:
     new = [one for one in values if there.get(one) != (directory / one).stat().st_size]
     _side_by_side(lambda one: _send(lake, directory, one), new)
     for one in states:
+        still_ours()
         _send(lake, directory, one)
     for one in there.keys() - set(here):
+        still_ours()
         with storage_errors(lake.uri(f"{name}/{one}")):
             lake.store.delete(f"{name}/{one}")
 

@@ -2,14 +2,42 @@
 
 import math
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from model.errors import InputError
 
 # Options of Beam's own follow `--`.
 BEAM = {"allow_extra_args": True}
+
+RETRY = "--retry-rejected"
+
+
+class RetryCommand(TyperCommand):
+    """A command with `RETRY`, whose value is optional: Typer knows no such options."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse, with ``all`` put after a `RETRY` that has no reason."""
+        return super().parse_args(ctx, self._with_reason(ctx, args))
+
+    def _with_reason(self, ctx: Any, args: list[str]) -> list[str]:
+        end = args.index("--") if "--" in args else len(args)
+        if RETRY not in args[:end]:
+            return args
+        from pipelines.audio import REASONS
+
+        place = args.index(RETRY) + 1
+        without = [*args[:place], "all", *args[place:]]
+        if place == end or args[place].startswith("-"):
+            return without
+        if args[place] in REASONS or args[place] == "all":
+            return args
+        # No reason: it is the corpus, unless that is named elsewhere, and this is a reason misspelt.
+        named, _, _ = self.make_parser(ctx).parse_args(args[:end])
+        return without if named.get("audio") is None else args
+
 
 _verbose = False
 
@@ -60,7 +88,7 @@ Accelerator = Annotated[
 ModelId = Annotated[str | None, typer.Option("--model", help="model_id; default: the promoted model.")]
 Retry = Annotated[
     str | None,
-    typer.Option("--retry-rejected", metavar="[REASON]", help="Retry rejected files: those with this reason, or all."),
+    typer.Option(RETRY, metavar="[REASON]", help="Retry rejected files: those with this reason, or all."),
 ]
 Labels = Annotated[
     str | None, typer.Option("--labels", help="CSV or Parquet with uri, label, group; default: labels.csv in AUDIO.")

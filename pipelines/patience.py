@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from model.errors import InputError, TryLaterError
+from model.errors import OF_THE_MACHINE, OF_THE_NETWORK, InputError, TryLaterError, number_of, of_system
 
 # Seconds: what one request may take, and how long a bucket may not answer before a command gives up.
 REQUEST_S = float(os.environ.get("SOUNDLAKE_REQUEST_SECONDS", "30"))
@@ -115,7 +115,7 @@ def patiently(where: str, call: Callable[[], Result]) -> Result:
         except (TryLaterError, InputError):
             raise
         except Exception as error:
-            if not is_of_storage(error) and not isinstance(error, ConnectionError):
+            if not is_of_storage(error) and number_of(error) not in OF_THE_NETWORK:
                 raise
             if (clear := told(error, where)) is not None:
                 # What is an InputError has nothing to do with the file that was asked for.
@@ -123,6 +123,8 @@ def patiently(where: str, call: Callable[[], Result]) -> Result:
             waited = time.monotonic() - began
             if waited + pause > _patience[_answers]:
                 _answers = False
+                if number_of(error) in OF_THE_MACHINE and (ours := of_system(error, where)) is not None:
+                    raise ours from error  # the bucket is not to blame
                 from pipelines.bucket import endpoint
 
                 raise TryLaterError(

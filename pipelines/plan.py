@@ -10,9 +10,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from model.features import FeatureSpec
-from pipelines.audio import Probe
+from pipelines import ledger
+from pipelines.audio import DECODER_VERSION, FLAC_FRAMES_PER_BYTE, SEEKABLE_CODECS, Probe
 from pipelines.ledger import Row
 
+# Codecs that pack silence as FLAC does. Of the others none has a lower bit rate than the lowest of Speex.
+LOSSLESS = frozenset({"flac", "alac", "ape", "mlp", "shorten", "tak", "truehd", "tta", "wavpack"})
+LEAST_BIT_RATE = 2_000
 # Windows of a segment, where a recording can be cut: a long one spreads over workers.
 SEGMENT_WINDOWS = 512
 # Windows of a bundle: 128 MB a shard at 128 x 128, and small enough that a killed run loses little.
@@ -55,19 +59,38 @@ class Segment:
         return self.recording_id, self.first, -1 if self.count is None else self.count
 
 
-def is_known(size: int, mtime_ns: int, row: Row, *, retried: frozenset[str] = TRANSIENT) -> bool:
+def is_known(size: int, mtime_ns: int, row: Row, *, retried: frozenset[str] = TRANSIENT, recheck: bool = False) -> bool:
     """Whether a ledger row still tells about a listed file: same size and time of change, and not to be tried again.
 
-    A file that the system still says nothing about (a link to nothing) is known to be so.
+    A file that the system still says nothing about (a link to nothing) is known to be so. With `recheck`, a file that
+    an older decoder rejected without knowing its content is not: `pipelines.recheck` has looked at all others.
     """
+    if recheck and row["recording_id"] is None and ledger.is_older(row):
+        return False
     same = row["size"] == size and row["mtime_ns"] == mtime_ns
     return same and (row["reason"] not in retried or (size < 0 and row["reason"] in TRANSIENT))
 
 
-def claimed_windows(probe: Probe, size: int, spec: FeatureSpec) -> int:
-    """Windows of a recording by its header; where that says nothing, by its size at 128 kbit/s. At least 1."""
-    seconds = probe.claimed_frames / probe.sample_rate if probe.claimed_frames else size / 16_000
-    return max(1, spec.n_windows(math.ceil(seconds * spec.sample_rate)))
+def most_frames(probe: Probe, size: int) -> int:
+    """Frames that a file of `size` bytes holds at most."""
+    width = SEEKABLE_CODECS.get(probe.codec, 0) if probe.container != "FLAC" else 0
+    if width:
+        return size // (width * probe.channels)
+    if probe.codec in LOSSLESS or probe.container == "FLAC":
+        return FLAC_FRAMES_PER_BYTE * size
+    return math.ceil(size * 8 / LEAST_BIT_RATE * probe.sample_rate)
+
+
+def believed_seconds(probe: Probe, size: int) -> float:
+    """Seconds of sound by a header; if it says nothing, or more than fits the file, by the size at 128 kbit/s."""
+    if probe.claimed_frames and probe.claimed_frames <= most_frames(probe, size):
+        return probe.claimed_frames / probe.sample_rate
+    return size / 16_000
+
+
+def believed_windows(probe: Probe, size: int, spec: FeatureSpec) -> int:
+    """Windows of `believed_seconds`. At least 1."""
+    return max(1, spec.n_windows(math.ceil(believed_seconds(probe, size) * spec.sample_rate)))
 
 
 def segments(recording_id: str, probe: Probe, size: int, spec: FeatureSpec) -> Iterator[Segment]:
@@ -76,21 +99,13 @@ def segments(recording_id: str, probe: Probe, size: int, spec: FeatureSpec) -> I
     Only what seeks to the exact sample is cut: to begin in the middle of anything else means to decode all before it.
     The last segment is open: it ends where the sound does.
     """
-    windows = claimed_windows(probe, size, spec)
-    # A header may claim years: what cannot be in so many bytes (8 bits a sample, 1:16 packed) is not believed.
-    believable = windows <= claimed_windows_limit(probe, size, spec)
-    if not probe.seekable or not probe.claimed_frames or not believable:
-        yield Segment(recording_id, 0, None, windows if believable else 1)
+    windows = believed_windows(probe, size, spec)
+    if not probe.seekable or not probe.claimed_frames or probe.claimed_frames > most_frames(probe, size):
+        yield Segment(recording_id, 0, None, windows)
         return
     for first in range(0, windows, SEGMENT_WINDOWS):
         last = first + SEGMENT_WINDOWS >= windows
         yield Segment(recording_id, first, None if last else SEGMENT_WINDOWS, min(SEGMENT_WINDOWS, windows - first))
-
-
-def claimed_windows_limit(probe: Probe, size: int, spec: FeatureSpec) -> int:
-    """Windows that `size` bytes could hold at 16 samples a byte and channel; FLAC of silence packs far more."""
-    samples = 8192 * size if probe.container == "FLAC" else 16 * size
-    return max(1, spec.n_windows(math.ceil(samples / probe.sample_rate * spec.sample_rate)))
 
 
 def bundle_windows(total: int) -> int:
@@ -132,6 +147,7 @@ def pack(found: Iterable[Segment], total: int) -> Iterator[tuple[Segment, ...]]:
 
 
 def bundle_id(spec: FeatureSpec, packed: Iterable[Segment]) -> str:
-    """The name of a bundle: digest of the spec and of its segments, never of when or where."""
-    text = json.dumps([spec.spec_id, *(segment.key() for segment in packed)], separators=(",", ":"))
+    """The name of a bundle: digest of the spec, the decoders' version and its segments, never of when or where."""
+    # Version 1 was not named: what it left unfinished has other names, and is not taken for what is read now.
+    text = json.dumps([spec.spec_id, DECODER_VERSION, *(s.key() for s in packed)], separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:32]

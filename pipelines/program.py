@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import sys
 import threading
@@ -12,7 +13,7 @@ from typing import Any
 
 import typer
 
-from model.errors import HeldError, InputError, TryLaterError
+from model.errors import HeldError, InputError, TryLaterError, is_of_lance, of_system
 from pipelines.cli import app
 from pipelines.display import at_work
 from pipelines.lake import MANIFEST, HandedOver, interrupted
@@ -43,14 +44,6 @@ def prepare() -> None:
     logging.basicConfig(handlers=[handler], level=logging.WARNING, format="%(message)s")
     if not verbose():
         warnings.simplefilter("ignore")
-
-
-def _reasons_filled_in(arguments: list[str]) -> list[str]:
-    """The same with ``all`` after a ``--retry-rejected`` without a reason: Typer wants a value for each option."""
-    filled = []
-    for argument, after in zip(arguments, [*arguments[1:], "-"], strict=False):
-        filled += [argument, "all"] if argument == "--retry-rejected" and after.startswith("-") else [argument]
-    return filled
 
 
 @contextlib.contextmanager
@@ -107,7 +100,7 @@ def _run(arguments: list[str]) -> int:
     command = next((one for one in arguments if not one.startswith("-")), "soundlake")
     try:
         with at_work(command):
-            code = app(args=_reasons_filled_in(arguments), standalone_mode=False)
+            code = app(args=arguments, standalone_mode=False)
     except SystemExit as error:
         # Of Beam's own parser. And Typer's answer to any broken pipe, for which it takes the streams away: stdout's
         # come to nothing (`Answer`), so that it is one of the command's work.
@@ -139,15 +132,41 @@ def _told(error: BaseException) -> int:
     if hasattr(error, "format_message") and hasattr(error, "exit_code"):
         context = getattr(error, "ctx", None)
         path = context.command_path if context else "soundlake"
-        return _fail(2, f"{error.format_message().rstrip(' .')}. See {path} --help", error)
-    # By its words: Lance's errors of reading have no class of their own. What may pass was tried again before.
-    if "LanceError(IO)" in str(error):
-        said = _one_line(error).partition("LanceError(IO): ")[2].split(", /")[0]
-        return _fail(2, f"a ledger or table of the lake is damaged ({said}): restore its folder from a copy", error)
+        return _fail(2, f"{_sentence(error.format_message())} See {path} --help", error)
+    if (clear := _of_storage(error)) is not None:
+        return _fail(2 if isinstance(clear, InputError) else 75, str(clear), error)
     where = "" if verbose() else "; -v shows the traceback"
     if where and any(note.startswith(MANIFEST) for note in getattr(error, "__notes__", [])):
         where += ", and so does the newest manifest in the lake's runs/"
     return _fail(1, f"internal error (please report it): {type(error).__name__}: {_one_line(error)}{where}", error)
+
+
+def _sentence(text: str) -> str:
+    """The same with one mark at its end."""
+    text = text.rstrip(" .")
+    return text if text.endswith(("?", "!")) else f"{text}."
+
+
+def _of_storage(error: BaseException) -> InputError | TryLaterError | None:
+    """What the system, a bucket or Lance says where nothing nearer to it has told it; None of an internal error."""
+    from pipelines.patience import is_of_storage
+
+    if (clear := of_system(error)) is not None:
+        return clear
+    if isinstance(error, Exception) and is_of_storage(error):
+        return TryLaterError(f"a bucket failed: {_one_line(error)}; run the same command again")
+    if isinstance(error, MemoryError):
+        return TryLaterError(
+            "not enough memory: stop other programs, or use fewer --workers, and run the command again"
+        )
+    if is_of_lance(error):
+        # The system has no part in it, so the bytes themselves are wrong.
+        said = _one_line(error).split(", /")[0].split(", rust/")[0].rpartition("LanceError(IO): ")[2]
+        said = re.sub("^((External error|Wrapped error|Invalid user input): )+", "", said)
+        return InputError(
+            f"a ledger or table of the lake is damaged ({said}): check the disk, then restore its folder from a backup"
+        )
+    return None
 
 
 def _one_line(error: BaseException) -> str:

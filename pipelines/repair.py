@@ -71,7 +71,7 @@ def _file_of(recording_id: str, files: Iterable[Candidate]) -> Candidate | None:
                 with open(path, "rb") as data:
                     if hashlib.file_digest(data, "sha256").hexdigest() == recording_id:
                         return replace(file, probe=found)
-        except (Rejected, OSError):
+        except (Rejected, FileNotFoundError, NotADirectoryError, PermissionError):
             continue
     return None
 

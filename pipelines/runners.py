@@ -22,6 +22,7 @@ from apache_beam.utils.windowed_value import WindowedValue
 from model.errors import InputError, TryLaterError
 from pipelines import flink, isolation, job_server, worker_boot
 from pipelines.lake import HandedOver
+from pipelines.machine import cores
 from pipelines.options import is_template
 
 # How long a worker of Spark or Flink may be idle between steps of its pipeline.
@@ -111,7 +112,7 @@ def beam_options(arguments: Sequence[str], *, workers: int = 0) -> Engine:
     threads = 1
     if local and not any(a.startswith("--direct_") for a in given):
         given += ["--direct_running_mode=in_memory", "--direct_num_workers=1"]
-        threads = workers or len(os.sched_getaffinity(0))
+        threads = workers or cores()
     # As Spark's own programs have it.
     given = [re.sub("^--(spark|flink)-master=", _master, argument) for argument in given]
     cluster = next((c for name, c in job_server.CLUSTERS.items() if f"--runner={name}" in given), None)
@@ -158,26 +159,6 @@ def _with_workers(given: Sequence[str], cluster: job_server.Cluster) -> list[str
         # One jar, for it must be one at least: what is copied to workers goes behind older classes of their own.
         added.append(f"--files_to_stage={job_server.smallest(cluster, value.get(f'--{cluster.jars}'))}")
     return [*given, *added]
-
-
-def keep_freed_memory(keep: bool) -> None:
-    """Whether freed blocks of a megabyte and more stay with this process, where the C library can be told.
-
-    The local engine moves all that is shuffled in one block a step, and several copies of it: kept, they add up. The
-    batches of a model come and go a thousand times: given back, each costs a page fault every 4 kB.
-
-    Parameters
-    ----------
-    keep : bool
-    """
-    import ctypes
-
-    m_trim_threshold, m_mmap_threshold, m_arena_max = -1, -3, -8
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(m_mmap_threshold, 32 << 20 if keep else 1 << 20)
-        mallopt(m_trim_threshold, 512 << 20 if keep else 1 << 17)
-        mallopt(m_arena_max, 2)
 
 
 def _known_flags(options: Any) -> set[str]:

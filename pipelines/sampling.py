@@ -34,12 +34,16 @@ class Clip:
     Attributes
     ----------
     recording_id, uri, group : str
+        Of several files that hold it the first by uri.
     label : str or None
+        That all of its files agree on which have one.
     windows : ndarray of int64, shape (n,)
         Places in the recording.
     values : ndarray of uint16, shape (n, window_frames, n_mels)
     valid : ndarray of int64, shape (n,)
         Frames of each window that hold sound.
+    copies : tuple of str
+        The uris of its other files.
     """
 
     recording_id: str
@@ -49,6 +53,7 @@ class Clip:
     windows: npt.NDArray[np.int64]
     values: npt.NDArray[np.uint16]
     valid: npt.NDArray[np.int64]
+    copies: tuple[str, ...] = ()
 
     def frames(self, spec: FeatureSpec) -> Array:
         """Frames of all windows, those that two windows share once, (frames, n_mels), nats."""
@@ -79,14 +84,19 @@ def sample(lake: Lake, spec: FeatureSpec, known: Any, groups: Mapping[str, str])
     counts = counts.group_by("recording_id").aggregate([("windows", "max")]).sort_by("recording_id")
     total = np.cumsum(np.minimum(counts["windows_max"].to_numpy(), WINDOWS_EACH))
     names = counts["recording_id"].slice(0, int(np.searchsorted(total, WINDOWS)) + 1).to_pylist()
-    chosen: dict[str, dict[str, Any]] = {}
+    files: dict[str, list[ledger.Row]] = {}
     columns = ["recording_id", "status", "uri", "label", "windows", "bundles"]
     for batch in table.rows_of(known, "recording_id", names, columns):
         for row in batch.to_pylist():
-            before = chosen.get(row["recording_id"])
-            # Copies: the first name speaks for all.
-            if row["status"] == ledger.DONE and (before is None or row["uri"] < before["uri"]):
-                chosen[row["recording_id"]] = row
+            if row["status"] == ledger.DONE:
+                files.setdefault(row["recording_id"], []).append(row)
+    chosen = {recording_id: ledger.merged(rows) for recording_id, rows in files.items()}
+    unsure = sum(chosen[one]["label"] is None and any(row["label"] for row in rows) for one, rows in files.items())
+    if unsure:
+        log.warning(
+            "%d recordings of the sample are files of the same content with different labels, and count as without one",
+            unsure,
+        )
     found: dict[str, dict[int, tuple[npt.NDArray[np.uint16], int]]] = {name: {} for name in names}
     for bundle in sorted({bundle for row in chosen.values() for bundle in row["bundles"]}):
         for record, _ in read_shard(lake, spec, bundle):
@@ -103,7 +113,9 @@ def sample(lake: Lake, spec: FeatureSpec, known: Any, groups: Mapping[str, str])
             values = np.stack([windows[n][0] for n in numbers])
             valid = np.array([windows[n][1] for n in numbers])
             group = groups[recording_id] or recording_id
-            clips.append(Clip(recording_id, row["uri"], group, row["label"], np.array(numbers), values, valid))
+            copies_of = tuple(sorted({other["uri"] for other in files[recording_id]} - {row["uri"]}))
+            clip = Clip(recording_id, row["uri"], group, row["label"], np.array(numbers), values, valid, copies_of)
+            clips.append(clip)
     return clips
 
 

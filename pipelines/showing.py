@@ -17,8 +17,8 @@ from model.report import Heard, Pair, Worth, write
 from pipelines.audio import Rejected, opened
 from pipelines.corpus import at_hand, local_path
 from pipelines.evaluation import Judged
+from pipelines.query import stretch
 from pipelines.sampling import Clip
-from pipelines.search import stretch
 
 log = logging.getLogger(__name__)
 

@@ -2,10 +2,12 @@
 
 from typing import Any
 
+from model import artifact
 from model.errors import InputError
 from model.features import PRESETS
 from model.paths import is_id
 from pipelines import ledger, models, table
+from pipelines.forgotten import Memory
 from pipelines.lake import Lake, manifests
 from pipelines.lookup import spec_of_lake
 
@@ -19,6 +21,8 @@ def status(lake: Lake, *, spec: str | None = None) -> dict[str, Any]:
         preset = next((name for name, spec in PRESETS.items() if spec.spec_id == spec_id), None)
         specs[spec_id] = {"preset": preset, "ledger_version": int(dataset.version), **ledger.summary(dataset)}
         specs[spec_id]["estimate"] = _last_estimate(lake, spec_id)
+        # Here too, since a model that cannot be read does not say what it is of.
+        specs[spec_id]["promoted"] = models.promoted(lake, spec_id)
     found: dict[str, Any] = {}
     tables: dict[str, Any] = {}
     for model_id in models.known(lake):
@@ -34,7 +38,8 @@ def status(lake: Lake, *, spec: str | None = None) -> dict[str, Any]:
             "promoted": models.promoted(lake, model.spec.spec_id) == model_id,
             "validation": model.metrics["validation"],
             "active_dimensions": model.metrics["active_dimensions"],
-            "report": models.report(lake, model),
+            "report": models.report(lake, model) if lake.exists(f"models/{model_id}/{artifact.REPORT}") else None,
+            "trained_forgotten": int(model.manifest.get(artifact.STRUCK, 0)),
         }
     for name in lake.names("tables"):
         model_id = name.removesuffix(".lance")
@@ -47,8 +52,12 @@ def status(lake: Lake, *, spec: str | None = None) -> dict[str, Any]:
             tables[model_id]["index"] = said.get("index")
             now = specs.get(found.get(model_id, {}).get("spec_id", ""), {}).get("ledger_version")
             wanted = {"ledger_version": now, "row_format": table.ROW_FORMAT}
-            tables[model_id]["up_to_date"] = now is not None and wanted == {name: said.get(name) for name in wanted}
-    return {"lake": lake.root, "specs": specs, "models": found, "tables": tables}
+            fresh = now is not None and wanted == {name: said.get(name) for name in wanted}
+            # Of a model that cannot be read, nobody knows the spec.
+            tables[model_id]["up_to_date"] = None if "unreadable" in found.get(model_id, {}) else fresh
+    memory = Memory.of(lake)
+    forgotten = {"recordings": len(memory.recordings), "names": len(memory.names)}
+    return {"lake": lake.root, "specs": specs, "models": found, "tables": tables, "forgotten": forgotten}
 
 
 def _last_estimate(lake: Lake, spec_id: str) -> dict[str, Any] | None:

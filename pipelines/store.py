@@ -11,10 +11,11 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import IO, BinaryIO, Protocol
 
+from model.durable import make_folders, replace
 from model.errors import NO_LOCKS, InputError, storage_errors
 
 # What buckets are known by; a root without a scheme is a folder.
@@ -82,8 +83,11 @@ class Store(Protocol):
     def remove(self, folder: str) -> None:
         """Remove a folder and all in it, if it is there."""
 
-    def locked(self, name: str, *, wait: bool = True) -> contextlib.AbstractContextManager[None]:
-        """Keep others out of the same block; who does not `wait` gets a `TryLaterError` if another is in it."""
+    def locked(self, name: str, *, wait: bool = True) -> contextlib.AbstractContextManager[Callable[[], None]]:
+        """Keep others out of the same block; who does not `wait` gets a `TryLaterError` if another is in it.
+
+        Yields what raises `TryLaterError` once the lock is lost, as one in a bucket can be.
+        """
 
 
 def is_bucket(root: str) -> bool:
@@ -133,7 +137,7 @@ class Folder:
     def create(self, name: str, *, durable: bool = True) -> Iterator[IO[bytes]]:
         target = self._path(name)
         folder = os.path.dirname(target)
-        os.makedirs(folder, exist_ok=True)
+        make_folders(folder) if durable else os.makedirs(folder, exist_ok=True)
         # Not a suffix of the name: a bundle's name may already be as long as names may be. New, so that no link which
         # somebody put there is followed; with the rights that the user's umask leaves.
         part = f"{folder}/.part-{secrets.token_hex(8)}"
@@ -143,7 +147,7 @@ class Folder:
                 file.flush()
                 if durable:
                     os.fsync(file.fileno())
-            os.replace(part, target)
+            replace(part, target) if durable else os.replace(part, target)
         except BaseException:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(part)
@@ -192,7 +196,7 @@ class Folder:
                 shutil.rmtree(self._path(folder))
 
     @contextlib.contextmanager
-    def locked(self, name: str, *, wait: bool = True) -> Iterator[None]:
+    def locked(self, name: str, *, wait: bool = True) -> Iterator[Callable[[], None]]:
         """Keep other processes of this machine out; the kernel opens the lock of a killed one.
 
         On a file system without locks it does nothing, and the checks inside the block have to do.
@@ -216,6 +220,6 @@ class Folder:
                 if error.errno not in NO_LOCKS:
                     with storage_errors(path):
                         raise
-            yield
+            yield lambda: None  # the kernel takes it from no living process
         finally:
             os.close(handle)

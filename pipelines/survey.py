@@ -15,15 +15,17 @@ from typing import Any, NamedTuple
 import apache_beam as beam
 from apache_beam.pvalue import AsSingleton, TaggedOutput
 
+from model.errors import OF_THE_MACHINE
 from model.features import FeatureSpec
 from pipelines import account, fragments, isolation, ledger, plan
 from pipelines.account import Candidate, Work, packed
 from pipelines.audio import Probe, Rejected, probe
 from pipelines.bundle import read_outcomes
-from pipelines.corpus import Entry, at_hand, in_partition, listing, read_labels
+from pipelines.corpus import Entry, at_hand, in_partition, listing, partition_of, partitions
 from pipelines.forgotten import Memory
 from pipelines.isolation import sandbox
 from pipelines.joins import joined
+from pipelines.labels import NAMED, read_labels
 from pipelines.lake import Lake
 from pipelines.progress import LISTED, PROBED, Progress, Tally
 from pipelines.runners import Concurrently
@@ -48,6 +50,20 @@ class _Split(beam.DoFn):
         else:
             uri, entry = found
             yield uri, packed([entry.size, entry.mtime_ns])
+
+
+class _ReadLabels(beam.DoFn):
+    """(uri, [number of its row, label, group]) of what a label file names; what is odd about it as ``notes``."""
+
+    def __init__(self, corpus: str) -> None:
+        self.corpus = corpus
+
+    def process(self, labels: str) -> Iterator[Any]:
+        found = read_labels(labels, self.corpus)
+        for note in found.notes:
+            yield TaggedOutput("notes", note)
+        for uri, (number, values) in found.lines.items():
+            yield uri, packed([number, *values])
 
 
 class _ReadLedger(beam.DoFn):
@@ -86,6 +102,8 @@ def _read_left(bundle: str, lake: Lake, spec_id: str) -> Iterator[Any]:
     if any(memory.holds(uri=row["uri"], recording_id=row["recording_id"]) for row in rows):
         return  # a shard with a forgotten recording in it must not be named by the ledger
     for row in rows:
+        if ledger.is_older(row):
+            continue  # it is decoded anew
         if row["first"] == 0:
             file = [row["size"], row["mtime_ns"], row["recording_id"], json.loads(row["probe"])]
             yield TaggedOutput("files", (row["uri"], packed(file)))
@@ -97,11 +115,13 @@ class _Compare(beam.DoFn):
 
     Parameters
     ----------
-    corpus, partition, retried
+    corpus, partition, retried, recheck
         As for `survey`.
     lake : Lake or None
         Whose memory of what is forgotten counts; by default nothing is forgotten.
     include_forgotten : bool
+    others : frozenset of str
+        The other partitions of the corpus: a label that belongs to none has no file, whichever is looked at.
     """
 
     def __init__(
@@ -112,8 +132,11 @@ class _Compare(beam.DoFn):
         lake: Lake | None = None,
         *,
         include_forgotten: bool = False,
+        recheck: bool = False,
+        others: frozenset[str] = frozenset(),
     ) -> None:
-        self.corpus, self.partition, self.retried = corpus, partition, retried
+        self.corpus, self.partition, self.retried, self.others = corpus, partition, retried, others
+        self.recheck = recheck
         self.lake, self.include_forgotten = lake, include_forgotten
         self.memory: Memory | None = None
 
@@ -122,7 +145,9 @@ class _Compare(beam.DoFn):
 
     def process(self, element: tuple[str, Mapping[str, list[bytes]]]) -> Iterator[Any]:
         uri, joined = element
-        if not in_partition(uri, self.corpus, self.partition):
+        if not in_partition(uri, self.corpus, self.partition) and (
+            not joined["labels"] or joined["known"] or partition_of(uri, self.corpus) in self.others
+        ):
             return
         listed, known, labels = (
             next((json.loads(data) for data in joined[name]), None) for name in ("listed", "known", "labels")
@@ -133,8 +158,10 @@ class _Compare(beam.DoFn):
             if row is not None and row["corpus"] == self.corpus:
                 yield TaggedOutput("gone", (replaces, uri))
                 yield TaggedOutput("counts", ("gone", 1))
-            elif row is None and labels is not None:
+            elif row is None and labels is not None and not (self.memory and self.memory.is_former(uri)):
                 yield TaggedOutput("counts", ("labels without a file", 1))
+                if self.memory is None or not self.memory.holds(uri=uri):
+                    yield TaggedOutput("unmatched", (labels[0], uri))
             return
         yield TaggedOutput("counts", ("listed", 1))
         size, mtime_ns = listed
@@ -144,7 +171,7 @@ class _Compare(beam.DoFn):
             return
         for digest in sorted(forgotten):
             yield TaggedOutput("forgotten", digest)
-        label, group = labels or (None, None)
+        _, label, group = labels or (None, None, None)
         file = Candidate(uri, size, mtime_ns, label, group, replaces=replaces)
         # Finished bundles that no ledger names yet know the file: it needs no second reading.
         left = min((one[2:] for one in map(json.loads, joined["left"]) if one[:2] == listed), default=None)
@@ -153,16 +180,17 @@ class _Compare(beam.DoFn):
         else:
             same_name = (row["corpus"], row["label"], row["group"]) == (self.corpus, label, group)
             unchanged = (row["size"], row["mtime_ns"]) == (size, mtime_ns)
-            if plan.is_known(size, mtime_ns, row, retried=self.retried):
+            if plan.is_known(size, mtime_ns, row, retried=self.retried, recheck=self.recheck):
                 if same_name:
                     yield TaggedOutput("counts", ("unchanged", 1))
+                    yield TaggedOutput("counts", ("older decoder", int(ledger.is_older(row))))
                     return
                 if row["recording_id"] is not None:
                     yield TaggedOutput("counts", ("relabelled", 1))
                     yield TaggedOutput("identified", (row["recording_id"], packed(file.values())))
                     return
             yield TaggedOutput("counts", ("tried again" if unchanged else "changed", 1))
-            if same_name and unchanged:
+            if same_name and unchanged and not (self.recheck and ledger.is_older(row)):
                 # For what it was rejected, so that the same again is no news.
                 file = replace(file, before=row["reason"])
         if left is not None:
@@ -202,6 +230,8 @@ def probe_file(candidate: Candidate, corpus: str) -> Iterator[Any]:
     except Rejected as error:
         stage, reason, detail = error.stage, error.reason, error.detail
     except OSError as error:
+        if error.errno in OF_THE_MACHINE:
+            raise
         stage, reason, detail = "probe", "unreadable", error.strerror or type(error).__name__
     else:
         yield digest, packed(replace(candidate, before=None, probe=found).values())
@@ -271,19 +301,16 @@ class _Recognise(beam.DoFn):
         yield TaggedOutput("counts", ("recordings", 1))
         for work in works:
             if work.outcome is None:
-                yield TaggedOutput("counts", (f"planned_s {container}", _claimed_seconds(work, self.spec)))
+                yield TaggedOutput("counts", (f"planned_s {container}", _believed_seconds(work, self.spec)))
                 yield TaggedOutput("counts", ("planned windows", work.segment.windows))
             yield work.packed()
 
 
-def _claimed_seconds(work: Work, spec: FeatureSpec) -> float:
-    """Seconds of sound in a segment, by the header."""
-    found, segment = work.probe, work.segment
-    whole = segment.windows * spec.step_seconds
-    if not found.claimed_frames:
-        return whole
-    to_the_end = found.claimed_frames / found.sample_rate - segment.first * spec.step_seconds
-    return to_the_end if segment.count is None else min(to_the_end, whole)
+def _believed_seconds(work: Work, spec: FeatureSpec) -> float:
+    """Seconds of sound in a segment, by the header or the size of its file."""
+    segment = work.segment
+    to_the_end = plan.believed_seconds(work.probe, work.files[0].size) - segment.first * spec.step_seconds
+    return to_the_end if segment.count is None else min(to_the_end, segment.windows * spec.step_seconds)
 
 
 class Survey(NamedTuple):
@@ -303,6 +330,10 @@ class Survey(NamedTuple):
         Of `pipelines.forgotten.Memory`: of files whose content is forgotten; with `include_forgotten`, of what is not
         forgotten any more.
     counts : tuple, of (name, number)
+    unmatched : of (number of a row, uri)
+        The first labels without a file.
+    label_notes : of str
+        What is odd about the label file.
     """
 
     works: Any
@@ -311,6 +342,8 @@ class Survey(NamedTuple):
     gone: tuple[Any, ...]
     forgotten: tuple[Any, ...]
     counts: tuple[Any, ...]
+    unmatched: Any
+    label_notes: Any
 
 
 def survey(
@@ -326,12 +359,13 @@ def survey(
     retried: frozenset[str] = plan.TRANSIENT,
     progress: Progress | None = None,
     include_forgotten: bool = False,
+    recheck: bool = False,
 ) -> Survey:
     """Apply the transforms from the listing to the segments that are to be extracted.
 
     Parameters
     ----------
-    pipeline, lake, spec, corpus, labels, partition, threads, retried, include_forgotten
+    pipeline, lake, spec, corpus, labels, partition, threads, retried, include_forgotten, recheck
         As for `pipelines.extract.extract`. The lake may be one that does not exist yet; nothing is written to it.
     before : lance.LanceDataset or None
         The ledger to compare with; workers read it at its version.
@@ -352,9 +386,9 @@ def survey(
     named = (
         pipeline
         | "label file" >> beam.Create([] if labels is None else [labels])
-        | "read labels" >> beam.FlatMap(read_labels, corpus)
-        | "pack labels" >> beam.Map(lambda named: (named[0], packed([named[1]["label"], named[1]["group"]])))
+        | "read labels" >> beam.ParDo(_ReadLabels(corpus)).with_outputs("notes", main="lines")
     )
+    others = frozenset() if partition is None else frozenset(partitions(corpus)) - {partition}
     left = (
         pipeline
         | "once" >> beam.Create([None])
@@ -363,10 +397,10 @@ def survey(
         | "read leftovers" >> beam.FlatMap(_read_left, lake, spec.spec_id).with_outputs("files", main="outcomes")
     )
     compared = joined(
-        "by uri", {"listed": listed.listed, "known": known, "labels": named, "left": left.files}
+        "by uri", {"listed": listed.listed, "known": known, "labels": named.lines, "left": left.files}
     ) | "compare" >> beam.ParDo(
-        _Compare(corpus, partition, retried, lake, include_forgotten=include_forgotten)
-    ).with_outputs("gone", "counts", "identified", "forgotten", main="candidates")
+        _Compare(corpus, partition, retried, lake, include_forgotten=include_forgotten, recheck=recheck, others=others)
+    ).with_outputs("gone", "counts", "identified", "forgotten", "unmatched", main="candidates")
     probed = compared.candidates | "probe" >> beam.ParDo(
         Concurrently(functools.partial(probe_file, corpus=corpus), threads)
     ).with_outputs("rows", "counts", main="found").with_resource_hints(min_ram=isolation.RAM)
@@ -397,6 +431,10 @@ def survey(
         (compared.gone, identified.gone),
         (compared.forgotten, identified.forgotten),
         (listed.counts, compared.counts, probed.counts, identified.counts, recognised.counts),
+        compared.unmatched
+        | "first without a file" >> beam.combiners.Top.Smallest(NAMED)
+        | "each without a file" >> beam.FlatMap(list),
+        named.notes,
     )
 
 

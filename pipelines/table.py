@@ -7,12 +7,13 @@ true of each file by itself. The rows of its first file, by uri, stand for the r
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
 
-from model.errors import InputError
+from model.errors import InputError, is_of_lance, number_of
 from pipelines import fragments
 from pipelines.display import stage
 from pipelines.lake import Lake
@@ -22,6 +23,9 @@ INDEX_ROWS = 65_536
 RECALL_QUERIES, RECALL_K = 100, 10
 # What rows there are: 1, of the first file of each recording; 2, of every file. Kept in what encode said of a table.
 ROW_FORMAT = 2
+
+# In a table's totals: distances of random pairs of its windows (`pipelines.random_pairs`).
+RANDOM_PAIRS = "random_pairs"
 
 _KEY = {b"lance-schema:unenforced-primary-key": b"true"}
 
@@ -124,6 +128,15 @@ def index(dataset: Any) -> dict[str, Any]:
     return {"kind": "IVF_FLAT", "rows": rows, "recall": recall(dataset)}
 
 
+# A filter as `whole` makes it, perhaps after recordings that a search leaves out; what Lance puts around its words.
+_WHOLE = re.compile(r"(?:NOT \w+ IN \([^)]*\) AND )?\((.*)\n\)", re.DOTALL)
+_LANCE = re.compile(r"Invalid user input: |Schema error: |Error during planning: |Error parsing function: ")
+_STATEMENT = re.compile(
+    r"(?:parsing|tokenizing) statement: .*\((?:sql parser error: )?([^(]*?)(?: at Line: \d+, Column: \d+)?\)$",
+    re.DOTALL,
+)
+
+
 def whole(where: str | None) -> str | None:
     """A user's filter in parentheses: where an expression ends, Lance would leave the rest out without a word."""
     return f"({where}\n)" if where and where.strip() else None
@@ -153,13 +166,18 @@ def nearest(
 
 def filter_error(dataset: Any, where: str | None, error: Exception) -> Exception:
     """`InputError` for a filter that the table does not understand; the error itself if it is about something else."""
-    if where is None or "LanceError(IO)" in str(error):
+    if where is None or is_of_lance(error) or number_of(error) is not None:
         return error
-    said = str(error).replace("\n)", ")").split("\n")[0].split(", /")[0].split(", rust/")[0]
+    # What was asked, without what `whole` and a search put around it.
+    asked = inside[1] if (inside := _WHOLE.match(where)) else where
+    said = _LANCE.sub("", str(error).split(", /")[0].split(", rust/")[0])
+    if statement := _STATEMENT.search(said):
+        said = statement[1].replace("found: )", "found: the end")
     # Ours follow; Lance's list has its hidden ones, too.
-    said = said.partition(". Valid fields are")[0]
+    said = " ".join(said.partition(". Valid fields are")[0].split()).rstrip(".")
+    said = said if said.endswith("?") else f"{said}."
     names = ", ".join(name for name in dataset.schema.names if name not in ("embedding", "bundle", "record_offset"))
-    return InputError(f"cannot use the filter {where!r}: {said}. Columns: {names}")
+    return InputError(f"cannot use the filter {asked!r}: {said} Columns: {names}")
 
 
 def recall(dataset: Any) -> float:

@@ -4,6 +4,7 @@ A deleted row stays in its data file, and an old version keeps the rows that a n
 holds a forgotten row is written anew, old versions go at once, and every other data file is opened and looked at.
 """
 
+import errno
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from model.errors import storage_errors
+from model.errors import InputError, number_of, storage_errors
 from pipelines import fragments
 from pipelines.bucket import lance_options
 from pipelines.forgotten import Memory
@@ -49,7 +50,9 @@ def rows_in(dataset_uri: str, name: str) -> Any:
 
     try:
         return patiently(dataset_uri, read)
-    except (OSError, ValueError, RuntimeError):
+    except (OSError, ValueError, RuntimeError) as error:
+        if number_of(error) not in (None, errno.ENOENT):
+            raise
         return None
 
 
@@ -107,11 +110,22 @@ def cleaned(lake: Lake, name: str, memory: Memory, *, moment: float, versions: b
         began before, and what it made is not committed any more.
     versions : bool
         Whether old versions go in any case.
+
+    Raises
+    ------
+    InputError
+        If somebody has tagged a version, which Lance keeps for them.
     """
     dataset = fragments.of_lake(lake, name)
     with storage_errors(lake.path(name)):
         old = _unnamed(lake, name, dataset)
         if dataset is not None and (versions or held_by(memory, dataset.uri, old)):
+            tags = sorted(patiently(dataset.uri, dataset.tags.list))
+            if tags:
+                raise InputError(
+                    f"{dataset.uri} has versions with tags ({', '.join(tags)}), which keep what is to be forgotten: "
+                    "delete the tags, and run the same command again"
+                )
             fragments.changed(dataset, lambda one: one.cleanup_old_versions(older_than=timedelta(0)))
             old = _unnamed(lake, name, dataset)
         for file, changed in old.items():

@@ -27,14 +27,14 @@ def train(
     if_missing: bool = False,
     if_grown: float | None = None,
 ) -> dict[str, Any]:
-    """Train a model on the lake's features; the first of a spec is promoted.
+    """Train a model on the lake's features; it is promoted if the spec has no promoted model that can be used.
 
     Where TF_CONFIG names several hosts (`model.hosts`), each makes this call; the chief alone writes.
 
     Parameters
     ----------
     if_missing : bool
-        Do nothing if the spec has a promoted model, whatever it was trained on.
+        Do nothing if the spec has a promoted model that can be used, whatever it was trained on.
     if_grown : float or None
         Do nothing if the spec has a model, promoted or held, and the lake has fewer than this share more windows than
         the one of them that saw the most.
@@ -50,7 +50,7 @@ def train(
     from pydantic import ValidationError
 
     found = spec_of_lake(lake, spec)
-    there = models.promoted(lake, found.spec_id)
+    there = models.usable(lake, found.spec_id)
     if if_missing and there is not None:
         return _told(lake, models.told(lake, there), trained=False, run_id=None)
     dataset = ledger.open_ledger(lake, found.spec_id)
@@ -63,6 +63,7 @@ def train(
     bundles, groups = ledger.training_input(dataset)
     with stage("loading TensorFlow"), quiet():
         from model.artifact import model_id as id_of
+        from model.places import BadShardError
         from model.train import TrainSettings, identity
         from model.train import train as train_model
     # TensorFlow writes modules among the temporary files, and takes them away at the end, but not their bytecode.
@@ -81,17 +82,20 @@ def train(
     def trained(saved: Callable[[Path], None]) -> bool:
         with stage("fetching the shards"):
             shards = models.shards(lake, found.spec_id, bundles)
-        with stage("preparing the training") as report:
-            return train_model(
-                shards,
-                found,
-                groups=groups,
-                models_dir=models.folder(lake),
-                settings=resolved,
-                origin={"lake": lake.root, "ledger_version": int(dataset.version)},
-                report=report,
-                saved=saved,
-            ).trained
+        try:
+            with stage("preparing the training") as report:
+                return train_model(
+                    shards,
+                    found,
+                    groups=groups,
+                    models_dir=models.folder(lake),
+                    settings=resolved,
+                    origin={"lake": lake.root, "ledger_version": int(dataset.version)},
+                    report=report,
+                    saved=saved,
+                ).trained
+        except BadShardError as error:
+            raise InputError(f"{error}; to rebuild it run: {lake.command('extract AUDIO --repair')}") from error
 
     new = model_id not in models.known(lake)
     if not here.is_chief:
@@ -104,7 +108,10 @@ def train(
                 new = trained(saved)
         _strike_off(lake, model_id, groups)
         model = models.load(lake, model_id)
-        models.promote(lake, model, reason="the first model of its spec", first=True)
+        reason = "the first model of its spec"
+        if (before := models.promoted(lake, found.spec_id)) is not None:
+            reason = f"the model in use, {before}, has a format that is not read"
+        models.promote(lake, model, reason=reason, first=True)
         run.manifest["counts"] = {"model_id": model_id, "metrics": model.metrics}
     return _told(lake, model, trained=new, run_id=run.run_id) | grown
 

@@ -37,6 +37,8 @@ def extract(settings: Settings, corpus: Corpus, partition: str | None) -> Line:
     line = ["extract", corpus.audio, "--spec", settings.spec, *_where(settings)]
     line += ["--labels", corpus.labels] if corpus.labels else []
     line += [] if partition is None else [f"--partition={partition}"]
+    most = settings.limits.max_rejects
+    line += [] if most is None else ["--max-rejects", str(most)]
     return line + _beam(settings)
 
 

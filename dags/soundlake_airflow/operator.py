@@ -253,7 +253,7 @@ def outcome(code: int, out: bytes, last: str, *, gate: bool) -> dict[str, Any]:
     if code in (WRONG_CALL, HELD, TOO_MANY_REJECTS):
         raise AirflowFailException(f"exit code {code}, not tried again: {said}")
     how = f"signal {-code}" if code < 0 else f"exit code {code}"
-    raise AirflowException(f"{how}, tried again: {said}")
+    raise AirflowException(f"{how}, another try may help: {said}")
 
 
 def tell_assets(

@@ -16,6 +16,7 @@ PLACES = ("local", "dataflow", "spark", "flink", "kubernetes")
 RUNNERS = {"dataflow": "DataflowRunner", "spark": "SparkRunner", "flink": "FlinkRunner"}
 # Names of Beam's options that hold a secret.
 _SECRET = re.compile(r"secret|passw|token|credential|signature|access_?key|connection_?string", re.IGNORECASE)
+_WEB_ADDRESS = re.compile(r"https?://[\w.:\[\]-]+(/[!-~]*)?", re.ASCII)
 # Names for cron expressions that Airflow knows.
 PRESETS = ("@hourly", "@daily", "@weekly", "@monthly", "@quarterly", "@yearly")
 
@@ -83,9 +84,11 @@ class Limits:
     hours : float
         A task is stopped after this.
     late_hours : float
-        A run that takes this much longer than the last ten did on average raises the alert.
+        A run that takes this much longer than the last ten that succeeded did on average raises the alert.
     recall : float
         Least recall of a table's index.
+    max_rejects : int or None
+        Extract fails if the ledger holds more rejected files than this; None for any number.
     """
 
     side_by_side: int = 2
@@ -95,6 +98,7 @@ class Limits:
     hours: float = 12.0
     late_hours: float = 6.0
     recall: float = 0.9
+    max_rejects: int | None = None
 
 
 @dataclass(frozen=True)
@@ -142,7 +146,7 @@ class Settings:
     inherit : tuple of str
         Names of the worker's own variables that they get, too.
     alert : str
-        URL that gets a POST when a run is late; the log has it in any case.
+        URL that gets a POST when a run fails or is late; the log has it in any case.
     """
 
     lake: str
@@ -274,10 +278,14 @@ def _judge(found: Settings) -> None:
         _check(0 < value < 1e6, f"limits.{name}", "more than 0, and less than a million", value)
     _check(limits.retries >= 0, "limits.retries", "0 or more", limits.retries)
     _check(0 <= limits.recall <= 1, "limits.recall", "from 0 to 1", limits.recall)
+    _check((limits.max_rejects or 0) >= 0, "limits.max_rejects", "0 or more", limits.max_rejects)
     _check(found.training.grown >= 0, "training.grown", "0 or more", found.training.grown)
     _check(found.training.preset in VAE_PRESETS, "training.preset", "default or seed", found.training.preset)
     steps = found.training.steps
     _check(steps is None or steps > 0, "training.steps", "more than 0", steps)
+    # Not shown: whoever knows it may call.
+    if found.alert and not _WEB_ADDRESS.fullmatch(found.alert):
+        raise SettingsError("alert must be a URL such as https://example.org/hook, and hold no user's name")
     # Paths are taken by processes whose own folder is another.
     paths = {"lake": found.lake} | {f"corpora.{name}.audio": one.audio for name, one in found.corpora.items()}
     paths |= {f"corpora.{name}.labels": one.labels for name, one in found.corpora.items() if one.labels is not None}

@@ -1,19 +1,15 @@
 """Tasks, assets and defaults that the DAGs share: the one place that knows where a command runs."""
 
-import logging
 import urllib.parse
-import urllib.request
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
 from airflow.sdk import Asset, DeadlineAlert, DeadlineReference, SyncCallback
 
-from soundlake_airflow import command_lines
+from soundlake_airflow import alert, command_lines
 from soundlake_airflow.operator import SoundlakeOperator
 from soundlake_airflow.settings import Settings
-
-log = logging.getLogger(__name__)
 
 # Made once in Airflow (`airflow pools import infra/airflow/pools.json`): what shares the lake's disks, and its cores.
 LAKE_POOL, TRAINING_POOL = "soundlake_lake", "soundlake_training"
@@ -59,19 +55,8 @@ def told(result: Mapping[str, Any], *names: str) -> dict[str, Any]:
     return {name: result[name] for name in names} | {"manifest": result.get("manifest")}
 
 
-def late(context: Mapping[str, Any], url: str = "") -> None:
-    """Say that a run takes longer than it should: in the log, and to a URL if there is one."""
-    run = context["dag_run"]
-    name = f"{run['dag_id']} {run['dag_run_id']}" if isinstance(run, dict) else f"{run.dag_id} {run.run_id}"
-    log.error("late: %s has not ended in its time", name)
-    if url:
-        data = urllib.parse.urlencode({"text": f"soundlake: {name} has not ended in its time"}).encode()
-        with urllib.request.urlopen(url, data=data, timeout=30):
-            pass
-
-
 def dag_defaults(settings: Settings) -> dict[str, Any]:
-    """Arguments that every DAG has: one run at a time, retries with back-off, an alert for one that is late.
+    """Arguments that every DAG has: one run at a time, retries with back-off, an alert for one that fails or is late.
 
     No date to start from: where a DAG has one, Airflow runs it as soon as it is switched on.
     """
@@ -87,13 +72,16 @@ def dag_defaults(settings: Settings) -> dict[str, Any]:
             "retry_exponential_backoff": 2.0,
             "max_retry_delay": timedelta(minutes=limits.longest_retry_minutes),
             "execution_timeout": timedelta(hours=limits.hours),
+            "on_failure_callback": alert.keep_error,
         },
+        # Of the run, not of its tasks: of ten partitions that fail for one reason, one message tells.
+        "on_failure_callback": alert.failed,
         "deadline": [
             DeadlineAlert(
                 # Not of when the run was queued: Airflow 3.3 then fails to clear a task (apache/airflow#70368).
                 reference=DeadlineReference.AVERAGE_RUNTIME(max_runs=10, min_runs=1),
                 interval=timedelta(hours=limits.late_hours),
-                callback=SyncCallback(late, kwargs={"url": settings.alert}),
+                callback=SyncCallback(alert.late),
             )
         ],
     }

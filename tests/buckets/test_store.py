@@ -141,7 +141,7 @@ def test_a_lease(here: Server, bucket: str, monkeypatch: pytest.MonkeyPatch) -> 
         with files.locked("x"):
             inside[0] += 1
             most[0] = max(most[0], inside[0])
-            with pytest.raises(TryLaterError, match=r"is at s3://.*x\.lock"), files.locked("x", wait=False):
+            with pytest.raises(TryLaterError, match=r"has locked s3://.*x\.lock"), files.locked("x", wait=False):
                 pass
             inside[0] -= 1
 

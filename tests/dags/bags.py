@@ -13,7 +13,7 @@ SETTINGS = """
 lake = "/srv/my lake"
 command = ["/opt/soundlake/bin/soundlake"]
 spec = "wildlife"
-alert = "http://127.0.0.1:9/late"
+alert = "http://127.0.0.1:9/hook"
 inherit = ["SSL_CERT_FILE"]
 
 [corpora.birds]
@@ -47,6 +47,7 @@ longest_retry_minutes = 30
 hours = 6
 late_hours = 8
 recall = 0.8
+max_rejects = 40
 
 [environment]
 TF_NUM_INTRAOP_THREADS = "2"

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.dags.bags import REPOSITORY, bag_with
+from tests.dags.hook import Hook, listening
 
 PROGRAM = REPOSITORY / ".venv/bin/soundlake"
 pytestmark = pytest.mark.skipif(not PROGRAM.exists(), reason="needs .venv/bin/soundlake: make .venv/ready")
@@ -33,23 +35,27 @@ class Run:
     state : str
     tasks : dict
         State by task, or by task and title of a mapped one.
-    found : dict
-        What each task gave, by the same.
+    found, errors : dict
+        What each task gave, by the same; and what each that failed kept of its error.
     events : list
         Names of assets, and what their events carry, in order.
+    calls : list
+        What the address in the settings was told.
     """
 
     state: str
     tasks: dict[Any, str]
     found: dict[Any, Any]
+    errors: dict[Any, Any]
     events: list[tuple[str, dict[str, Any]]]
+    calls: list[str]
 
 
 class World:
     """A corpus in two, a lake, and an Airflow whose DAGs know them."""
 
-    def __init__(self, root: Path) -> None:
-        self.root, self.lake = root, root / "the lake"
+    def __init__(self, root: Path, hook: Hook) -> None:
+        self.root, self.lake, self.hook = root, root / "the lake", hook
         self.command("synth", str(root / "made"), "--recordings", "24")
         self.birds, self.city = root / "birds", root / "city"
         places = {kind: f"{folder}/{kind}" for folder, kinds in FOLDERS.items() for kind in kinds}
@@ -84,7 +90,7 @@ class World:
         (spec,) = self.status()["specs"].values()
         return dict(spec)
 
-    def run(self, dag_id: str, conf: dict[str, Any] | None = None, *, by_folder: bool = True) -> Run:
+    def run(self, dag_id: str, conf: dict[str, Any] | None = None, *, by_folder: bool = True, limits: str = "") -> Run:
         """Run a DAG to its end, in this process."""
         from airflow.models.asset import AssetEvent, AssetModel
         from airflow.models.xcom import XComModel
@@ -95,10 +101,11 @@ class World:
             (
                 f'lake = "{self.lake}"',
                 f'command = ["{PROGRAM}"]',
+                f'alert = "{self.hook.url}"',
                 f'[corpora.birds]\naudio = "{self.birds}"\nby_folder = {str(by_folder).lower()}',
                 f'[corpora.city]\naudio = "{self.city}"\nlabels = "{self.root}/city.csv"',
                 # dag.test would wait for the time of another try.
-                "[limits]\nretries = 0",
+                f"[limits]\nretries = 0\n{limits}",
             )
         )
         bag = bag_with(self.root, text)
@@ -106,33 +113,36 @@ class World:
         dag = bag.dags[dag_id]
         # Airflow 3.3.2: DagRun.update_state fails on the deadlines of a DAG in dag.test ("dict has no attribute hex").
         dag.deadline = None
+        before = len(self.hook.texts)
         with pytest.MonkeyPatch.context() as patch:
             # dag.test reads all DAGs once more.
             patch.setenv("SOUNDLAKE_SETTINGS", str(self.root / "soundlake.toml"))
             run = dag.test(run_conf=conf)
-        tasks, found, names = {}, {}, {}
+        tasks, found, errors, names = {}, {}, {}, {}
         for one in run.get_task_instances():
             # A mapped task that came to nothing has one instance, and no title.
             name = (one.task_id, one.rendered_map_index) if one.rendered_map_index else one.task_id
             tasks[name], names[one.task_id, one.map_index] = str(one.state), name
         with create_session() as session:
-            for row in session.scalars(XComModel.get_many(run_id=run.run_id, dag_ids=dag_id, key="return_value")):
-                found[names[row.task_id, row.map_index]] = XComModel.deserialize_value(row)
+            for key, values in (("return_value", found), ("error", errors)):
+                for row in session.scalars(XComModel.get_many(run_id=run.run_id, dag_ids=dag_id, key=key)):
+                    values[names[row.task_id, row.map_index]] = XComModel.deserialize_value(row)
             query = select(AssetModel.name, AssetEvent.extra).join(AssetModel, AssetModel.id == AssetEvent.asset_id)
             query = query.where(AssetEvent.source_run_id == run.run_id, AssetEvent.source_dag_id == dag_id)
             events = [(name, extra) for name, extra in session.execute(query.order_by(AssetEvent.id))]
         # PostgreSQL's JSON has no NaN.
         json.dumps([list(found.values()), events], allow_nan=False)
-        return Run(str(run.state), tasks, found, events)
+        return Run(str(run.state), tasks, found, errors, events, self.hook.texts[before:])
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     program = [sys.executable, "-m", "airflow"]
     for command in (["db", "migrate"], ["pools", "import", str(REPOSITORY / "infra/airflow/pools.json")]):
         done = subprocess.run([*program, *command], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-    return World(tmp_path_factory.mktemp("world"))
+    with listening() as hook:
+        yield World(tmp_path_factory.mktemp("world"), hook)
 
 
 PARTS = [f"birds/{name}" for name in ("-x", ".", "a {{ b }} 'c'")]
@@ -224,6 +234,14 @@ def test_a_partition_that_fails(world: World, extracted: Run, capfd: pytest.Capt
         os.rename(away, world.birds / "-x")
     expected = extracted.tasks | {("extract", "birds/-x"): "failed", "complete": "upstream_failed"}
     assert (run.state, run.tasks) == ("failed", expected)
+    # One call for the run, of the task that failed. What it was is with the task: dag.test has nobody to ask for it.
+    (text,) = run.calls
+    assert text.startswith("soundlake: extract_features failed, run manual__")
+    assert "\nextract: its error could not be read (" in text
+    (kept,) = run.errors.values()
+    assert kept["title"] == "birds/-x"
+    assert kept["error"].startswith("exit code 2, not tried again: ")
+    assert kept["log"] in text
     # What the others did is told all the same.
     assert run.events == extracted.events
     # The log ends with what the command said.
@@ -320,6 +338,29 @@ def test_a_worse_candidate_is_held(world: World, encoded: Run, model_id: str) ->
     assert set(extra["worse"]) <= set(extra["measures"])
     in_use = {name: one["promoted"] for name, one in world.status()["models"].items()}
     assert in_use == {model_id: True, worse["model_id"]: False}
+
+
+def test_a_model_in_use_that_cannot_be_read_is_not_green(world: World, encoded: Run, model_id: str) -> None:
+    """A run that has nothing to read does not end well: neither the gate, which holds its candidate, nor encode."""
+    (candidate,) = set(world.status()["models"]) - {model_id}
+    path = world.lake / "models" / model_id / "model.json"
+    whole = path.read_text()
+    path.write_text(json.dumps(json.loads(whole) | {"format_version": 999}))
+    try:
+        judged = world.run("evaluate_and_promote", {"model_id": candidate})
+        encoding = world.run("encode_corpus")
+    finally:
+        path.write_text(whole)
+    assert judged.state == encoding.state == "failed"
+    ended = {"verdict": "failed", "held": "upstream_failed", "promoted": "upstream_failed"}
+    assert judged.tasks.items() >= ({"promote": "success"} | ended).items()
+    assert judged.errors["verdict"]["error"].startswith(f"model {candidate} cannot be compared with {model_id}: ")
+    assert judged.events == encoding.events == []
+    assert {name: encoding.tasks[name] for name in encoding.errors} == {("encode", part): "failed" for part in PARTS}
+    assert all(one["error"].startswith("exit code 2, not tried again: ") for one in encoding.errors.values())
+    assert encoding.tasks["table"] == "upstream_failed"
+    # Three partitions, one call.
+    assert [len(run.calls) for run in (judged, encoding)] == [1, 1]
 
 
 def test_maintain_table(world: World, encoded: Run) -> None:

@@ -6,9 +6,7 @@ import json
 import re
 import subprocess
 import sys
-import threading
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,8 +14,9 @@ from typing import Any
 import pytest
 from airflow.sdk import AssetOrTimeSchedule
 from airflow.sdk.definitions.asset import AssetAll, AssetAny
+from airflow.sdk.exceptions import AirflowFailException
 from airflow.serialization.serialized_objects import DagSerialization
-from soundlake_airflow import command_lines, tasks
+from soundlake_airflow import alert, command_lines
 from soundlake_airflow.operator import SoundlakeOperator
 from soundlake_airflow.settings import Settings, parse
 
@@ -33,10 +32,10 @@ BRANCH, SHORT = "_BranchPythonDecoratedOperator", "_ShortCircuitDecoratedOperato
 GRAPHS: dict[str, dict[str, tuple[str, int | None, str, str, set[str]]]] = {
     "extract_features": {
         "partitions": (COMMAND, 4, LAKE, "all_success", {"works"}),
-        "works": (PYTHON, None, NONE, "none_failed", {"extract"}),
+        "works": (PYTHON, None, NONE, "none_failed", {"extract", "complete"}),
         "extract": (COMMAND, 5, LAKE, "all_success", {"features", "complete"}),
         "features": (COMMAND, None, LAKE, "all_done_min_one_success", set()),
-        "complete": ("EmptyOperator", None, NONE, "all_success", set()),
+        "complete": (PYTHON, None, NONE, "none_failed", set()),
     },
     "train_vae": {
         "arguments": (PYTHON, None, NONE, "all_success", {"train"}),
@@ -263,12 +262,15 @@ def test_defaults(dags: dict[str, Any], name: str) -> None:
         assert kept["retry_exponential_backoff"] == 2.0
         assert kept["max_retry_delay"] == timedelta(minutes=30)
         assert kept["execution_timeout"] == timedelta(hours=6)
+        assert kept["on_failure_callback"] in (alert.keep_error, [alert.keep_error])
     (deadline,) = dag.deadline
     assert deadline.interval == timedelta(hours=8)
     assert type(deadline.reference).__name__ == "AverageRuntimeDeadline"
     # By its path: the process that calls it imports it anew.
-    assert deadline.callback.path == "soundlake_airflow.tasks.late"
-    assert deadline.callback.kwargs == {"url": "http://127.0.0.1:9/late"}
+    assert deadline.callback.path == "soundlake_airflow.alert.late"
+    # Whom it calls it takes from the settings: what stands here is kept in Airflow's database, and logged.
+    assert deadline.callback.kwargs == {}
+    assert dag.on_failure_callback is alert.failed
 
 
 @pytest.mark.parametrize("place", sorted(BEAM))
@@ -280,6 +282,8 @@ def test_serialised_and_read_again(place: str, tmp_path: Path) -> None:
         back = DagSerialization.from_dict(there)
         assert (back.dag_id, back.max_active_runs, back.doc_md) == (name, 1, dag.doc_md)
         assert len(back.deadline) == 1
+        # All that the scheduler knows of it: the DAG processor has the function.
+        assert back.has_on_failure_callback
         assert type(back.timetable).__name__ == type(dag.timetable).__name__
         for task_id, (_, at_once, pool, rule, after) in GRAPHS[name].items():
             task = back.get_task(task_id)
@@ -444,55 +448,62 @@ def test_the_candidate_is_the_one_named_or_the_newest(dags: dict[str, Any]) -> N
     events = {"candidates": [event(2, "b"), event(3, "c"), event(1, "a")]}
     assert candidate(params={"model_id": None}, triggering_asset_events=events) == "c"
     assert candidate(params={"model_id": "d"}, triggering_asset_events=events) == "d"
-    with pytest.raises(ValueError, match="give a model_id"):
+    # Another try would find none either.
+    with pytest.raises(AirflowFailException, match="give a model_id"):
         candidate(params={"model_id": None}, triggering_asset_events={})
 
 
 def test_the_verdict(dags: dict[str, Any]) -> None:
-    assert called(dags, "evaluate_and_promote", "verdict", {"model_id": "a", "held": "worse"}) == "held"
-    assert called(dags, "evaluate_and_promote", "verdict", {"model_id": "a"}) == "promoted"
+    def verdict(**result: Any) -> str:
+        return str(called(dags, "evaluate_and_promote", "verdict", {"model_id": "a"} | result))
+
+    assert verdict(worse=[]) == "promoted"
+    assert verdict(worse=["error"], held="a is worse than b") == "held"
+    # Nobody has judged it: that is no verdict.
+    for nothing in ({"worse": []}, {}):
+        with pytest.raises(AirflowFailException, match=r"^a cannot be compared with b$"):
+            verdict(held="a cannot be compared with b", **nothing)
 
 
-def test_whether_there_is_a_model(dags: dict[str, Any]) -> None:
-    def model(*models: dict[str, Any]) -> bool:
-        return bool(called(dags, "encode_corpus", "model", {"models": dict(enumerate(models))}))
+def test_whether_a_model_is_in_use(dags: dict[str, Any]) -> None:
+    def model(promoted: str | None, *models: dict[str, Any]) -> bool:
+        status = {"specs": {"wildlife": {"promoted": promoted}}, "models": dict(enumerate(models))}
+        return bool(called(dags, "encode_corpus", "model", status))
 
-    assert not model()
-    assert not model({"promoted": False}, {"unreadable": "a file is missing"})
-    assert model({"promoted": False}, {"promoted": True})
+    assert not model(None)
+    assert not model(None, {"promoted": False}, {"unreadable": "a file is missing"})
+    assert model("1", {"promoted": False}, {"promoted": True})
+    # The commands say what is wrong with it: no run ends well because nothing can be read.
+    assert model("1", {"unreadable": "a file is missing"})
+    assert model("1")
 
 
-# --- late ------------------------------------------------------------------------------------------------------------
+def test_whether_anything_came_of_a_night(dags: dict[str, Any]) -> None:
+    def result(listed: int, new: int = 0, changed: int = 0, done: int = 0, **more: int) -> dict[str, int]:
+        return {"listed": listed, "new": new, "changed": changed, "done": done, "rejected": 0} | more
 
+    def complete(birds: list[dict[str, int]], attic: list[dict[str, int]], city: dict[str, int]) -> None:
+        titles = [*(f"birds/{i}" for i in range(len(birds))), *(f"attic/{i}" for i in range(len(attic))), "city"]
+        made = [{"title": title, "arguments": []} for title in titles]
+        called(dags, "extract_features", "complete", made, [*birds, *attic, city])
 
-def test_late_is_posted(caplog: pytest.LogCaptureFixture) -> None:
-    bodies = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            bodies.append(self.rfile.read(int(self.headers["Content-Length"])))
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, *args: Any) -> None:
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        url = f"http://127.0.0.1:{server.server_port}/hook"
-        tasks.late({"dag_run": {"dag_id": "train_vae", "dag_run_id": "manual & 1"}}, url=url)
-        tasks.late({"dag_run": SimpleNamespace(dag_id="train_vae", run_id="manual 2")})
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-    assert bodies == [b"text=soundlake%3A+train_vae+manual+%26+1+has+not+ended+in+its+time"]
-    assert [record.getMessage() for record in caplog.records if record.name == "soundlake_airflow.tasks"] == [
-        "late: train_vae manual & 1 has not ended in its time",
-        "late: train_vae manual 2 has not ended in its time",
-    ]
+    some = [result(3)]
+    complete(some, some, result(4))
+    complete(some, some, result(4, new=2, done=1, rejected=1))
+    complete([result(0), result(3)], some, result(4, changed=1, done=1))
+    # All of what is new was left out on purpose, and what is there is known.
+    complete(some, some, result(4, new=4, forgotten=4))
+    with pytest.raises(AirflowFailException, match=r"^no files in the corpus city: is it mounted"):
+        complete(some, some, result(0))
+    with pytest.raises(AirflowFailException, match=r"^no files in the corpus birds, attic: is it mounted"):
+        complete([], [result(0)], result(4))
+    for city in (result(4, new=2, rejected=2), result(4, changed=1, rejected=1)):
+        with pytest.raises(AirflowFailException, match=r"^none of the \d new or changed files could be used; "):
+            complete(some, some, city)
+    # A file that is tried again each night, such as one that may not be read, was told when it was new.
+    complete(some, some, result(4, rejected=1))
+    with pytest.raises(AirflowFailException, match=r"^no files in the corpus birds, attic, city: "):
+        called(dags, "extract_features", "complete")
 
 
 # --- settings that are wrong -----------------------------------------------------------------------------------------

@@ -219,16 +219,16 @@ AGAIN, FINAL = AirflowException, AirflowFailException
 @pytest.mark.parametrize(
     ("script", "gate", "kind", "message"),
     [
-        ("exit 1", False, AGAIN, "exit code 1, tried again: the lake is away"),
-        ("exit 1", True, AGAIN, "exit code 1, tried again: the lake is away"),
+        ("exit 1", False, AGAIN, "exit code 1, another try may help: the lake is away"),
+        ("exit 1", True, AGAIN, "exit code 1, another try may help: the lake is away"),
         ("exit 2", False, FINAL, "exit code 2, not tried again: the lake is away"),
         ("exit 2", True, FINAL, "exit code 2, not tried again: the lake is away"),
         ("echo '{\"a\": 1}'; exit 3", False, FINAL, "exit code 3, not tried again: the lake is away"),
         ("exit 4", True, FINAL, "exit code 4, not tried again: the lake is away"),
-        ("echo '{\"a\": 1}'; exit 75", True, AGAIN, "exit code 75, tried again: the lake is away"),
-        ("exit 130", False, AGAIN, "exit code 130, tried again: the lake is away"),
-        ("kill -9 $$", False, AGAIN, "signal 9, tried again: the lake is away"),
-        ("kill -15 $$", True, AGAIN, "signal 15, tried again: the lake is away"),
+        ("echo '{\"a\": 1}'; exit 75", True, AGAIN, "exit code 75, another try may help: the lake is away"),
+        ("exit 130", False, AGAIN, "exit code 130, another try may help: the lake is away"),
+        ("kill -9 $$", False, AGAIN, "signal 9, another try may help: the lake is away"),
+        ("kill -15 $$", True, AGAIN, "signal 15, another try may help: the lake is away"),
     ],
 )
 def test_what_an_exit_code_means(script: str, gate: bool, kind: type[Exception], message: str) -> None:
@@ -244,7 +244,7 @@ def test_a_gate_that_says_no_has_its_reason_in_the_result() -> None:
 
 
 def test_a_command_that_says_nothing() -> None:
-    with pytest.raises(AirflowException, match=r"^exit code 1, tried again: it said nothing$"):
+    with pytest.raises(AirflowException, match=r"^exit code 1, another try may help: it said nothing$"):
         run(SH, "exit 1")
 
 

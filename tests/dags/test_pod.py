@@ -198,14 +198,14 @@ def test_no_object_is_a_fault_that_stays(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize(
     ("code", "gate", "kind", "message"),
     [
-        (1, False, AirflowException, "exit code 1, tried again: the lake is away"),
+        (1, False, AirflowException, "exit code 1, another try may help: the lake is away"),
         (2, False, AirflowFailException, "exit code 2, not tried again: the lake is away"),
         (2, True, AirflowFailException, "exit code 2, not tried again: the lake is away"),
         (3, False, AirflowFailException, "exit code 3, not tried again: the lake is away"),
         (4, False, AirflowFailException, "exit code 4, not tried again: the lake is away"),
-        (75, True, AirflowException, "exit code 75, tried again: the lake is away"),
+        (75, True, AirflowException, "exit code 75, another try may help: the lake is away"),
         # Out of memory.
-        (137, False, AirflowException, "exit code 137, tried again: the lake is away"),
+        (137, False, AirflowException, "exit code 137, another try may help: the lake is away"),
     ],
 )
 def test_what_an_exit_code_means(
@@ -225,7 +225,7 @@ def test_a_gate_that_says_no_has_its_reason_in_the_result(monkeypatch: pytest.Mo
 
 
 def test_a_pod_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(AirflowException, match=r"^exit code 1, tried again: it said nothing$"):
+    with pytest.raises(AirflowException, match=r"^exit code 1, another try may help: it said nothing$"):
         run_pod(monkeypatch, an_operator(), ended(1), None)
 
 

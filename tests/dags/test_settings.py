@@ -24,7 +24,7 @@ def test_everything_is_read() -> None:
         "command": ("/opt/soundlake/bin/soundlake",),
         "spec": "wildlife",
         "where": "local",
-        "alert": "http://127.0.0.1:9/late",
+        "alert": "http://127.0.0.1:9/hook",
         "inherit": ("SSL_CERT_FILE",),
         "schedule": {"extract": "15 3 * * *", "train": "30 4 * * 1", "maintain": "45 5 * * 2"},
         "training": {"grown": 0.5, "preset": "seed", "steps": 700},
@@ -36,6 +36,7 @@ def test_everything_is_read() -> None:
             "hours": 6,
             "late_hours": 8,
             "recall": 0.8,
+            "max_rejects": 40,
         },
         "kubernetes": {
             "image": "example.org/soundlake:1",
@@ -66,6 +67,7 @@ def test_a_lake_and_a_corpus_are_enough() -> None:
     [
         "[limits]\nretries = 0\nrecall = 0\nhours = 0.5",
         "[limits]\nrecall = 1",
+        "[limits]\nmax_rejects = 0",
         "[training]\ngrown = 0\nsteps = 1",
         '[schedule]\nextract = ""\ntrain = "@hourly"\nmaintain = "*/5 1-3 * * 1,2"',
         '[kubernetes]\nclaim = "lake"\nmounted_at = "/lake"',
@@ -126,6 +128,14 @@ WRONG = {
     "nothing side by side": (LEAST + "[limits]\nside_by_side = 0", "limits.side_by_side must be more than 0"),
     "no such preset": (LEAST + '[training]\npreset = "big"', "training.preset must be default or seed, not 'big'"),
     "negative retries": (LEAST + "[limits]\nretries = -1", "limits.retries must be 0 or more, not -1"),
+    "negative rejects": (LEAST + "[limits]\nmax_rejects = -1", "limits.max_rejects must be 0 or more, not -1"),
+    "a share of rejects": (LEAST + "[limits]\nmax_rejects = 0.5", "limits.max_rejects must be a number, not 0.5"),
+    "an alert to a file": ('alert = "file:///etc/passwd"\n' + LEAST, "alert must be a URL such as https://"),
+    "an alert without a scheme": ('alert = "example.org/hook"\n' + LEAST, "alert must be a URL such as https://"),
+    "an alert by mail": ('alert = "me@example.org"\n' + LEAST, "alert must be a URL such as https://"),
+    "an alert with a user": ('alert = "https://me:hidden@a.org/"\n' + LEAST, "alert must be a URL such as https://"),
+    "an alert without a host": ('alert = "https:///hook"\n' + LEAST, "alert must be a URL such as https://"),
+    "an alert in two lines": ('alert = "https://a.org/x\\ny"\n' + LEAST, "alert must be a URL such as https://"),
     "recall in percent": (LEAST + "[limits]\nrecall = 90", "limits.recall must be from 0 to 1, not 90"),
     "negative share": (LEAST + "[training]\ngrown = -0.1", "training.grown must be 0 or more, not -0.1"),
     "negative steps": (LEAST + "[training]\nsteps = -5", "training.steps must be more than 0, not -5"),
@@ -142,6 +152,7 @@ def test_what_is_wrong_is_told_in_one_line(name: str) -> None:
     with pytest.raises(SettingsError, match=f"^/etc/here.toml: .*{re.escape(said)}") as error:
         parse(text, "/etc/here.toml")
     assert "\n" not in str(error.value)
+    assert "hidden" not in str(error.value)
 
 
 def test_the_file_is_the_one_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,6 +77,11 @@ class Api:
         body |= {"only_failed": only_failed, "reset_dag_runs": True}
         self.call("POST", f"/api/v2/dags/{dag_id}/clearTaskInstances", body)
 
+    def fail(self, dag_id: str, run_id: str, task_id: str) -> None:
+        """Mark a task as failed; if it runs, it is killed."""
+        path = f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}"
+        self.call("PATCH", path, {"new_state": "failed"})
+
     def events(self, name: str) -> list[dict[str, Any]]:
         """Events of an asset, the oldest first."""
         found = self.call("GET", "/api/v2/assets?limit=100")["assets"]

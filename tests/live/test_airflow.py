@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import time
+import urllib.parse
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from tests.dags.hook import Hook, listening
 from tests.live.rest import Api
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -40,10 +42,12 @@ local = _local()
 
 @dataclass
 class World:
-    """An Airflow, its API, a lake, and a corpus to change."""
+    """An Airflow, its API, who it calls, its settings, a lake, and a corpus to change."""
 
     airflow: Any
     api: Api
+    hook: Hook
+    settings: Path
     audio: Path
     store: dict[str, list[Path]]
     lake: Path
@@ -59,6 +63,19 @@ class World:
         (self.audio / kind).mkdir(parents=True, exist_ok=True)
         for path in self.store[kind][first : first + count]:
             shutil.copy(path, self.audio / kind / path.name)
+
+    def fails(self, dag_id: str, run_id: str) -> str:
+        """Wait for a run to fail, and for the one message that tells so; return what follows its first two lines."""
+        assert self.api.ended(dag_id, run_id) == "failed"
+        first = f"soundlake: {dag_id} failed, run {run_id}"
+        until = time.monotonic() + 120
+        while not (texts := [text for text in self.hook.texts if text.startswith(first)]):
+            assert time.monotonic() < until, f"nobody was called: {self.hook.texts}"
+            time.sleep(0.5)
+        (text,) = texts
+        name, address, rest = text.split("\n", 2)
+        assert (name, address) == (first, f"{self.api.url}/dags/{dag_id}/runs/{urllib.parse.quote(run_id)}")
+        return rest
 
     def shards(self) -> dict[str, int]:
         """Shards, and when each was written."""
@@ -81,9 +98,12 @@ def _store(folder: Path) -> dict[str, list[Path]]:
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     folder = tmp_path_factory.mktemp("live")
     settings = folder / "soundlake.toml"
-    settings.write_text(f"""
+    store = _store(folder)
+    with listening() as hook:
+        settings.write_text(f"""
 lake = "{folder}/lake"
 command = ["{SOUNDLAKE}"]
+alert = "{hook.url}"
 [corpora.sounds]
 audio = "{folder}/audio"
 by_folder = true
@@ -97,18 +117,19 @@ grown = 0.5
 [limits]
 retries = 2
 retry_minutes = 0.05
+late_hours = 0.001
 """)
-    store = _store(folder)
-    airflow = local.LocalAirflow(folder / "airflow", settings)
-    try:
-        airflow.start()
-        found = World(airflow, Api(airflow.url, local.USER, airflow.password), folder / "audio", store, folder / "lake")
-        found.audio.mkdir()
-        yield found
-    finally:
-        airflow.stop()
-        # Its logs stay, to be read.
-        airflow.remove_database()
+        airflow = local.LocalAirflow(folder / "airflow", settings)
+        try:
+            airflow.start()
+            api = Api(airflow.url, local.USER, airflow.password)
+            found = World(airflow, api, hook, settings, folder / "audio", store, folder / "lake")
+            found.audio.mkdir()
+            yield found
+        finally:
+            airflow.stop()
+            # Its logs stay, to be read.
+            airflow.remove_database()
 
 
 def names(states: dict[str, Any], task: str) -> dict[str, Any]:
@@ -125,8 +146,10 @@ def test_dags_are_there(world: World) -> None:
         # What its page shows.
         assert len(world.api.call("GET", f"/api/v2/dags/{dag_id}/details")["doc_md"]) > 200
         world.api.pause(dag_id, paused=False)
-    # A DAG that is switched on runs once at once: here on a corpus of nothing yet.
-    assert world.api.ended("extract_features", world.api.next_run("extract_features", set())) == "success"
+    # A DAG that is switched on runs once at once: here on a corpus of nothing yet, as one is that is not mounted.
+    run = world.api.next_run("extract_features", set())
+    text = world.fails("extract_features", run)
+    assert text.startswith("complete, try 1: no files in the corpus sounds: is it mounted, ")
     world.api.quiet()
     assert not world.lake.exists()
 
@@ -215,6 +238,12 @@ def test_a_task_that_failed_is_cleared_and_goes_on(world: World) -> None:
     (one,) = [t for t in api.tasks("extract_features", run) if t["task_id"] == "extract" and t["state"] == "failed"]
     # The same call would give the same answer: it was not tried again, though there are retries.
     assert one["try_number"] == 1
+    # Somebody is told which task it was, why it failed, and where its log is.
+    first, address = world.fails("extract_features", run).split("\n")
+    assert first.startswith(f"extract sounds/{kind}, try 1: exit code 2, not tried again: the corpus ")
+    assert "is empty now" in first
+    path = f"dags/extract_features/runs/{urllib.parse.quote(run)}/tasks/extract/mapped/{one['map_index']}"
+    assert address == f"  {api.url}/{path}?try_number=1"
     log = api.log("extract_features", run, "extract", map_index=one["map_index"])
     assert "is empty now" in log
     assert "--allow-empty" in log
@@ -298,6 +327,108 @@ def test_the_scheduler_is_killed_and_the_run_goes_on(world: World) -> None:
     assert train["try_number"] >= 2
     metrics = api.xcom("train_vae", run, "train")["metrics"]
     assert metrics["steps"] == 400
+    # Longer than the trainings before: who is called of failures is called of this.
+    assert world.hook.texts.count(f"soundlake: train_vae is late, run {run}: it has not ended yet") == 1
+    api.quiet()
+
+
+def test_a_task_that_is_killed_calls(world: World) -> None:
+    """Nothing of the task itself can tell: its worker is gone."""
+    api = world.api
+    run = api.trigger("train_vae", seed=2, steps=400, grown=0)
+    until = time.monotonic() + 240
+    while api.states("train_vae", run).get("train") != "running" and time.monotonic() < until:
+        time.sleep(1)
+    api.fail("train_vae", run, "train")
+    said, address = world.fails("train_vae", run).split("\n")
+    assert said == "train: it was killed or lost before it could report an error; see its log"
+    assert address == f"  {api.url}/dags/train_vae/runs/{urllib.parse.quote(run)}/tasks/train"
+    api.quiet()
+
+
+def test_more_rejects_than_allowed_call(world: World) -> None:
+    api, kind = world.api, next(iter(world.store))
+    before = world.settings.read_text()
+    junk = world.audio / kind / "junk.wav"
+    junk.write_bytes(b"no sound")
+    world.settings.write_text(f"{before}max_rejects = 0\n")
+    try:
+        run = api.trigger("extract_features")
+        text = world.fails("extract_features", run)
+    finally:
+        world.settings.write_text(before)
+        junk.unlink()
+    said = "exit code 4, not tried again: 1 rejects are more than --max-rejects 0"
+    assert f"extract sounds/{kind}, try 1: {said}\n" in text
+    # However many partitions say so.
+    failed = [state for state in names(api.states("extract_features", run), "extract").values() if state == "failed"]
+    assert text.count(said) == len(failed)
+    again = api.trigger("extract_features")
+    assert api.ended("extract_features", again) == "success"
+    api.quiet()
+
+
+def test_a_model_in_use_that_cannot_be_read_is_not_green(world: World) -> None:
+    """The candidate is held since nobody can compare it, and encode has no model that it can read: both call."""
+    api = world.api
+    (model_id,) = [name for name, one in world.soundlake("status")["models"].items() if one["promoted"]]
+    path = world.lake / "models" / model_id / "model.json"
+    whole = path.read_text()
+    path.write_text(json.dumps(json.loads(whole) | {"format_version": 999}))
+    try:
+        judgements = {one["dag_run_id"] for one in api.runs("evaluate_and_promote")}
+        run = api.trigger("train_vae", preset="seed", steps=3, grown=0)
+        assert api.ended("train_vae", run) == "success"
+        candidate = api.xcom("train_vae", run, "train")["model_id"]
+        judged = api.next_run("evaluate_and_promote", judgements)
+        text = world.fails("evaluate_and_promote", judged)
+        assert text.startswith(f"verdict, try 1: model {candidate} cannot be compared with {model_id}: ")
+        states = api.states("evaluate_and_promote", judged)
+        assert (states["promote"], states["verdict"]) == ("success", "failed")
+        assert states["held"] == states["promoted"] == "upstream_failed"
+        encoding = api.trigger("encode_corpus")
+        text = world.fails("encode_corpus", encoding)
+        # Each partition says so, in one message.
+        assert text.count(", try 1: exit code 2, not tried again: ") == len(world.store)
+        assert all(f"encode sounds/{kind}, try 1: " in text for kind in world.store)
+        assert model_id in text
+    finally:
+        path.write_text(whole)
+    # Mended, and cleared as the page of the DAG says: judged, and found worse.
+    api.clear("evaluate_and_promote", judged, "promote")
+    assert api.ended("evaluate_and_promote", judged) == "success"
+    assert api.states("evaluate_and_promote", judged)["held"] == "success"
+    api.clear("encode_corpus", encoding, "encode", only_failed=True)
+    assert api.ended("encode_corpus", encoding) == "success"
+    api.quiet()
+
+
+def logged(folder: Path, said: str, seconds: float = 300.0) -> str:
+    """Wait for a line in the logs of a folder; return all of them."""
+    until = time.monotonic() + seconds
+    while said not in (text := "".join(path.read_text() for path in folder.rglob("*") if path.is_file())):
+        assert time.monotonic() < until, f"not in {folder}: {said}"
+        time.sleep(1)
+    return text
+
+
+def test_a_message_that_nobody_takes_is_in_the_log(world: World) -> None:
+    api, hook, logs = world.api, world.hook, world.airflow.home / "logs"
+    before, hook.status = hook.requests, 503
+    run = api.trigger("evaluate_and_promote")
+    assert api.ended("evaluate_and_promote", run) == "failed"
+    said = "no alert was delivered: 127.0.0.1 did not accept the message: HTTP Error 503"
+    text = logged(logs / "dag_processor", said)
+    # What was to be told stands there, too.
+    assert f"soundlake: evaluate_and_promote failed, run {run}" in text
+    assert "no candidate: give a model_id" in text
+    assert hook.requests == before + 3
+    hook.status = 200
+    # Airflow keeps the deadline of a run that failed, and calls when it has passed: nobody is told another thing then.
+    logged(
+        logs / "executor_callbacks" / "evaluate_and_promote" / run, f"evaluate_and_promote has ended, run {run}: failed"
+    )
+    assert not any(run in text for text in hook.texts)
     api.quiet()
 
 
@@ -325,3 +456,11 @@ def test_maintain(world: World) -> None:
     assert {name: (one["rows"], one["up_to_date"]) for name, one in now["tables"].items()} == {
         name: (one["rows"], one["up_to_date"]) for name, one in status["tables"].items()
     }
+
+
+def test_each_run_was_told_once(world: World) -> None:
+    failed = [text.split("\n")[0].split()[-1] for text in world.hook.texts if " failed, run " in text]
+    assert len(set(failed)) == len(failed) >= 6
+    late = [text for text in world.hook.texts if text.endswith(": it has not ended yet")]
+    assert len(set(late)) == len(late)
+    assert len(failed) + len(late) == len(world.hook.texts)

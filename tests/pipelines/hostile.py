@@ -51,6 +51,7 @@ COMMANDS: dict[str, Callable[[Made], list[str]]] = {
     "search": lambda made: ["search", str(sorted(made.audio.glob("bird/*"))[0])],
     "list": lambda made: ["search", "--where", "label = 'bird'"],
     "maintain": lambda made: ["maintain", "--grace", "0"],
+    "forget": lambda made: ["forget", str(sorted(made.audio.glob("*/*"))[0])],
     "train": lambda made: ["train", "--steps", "60", "--batch-size", "32"],
     "encode": lambda made: ["encode"],
     "extract": lambda made: ["extract", str(made.audio)],

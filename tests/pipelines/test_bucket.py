@@ -12,7 +12,8 @@ from moto.server import ThreadedMotoServer
 
 from model.errors import InputError
 from pipelines import commands
-from pipelines.corpus import at_hand, find_labels, listing, partitions, read_labels
+from pipelines.corpus import at_hand, listing, partitions
+from pipelines.labels import find_labels, read_labels
 from pipelines.lake import Lake
 from pipelines.runners import beam_options
 from tests.pipelines.test_extract import SPEC, corpus, rows, run, shards, write
@@ -65,7 +66,7 @@ def test_listing_labels_and_bytes(bucket: tuple[Any, str, Path]) -> None:
     assert sizes[f"{root}/3.wav"] == (local / "3.wav").stat().st_size
     labels = find_labels(root, None)
     assert labels == f"{root}/labels.csv"
-    assert dict(read_labels(labels, root))[f"{root}/deep/er/d.wav"]["label"] == "cat"
+    assert read_labels(labels, root).lines[f"{root}/deep/er/d.wav"].values[0] == "cat"
     with at_hand(f"{root}/3.wav") as path:
         assert Path(os.fsdecode(path)).read_bytes() == (local / "3.wav").read_bytes()
     with pytest.raises(OSError, match="nothing"), at_hand(f"{root}/nothing.wav"):

@@ -2,11 +2,14 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,6 +30,16 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str,
     ("arguments", "said"),
     [
         (["bogus"], "No such command"),
+        (["serch"], "Did you mean 'search'? See "),
+        (["extract", "--retry-rejected"], "Missing argument"),
+        (["extract", "--retry-rejected", "/nonexistent"], "no such folder"),
+        (["plan", "--retry-rejected", "/nonexistent", "--", "--x"], "cannot read the corpus /nonexistent"),
+        (["extract", "--retry-rejected", "silent", "/nonexistent"], "no such folder"),
+        (["extract", "/nonexistent", "--retry-rejected"], "no such folder"),
+        (["extract", "--retry-rejected", "--lake", "x", "/nonexistent"], "no such folder"),
+        (["extract", ".", "--lake", "/nonexistent", "--retry-rejected=ugly"], "unknown reason 'ugly'"),
+        (["run", "/nonexistent"], "no such folder"),
+        (["status", "--lake", "/a lake"], "soundlake run AUDIO --lake '/a lake'"),
         (["extract"], "Missing argument"),
         (["extract", "/nonexistent"], "no such folder"),
         (["search", "x.wav", "-k", "0"], "-k"),
@@ -56,6 +69,26 @@ def test_a_wrong_call_is_one_line_and_2(
     assert len(err.splitlines()) == 1
     assert said in err
     assert not list(tmp_path.iterdir())
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(capsys, "--version") == (0, f"soundlake {metadata.version('soundlake')}\n", "")
+
+
+def test_a_filter_is_told_as_it_was_given(capsys: pytest.CaptureFixture[str], made: Made, tmp_path: Path) -> None:
+    sound = str(next(made.audio.rglob("*.flac")))
+    lake = ["--lake", made.lake.root]
+    for arguments in (["search"], ["search", sound], ["export", str(tmp_path / "x.csv")]):
+        for where, said in (
+            ("lable = 'drum'", "No field named lable"),
+            ("label = 'drum", "Unterminated string literal."),
+            ("label =", "found: the end."),
+        ):
+            code, out, err = call(capsys, *arguments, *lake, "--where", where)
+            assert (code, out, len(err.splitlines())) == (2, "", 1)
+            assert f"cannot use the filter {where!r}: " in err
+            assert said in err
+            assert "\\n" not in err
 
 
 def test_wrong_settings(capsys: pytest.CaptureFixture[str], made: Made) -> None:
@@ -200,7 +233,7 @@ def test_a_corpus_without_sound(capsys: pytest.CaptureFixture[str], tmp_path: Pa
     (audio / "a.wav").write_text("no sound")
     code, _, err = call(capsys, "run", str(audio), "--lake", str(tmp_path / "lake"))
     assert code == 2
-    assert "no recording" in err
+    assert "no usable recording" in err
     code, out, _ = call(capsys, "status", "--lake", str(tmp_path / "lake"))
     assert code == 0
     assert "not-audio" in out
@@ -214,13 +247,17 @@ def test_max_rejects_is_4(capsys: pytest.CaptureFixture[str], made: Made) -> Non
     assert "2 rejects" in err
 
 
-@pytest.mark.parametrize("reason", [[], ["not-audio"], ["silent"]])
+@pytest.mark.parametrize("reason", [[], ["not-audio"], ["silent"], ["AUDIO"], ["=silent"]])
 def test_rejects_are_tried_again(
     capsys: pytest.CaptureFixture[str], made: Made, tmp_path: Path, reason: list[str]
 ) -> None:
+    """Where what follows the option is no reason, it is the corpus."""
     lake = made.copy(tmp_path)
-    arguments = ["extract", str(made.audio), "--lake", lake.root, "--retry-rejected", *reason, "--json"]
-    code, out, _ = call(capsys, *arguments)
+    retry = [f"--retry-rejected{value}" for value in reason if value.startswith("=")] or ["--retry-rejected", *reason]
+    audio = [] if "AUDIO" in reason else [str(made.audio)]
+    arguments = [str(made.audio) if value == "AUDIO" else value for value in retry]
+    reason = [] if "AUDIO" in reason else reason
+    code, out, _ = call(capsys, "extract", *audio, "--lake", lake.root, *arguments, "--json")
     found = json.loads(out)
     assert code == 0
     # One is silent and one no sound; the same answer again is no news.
@@ -296,6 +333,30 @@ def test_status_tells_the_lake(capsys: pytest.CaptureFixture[str], made: Made) -
     assert "up to date" in out
 
 
+def test_status_tells_which_model_is_in_use_even_if_it_cannot_be_read(
+    capsys: pytest.CaptureFixture[str], made: Made, tmp_path: Path
+) -> None:
+    lake = made.copy(tmp_path)
+    current = Path(lake.root, "models", "current.json")
+    ((spec_id, model_id),) = json.loads(current.read_text())["promoted"].items()
+    manifest = Path(lake.root, "models", model_id, "model.json")
+
+    def status() -> dict[str, Any]:
+        code, out, _ = call(capsys, "status", "--lake", lake.root, "--json")
+        assert code == 0
+        return dict(json.loads(out))
+
+    assert status()["specs"][spec_id]["promoted"] == model_id
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format_version": 999}))
+    found = status()
+    assert found["specs"][spec_id]["promoted"] == model_id
+    assert "999" in found["models"][model_id]["unreadable"]
+    shutil.rmtree(manifest.parent)
+    assert status()["specs"][spec_id]["promoted"] == model_id
+    current.unlink()
+    assert status()["specs"][spec_id]["promoted"] is None
+
+
 def test_a_play_list_is_written(capsys: pytest.CaptureFixture[str], made: Made, tmp_path: Path) -> None:
     clip = str(sorted(made.audio.glob("bird/*"))[0])
     target = tmp_path / "found.m3u"
@@ -323,7 +384,7 @@ def test_exports_agree(capsys: pytest.CaptureFixture[str], made: Made, tmp_path:
     else:
         found = parquet.read_table(target)
         rows, vector = len(found), found["embedding"][0].as_py()
-    assert f"{rows} windows" in out
+    assert f"{rows} rows" in out
     hits = main(["search", "--where", "label = 'bird'", "--lake", made.lake.root])
     assert hits == 0
     assert len(vector) == 128

@@ -70,7 +70,7 @@ def test_extract_and_encode(settings: Settings, corpus: str, partition: str | No
     labels = {} if one.labels is None else {"labels": one.labels}
     spec = {"spec": "wildlife"}
     line = command_lines.extract(settings, one, partition)
-    assert given(line) == ("extract", {"audio": one.audio} | spec | labels | part)
+    assert given(line) == ("extract", {"audio": one.audio, "max_rejects": 40} | spec | labels | part)
     encode = command_lines.encode(settings, one, partition)
     assert given(encode) == ("encode", spec | ({"audio": one.audio} | part if part else {}))
     assert given(command_lines.encode(settings)) == ("encode", spec)
@@ -118,6 +118,11 @@ def test_train() -> None:
         assert (command, beam) == ("train", [])
         assert {name: params[name] for name in right} == right
         assert {name for name, value in params.items() if value not in (None, False)} <= {*right, "lake", "as_json"}
+
+
+def test_by_default_any_number_of_rejects_is_allowed() -> None:
+    least = parse('lake = "/srv/my lake"\n[corpora.birds]\naudio = "/srv/birds"', "these tests")
+    assert given(command_lines.extract(least, least.corpora["birds"], None)) == ("extract", {"audio": "/srv/birds"})
 
 
 def test_by_default_a_training_has_its_own_steps_and_preset() -> None:

@@ -1,14 +1,12 @@
-"""Listing and labels: nothing twice, nothing silent, every name a person can make."""
+"""Listing: nothing twice, nothing silent, every name a person can make."""
 
 import os
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
-from pyarrow import parquet
 
 from model.errors import InputError
-from pipelines.corpus import Entry, at_hand, corpus_root, find_labels, listing, local_path, read_labels, uri_of
+from pipelines.corpus import Entry, at_hand, corpus_root, listing, local_path, uri_of
 
 
 def touch(path: Path, text: str = "x") -> Path:
@@ -94,38 +92,3 @@ def test_roots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     touch(tmp_path / "a.wav")
     with pytest.raises(InputError, match="it is a file"):
         corpus_root("a.wav")
-
-
-def test_labels(tmp_path: Path) -> None:
-    text = "\ufeffuri, label,group \na.wav,dog,g1\n./sub/b.wav,cat,\n/abs/c.wav,,g2\n"
-    touch(tmp_path / "labels.csv", text)
-    found = find_labels(str(tmp_path), None)
-    assert found == f"{tmp_path}/labels.csv"
-    assert dict(read_labels(found, str(tmp_path))) == {
-        f"{tmp_path}/a.wav": {"label": "dog", "group": "g1"},
-        f"{tmp_path}/sub/b.wav": {"label": "cat", "group": None},
-        "/abs/c.wav": {"label": None, "group": "g2"},
-    }
-
-
-def test_labels_in_parquet(tmp_path: Path) -> None:
-    parquet.write_table(pa.table({"uri": ["a.wav"], "label": [3]}), tmp_path / "l.parquet")
-    found = find_labels(str(tmp_path), str(tmp_path / "l.parquet"))
-    assert list(read_labels(str(found), "/c")) == [("/c/a.wav", {"label": "3", "group": None})]
-
-
-@pytest.mark.parametrize(
-    ("name", "data", "said"),
-    [
-        ("l.csv", b"file,label\na,b\n", "no column `uri`"),
-        ("l.csv", b"uri,kind\na,b\n", "needs columns `uri` and `label` or `group`"),
-        ("l.csv", b"uri\n\xff\xfe", "UTF-8"),
-        ("l.parquet", b"PAR1", "cannot read"),
-    ],
-)
-def test_labels_that_cannot_be_read(tmp_path: Path, name: str, data: bytes, said: str) -> None:
-    (tmp_path / name).write_bytes(data)
-    with pytest.raises(InputError, match=said):
-        list(read_labels(str(tmp_path / name), "/c"))
-    with pytest.raises(InputError, match="no such file"):
-        find_labels("/c", str(tmp_path / "no.csv"))

@@ -5,10 +5,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+import soundfile
 
 from model.errors import InputError
 from model.records import Record, encode
-from pipelines import commands, estimate
+from pipelines import commands, estimate, messages
 from pipelines.lake import Lake
 from pipelines.status import status
 from tests.pipelines.test_extract import SPEC, corpus, run, shards, windows_of, write
@@ -92,6 +93,39 @@ def test_sums_by_hand() -> None:
     assert estimate.error(None, 10.0) is None
     assert estimate.error(5.0, 0.1) is None
     assert estimate.error(5.0, 10.0) == {"estimated_cpu_s": 5.0, "took_cpu_s": 10.0, "error": -0.5}
+
+
+@pytest.mark.parametrize(
+    ("estimated_s", "took_s", "said"),
+    [
+        (100.0, 98.0, "as estimated"),
+        (120.0, 100.0, "20% less than estimated"),
+        (70.0, 100.0, "30% more than estimated"),
+        (342.0, 100.0, "the estimate was 3.4 times as much"),
+        (20.0, 100.0, "5.0 times the estimate"),
+    ],
+)
+def test_an_error_in_words(estimated_s: float, took_s: float, said: str) -> None:
+    found = estimate.error(estimated_s, took_s)
+    assert found is not None
+    line = messages.estimate_error(found)
+    assert line.startswith(f"last extract: estimated at {messages.duration(estimated_s)} of CPU time, took ")
+    assert line.endswith(f": {said}")
+
+
+def test_a_header_that_claims_more_than_its_file_holds(tmp_path: Path) -> None:
+    """49 days, by the header of a FLAC of some kilobytes."""
+    audio = tmp_path / "audio"
+    write(audio / "a.wav", 2.0)
+    sound, rate = soundfile.read(audio / "a.wav")
+    soundfile.write(audio / "a.flac", sound, rate)
+    (audio / "a.wav").unlink()
+    data = (audio / "a.flac").read_bytes()
+    total = int.from_bytes(data[18:26]) | 2**36 - 1
+    (audio / "a.flac").write_bytes(data[:18] + total.to_bytes(8) + data[26:])
+    found = plan(Lake.at(str(tmp_path / "lake")), audio)
+    assert found["recordings"] == 1
+    assert sum(found["planned_s"].values()) < 60
 
 
 def test_a_records_bytes() -> None:

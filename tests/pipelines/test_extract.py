@@ -385,6 +385,16 @@ def test_good_files_among_hostile_ones_are_themselves(
     assert found[str(audio / "duplicate-of-good.wav")]["recording_id"] == good["recording_id"]
 
 
+def test_a_step_leaves_its_input_as_it_was() -> None:
+    """Beam forbids to change it: an engine may give the same object to another step."""
+    row = ledger.row(uri="/a", status="done", windows=5, duration_s=7.4) | {ledger.REPLACES: 3}
+    before = dict(row)
+    *_, replaced, kept = extract._Tally().process(row)
+    assert row == before
+    assert replaced.value == (3, "/a")
+    assert kept == {name: value for name, value in before.items() if name != ledger.REPLACES}
+
+
 def test_counters_for_who_watches_the_runner() -> None:
     """One for each status and each reason, in Beam's own metrics."""
     bad = ledger.row(uri="/x", status="rejected", reason="damaged")

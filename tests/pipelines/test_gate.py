@@ -155,14 +155,14 @@ def test_too_little_to_compare_by(made: Made, tmp_path: Path, worse: str, lake: 
 def test_a_model_in_use_that_cannot_be_read_gives_way_to_force_only(
     lake: Lake, worse: str, made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Such as one that another version of soundlake wrote; status lists it all the same."""
+    """It may be restored; status lists it all the same. One of a format that is not read: `tests/upgrade/`."""
     old = made.copy(tmp_path)
     shutil.copytree(Path(lake.root) / "models" / worse, Path(old.root) / "models" / worse)
     there = Path(old.root) / "models" / made.result["model"]["model_id"] / artifact.MANIFEST
     manifest = json.loads(there.read_text())
-    there.write_text(json.dumps(manifest | {"format_version": 1}))
+    there.write_text(json.dumps(manifest | {"normalisation": {}}))
     assert main(["status", "--lake", old.root]) == 0
-    assert "has model format 1" in capsys.readouterr().out
+    assert "is damaged" in capsys.readouterr().out
     assert main(["promote", worse, "--lake", old.root]) == 3
     assert "cannot be compared" in capsys.readouterr().err
     assert "not_compared" in log_of(old, worse)[-1]

@@ -82,6 +82,45 @@ def test_training_input_is_what_is_done(lake: Lake) -> None:
     )
 
 
+def test_groups_that_copies_link_are_one(lake: Lake) -> None:
+    """A chain of three, one that stands alone, and a copy that names no group; in any order of rows."""
+    rows = [
+        done("/a", "A", group="g3"),
+        done("/copy-of-a", "A", group="g2"),
+        done("/b", "B", group="g2"),
+        done("/c", "C", group="g1"),
+        done("/copy-of-b", "B", group="g1"),
+        done("/copy-of-c", "C"),
+        done("/d", "D", group="g9"),
+        done("/e", "E"),
+        done("/copy-of-e", "E", group="g9"),
+        done("/f", "F", group="g3"),
+        done("/h", "H"),
+    ]
+    expected = {"A": "g1", "B": "g1", "C": "g1", "D": "g9", "E": "g9", "F": "g1", "H": ""}
+    for number, order in enumerate((rows, rows[::-1], [*rows[4:], *rows[:4]])):
+        for row in order:  # a fragment each, in this order
+            commit(lake, row, spec_id=f"s{number}")
+        assert ledger.training_input(ledger.open_ledger(lake, f"s{number}"))[1] == expected
+
+
+def test_copies_that_link_most_of_a_corpus_are_told(lake: Lake, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [done(f"/{i}", str(i), group=f"g{i}") for i in range(4)]
+    commit(lake, *rows)
+    ledger.training_input(ledger.open_ledger(lake, "s"))
+    assert not caplog.text
+    commit(lake, *(done(f"/silence-{i}", "common", group=f"g{i}") for i in range(3)))
+    groups = ledger.training_input(ledger.open_ledger(lake, "s"))[1]
+    assert groups == {"0": "g0", "1": "g0", "2": "g0", "3": "g3", "common": "g0"}
+    assert "4 of 5 recordings are in the group 'g0' now" in caplog.text
+
+
+def test_one_row_of_several_files() -> None:
+    rows = [done("/b", "A", label="wolf"), done("/a", "A"), done("/c", "A", label="wolf")]
+    assert ledger.merged(rows) == done("/a", "A", label="wolf")
+    assert ledger.merged([*rows, done("/d", "A", label="dog")])["label"] is None
+
+
 def test_unknown_columns(lake: Lake) -> None:
     with pytest.raises(KeyError, match="colour"):
         ledger.row(uri="/a", colour=3)

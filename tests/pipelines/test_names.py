@@ -18,7 +18,8 @@ import pytest
 from pyarrow import parquet
 
 from model.artifact import pooled
-from pipelines import commands, lookup, table
+from pipelines import commands, ledger, lookup, sampling, table
+from pipelines.evaluation import folds_of
 from pipelines.lake import Lake
 from pipelines.program import main
 from tests.conftest import Made
@@ -231,3 +232,34 @@ def test_copies_do_not_spoil_the_recall_of_an_index(tmp_path: Path) -> None:
     dataset = lance.write_dataset(found, tmp_path / "t.lance", max_rows_per_file=200)
     dataset.create_index("embedding", "IVF_FLAT", name="embedding_idx", metric="l2", num_partitions=8)
     assert table.recall(dataset) == 1
+
+
+def test_a_recording_is_judged_once(copies: Copies, caplog: pytest.LogCaptureFixture) -> None:
+    """By the label and the fold that its files agree on, whichever of them has one; groups that they link are one."""
+    labels, audio = copies.audio / "labels.csv", copies.audio
+    spec = lookup.spec_of_lake(copies.lake, None)
+
+    def clips(text: str) -> dict[str, sampling.Clip]:
+        labels.write_text("uri,label,group\n" + text)
+        copies.extract()
+        caplog.clear()
+        known = ledger.open_ledger(copies.lake, spec.spec_id)
+        found = sampling.sample(copies.lake, spec, known, ledger.training_input(known)[1])
+        assert len({clip.recording_id for clip in found}) == len(found) == known.count_rows("status = 'done'") - 2
+        return {Path(clip.uri).name: clip for clip in found if clip.uri.startswith(str(audio))}
+
+    found = clips("a/a.wav,dog,g2\nb.wav,wolf,g1\nd.wav,cat,g2\n")
+    assert (found["a.wav"].label, found["d.wav"].label) == (None, "cat")
+    assert found["a.wav"].group == found["d.wav"].group == "g1"
+    assert "1 recordings of the sample are files of the same content with different labels" in caplog.text
+    found = clips("b.wav,wolf,g1\nsub/c.wav,wolf,\nd.wav,cat,g2\n")
+    assert (found["a.wav"].label, found["a.wav"].group, found["d.wav"].group) == ("wolf", "g1", "g2")
+    assert not caplog.text
+    # A set's own folds may name any of the files.
+    each = list(found.values())
+    folds = {str(audio / "sub/c.wav"): "1", str(audio / "d.wav"): "2"}
+    places, names, _, fold, said = folds_of(each, folds)
+    assert {(names[i], fold[i]) for i in places} == {("wolf", 0), ("cat", 1)}
+    assert said == "the 2 folds that the file gives"
+    said = folds_of(each, folds | {str(audio / "b.wav"): "2", str(audio / "d.wav"): "1"})[-1]
+    assert said.endswith("(files of 1 recordings are in several: the first by name counts)")

@@ -17,7 +17,7 @@ import pytest
 from pyarrow import parquet
 
 from model import artifact
-from pipelines import bundle, corpus
+from pipelines import bundle, labels
 from tests.conftest import Made
 from tests.pipelines.hostile import COMMANDS, SPEC, model_of, refused
 
@@ -70,9 +70,7 @@ def test_parquet_unpickles_nothing(made: Made, tmp_path: Path, planted: tuple[by
     data, path = planted
     rows = pa.table({"uri": ["a.wav"], "label": ["x"]})
     (tmp_path / "labels.parquet").write_bytes(with_a_pickled_type(data, rows))
-    assert list(corpus.read_labels(str(tmp_path / "labels.parquet"), "/r")) == [
-        ("/r/a.wav", {"label": "x", "group": None})
-    ]
+    assert labels.read_labels(str(tmp_path / "labels.parquet"), "/r").lines == {"/r/a.wav": (1, ("x", None))}
     lake = made.copy(tmp_path)
     name = next(Path(lake.root).glob("features/*/outcomes/*.parquet"))
     name.write_bytes(with_a_pickled_type(data, parquet.read_table(name)))

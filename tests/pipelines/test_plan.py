@@ -88,7 +88,27 @@ def test_what_cannot_be_sought_is_one_open_segment(probe: Probe) -> None:
 def test_a_claim_beyond_the_bytes_is_not_believed() -> None:
     """2^31 frames in 32 kB: one open segment of little weight, not 65,000 of them."""
     liar = Probe("WAV", "PCM_U8", 16_000, 1, 2**31, True, "soundfile")
-    assert list(plan.segments(digest(0), liar, 32_000, SPEC)) == [Segment(digest(0), 0, None, 1)]
+    # 8 bits a sample: 2 s, which are 2 windows.
+    assert list(plan.segments(digest(0), liar, 32_000, SPEC)) == [Segment(digest(0), 0, None, SPEC.n_windows(32_000))]
+
+
+@pytest.mark.parametrize(
+    ("probe", "size", "seconds"),
+    [
+        # Two channels of 24 bits: 6 bytes a frame.
+        (Probe("WAV", "PCM_24", 10_000, 2, 20_000, True, "soundfile"), 120_044, 2.0),
+        (Probe("WAV", "PCM_24", 10_000, 2, 30_000, True, "soundfile"), 120_044, 120_044 / 16_000),
+        # Six hours of silence in 235 kB, as libFLAC packs it, and a header that claims 2^36 frames.
+        (Probe("FLAC", "PCM_16", 48_000, 1, 6 * 3600 * 48_000, True, "soundfile"), 235_166, 21_600.0),
+        (Probe("flac", "flac", 16_000, 1, 2**36 - 1, False, "pyav"), 23_944, 23_944 / 16_000),
+        # Opus at 6 kbit/s for an hour, and no codec at less than 2.
+        (Probe("ogg", "opus", 48_000, 1, 3600 * 48_000, False, "pyav"), 2_700_000, 3600.0),
+        (Probe("ogg", "opus", 48_000, 1, 36_000 * 48_000, False, "pyav"), 2_700_000, 2_700_000 / 16_000),
+        (Probe("aac", "aac", 48_000, 1, None, False, "pyav"), 160_000, 10.0),
+    ],
+)
+def test_seconds_that_a_file_can_hold(probe: Probe, size: int, seconds: float) -> None:
+    assert plan.believed_seconds(probe, size) == pytest.approx(seconds)
 
 
 def test_a_bundles_name() -> None:

@@ -23,6 +23,7 @@ from model.features import PRESETS
 from pipelines import commands, encoder, fragments, ledger, search, showing, table
 from pipelines.evaluation import Clip
 from pipelines.lake import Lake
+from pipelines.playlist import playlist
 from tests.conftest import Made
 from tests.pipelines.hostile import COMMANDS, SPEC, call, model_of, refused, tree
 
@@ -47,6 +48,8 @@ LINKS = [
     ("tables/MODEL.lance/data/*", "list"),
     ("tables/MODEL.lance/_versions/*", "list"),
     ("runs", "maintain"),
+    ("features/SPEC/outcomes/*", "forget"),
+    ("runs", "forget"),
 ]
 
 
@@ -306,7 +309,7 @@ def test_a_play_list_holds_files_and_no_options() -> None:
         search.Hit(uri, "0" * 64, 0, 0.0, 1.0, None, False, None, None)
         for uri in ("#EXTVLCOPT:sout=#file{dst=/tmp/x}", "/a\n#EXTVLCOPT:x=1", "/a\r#EXTM3U")
     ]
-    lines = search.playlist(hits).split("\n")
+    lines = playlist(hits).split("\n")
     assert {line.split("=")[0] for line in lines if line.startswith("#EXTVLC")} == {
         "#EXTVLCOPT:start-time",
         "#EXTVLCOPT:stop-time",

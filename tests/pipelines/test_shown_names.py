@@ -13,7 +13,7 @@ import soundfile
 from model import artifact
 from model.errors import InputError
 from model.features import PRESETS
-from pipelines import commands, corpus, table
+from pipelines import commands, labels, table
 from pipelines.export import export
 from pipelines.program import main
 from pipelines.terminal import Told, visible
@@ -142,7 +142,7 @@ def test_a_csv_says_that_it_holds_formulas(nasty: Made, tmp_path: Path, caplog: 
     dataset = table.need_table(nasty.lake, model_of(nasty))
     with caplog.at_level(logging.WARNING):
         export(dataset, str(tmp_path / "t.csv"), by="recordings")
-    assert "2 names and labels begin as formulas do" in caplog.text
+    assert "2 names and labels look like spreadsheet formulas" in caplog.text
     from pyarrow import csv as arrow_csv
 
     options = arrow_csv.ParseOptions(newlines_in_values=True)
@@ -205,5 +205,5 @@ def test_a_label_file_that_is_another_file_is_not_quoted(tmp_path: Path) -> None
     (tmp_path / "audio").mkdir()
     (tmp_path / "audio" / "labels.csv").symlink_to(tmp_path / "token")
     with pytest.raises(InputError, match="no column `uri`") as caught:
-        list(corpus.read_labels(str(tmp_path / "audio" / "labels.csv"), str(tmp_path / "audio")))
+        labels.read_labels(str(tmp_path / "audio" / "labels.csv"), str(tmp_path / "audio"))
     assert "hunter2" not in str(caught.value)

@@ -1,0 +1,300 @@
+"""Read a query, and cut it into what is asked of the table.
+
+A whole file is cut as `extract` cuts it: the same frames, bit for bit, in windows on the table's grid. A part of a file
+has its frames where the whole file has them, with the sound around the part, so that its edges are not distorted.
+"""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from model.errors import InputError, storage_errors
+from model.features import FeatureSpec, dequantise, log_mel, quantise
+from pipelines.audio import REASONS, Rejected, opened, probe
+from pipelines.corpus import at_hand, uri_of
+from pipelines.resampling import resampled
+from pipelines.secrecy import refuse_secrets
+from pipelines.store import is_bucket
+
+# Shifts of the query to a step of the table's windows, and in all; windows of the query on the table's own grid.
+SHIFTS_A_STEP = 16
+MAX_SHIFTS = 64
+MAX_GRID_WINDOWS = 32
+# Share of the query's sound that a shift must see, of what the best one sees.
+MIN_SOUND_SEEN = 0.6
+# Nats above the spec's floor below which a frame holds no sound that the features could tell.
+SILENT_NATS = 0.5
+MAX_QUERY_SECONDS = 600.0
+# No recording is longer, and samples up to here can be counted.
+MAX_PLACE_SECONDS = 1e9
+
+Frames = npt.NDArray[np.float32]
+Samples = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A window of the query as the encoder sees it.
+
+    Attributes
+    ----------
+    seen : ndarray of float32, shape (window_frames, n_mels)
+    frames : slice
+        Frames of the query in it.
+    on_grid : bool
+        Whether it is cut as `extract` cuts a recording; otherwise it is one of many shifts.
+    """
+
+    seen: Frames
+    frames: slice
+    on_grid: bool
+
+
+@dataclass(frozen=True)
+class Query:
+    """A sound to search for.
+
+    Attributes
+    ----------
+    uri : str
+    samples : ndarray of float32, shape (n_samples,)
+        The stretch, mono, at the spec's rate.
+    start : int
+        Samples from the file's start to the stretch.
+    around : ndarray of float32, shape (n,)
+        The stretch with what the file holds on both sides of it.
+    lead : int
+        Samples of `around` before the stretch.
+    whole : bool
+        Whether the query is a whole file.
+    recording_id : str or None
+        SHA-256 of the file.
+    codec : str or None
+        As `pipelines.audio.Probe` has it.
+    """
+
+    uri: str
+    spec: FeatureSpec
+    samples: Samples
+    start: int
+    around: Samples
+    lead: int
+    whole: bool
+    recording_id: str | None
+    codec: str | None
+
+    @property
+    def seconds(self) -> float:
+        """How long the stretch lasts."""
+        return len(self.samples) / self.spec.sample_rate
+
+    def first_frame(self, phase: int = 0) -> int:
+        """Sample of the stretch that its first frame is centred on: the whole file's frames, or half a hop later."""
+        hop = self.spec.hop_length
+        first = -self.start % hop
+        first = first if first <= len(self.samples) else 0
+        return first + phase * (hop // 2)
+
+    @cached_property
+    def phases(self) -> tuple[Frames, Frames]:
+        """Log-mel frames in nats, as shards keep them, (n_frames, n_mels): as the file has them, and half a hop later.
+
+        Raises
+        ------
+        InputError
+            If the waveform is far beyond full scale.
+        """
+        try:
+            return self._frames(0), self._frames(1)
+        except ValueError as error:
+            raise InputError(f"cannot search for {self.uri}: too-loud: {error}") from error
+
+    def _frames(self, phase: int) -> Frames:
+        spec, first = self.spec, self.first_frame(phase)
+        count = max(0, (len(self.samples) - first) // spec.hop_length + 1)
+        begin = self.lead + first - spec.n_fft // 2
+        length = (count - 1) * spec.hop_length + spec.n_fft if count else 0
+        piece = self.around[max(0, begin) : max(0, begin + length)]
+        before = min(length, max(0, -begin))
+        piece = np.pad(piece, (before, length - before - len(piece)))
+        return dequantise(quantise(log_mel(piece, spec, centred=False), spec), spec)
+
+    @cached_property
+    def edge(self) -> int:
+        """Frames at each end that are distorted if the query was cut out of a sound; 0 where hardly any others are."""
+        edge = -(-self.spec.n_fft // 2 // self.spec.hop_length)
+        return edge if len(self.phases[0]) > 2 * edge + 2 else 0
+
+    def inner(self, phase: int = 0) -> Frames:
+        """The frames without those of the edges."""
+        frames = self.phases[phase]
+        return frames[self.edge : len(frames) - self.edge]
+
+    @cached_property
+    def digital_silence(self) -> bool:
+        """Whether `extract` would keep no window of it."""
+        return not (self.phases[0] > np.float32(self.spec.floor)).any()
+
+
+def parse_query(query: str) -> tuple[str, float | None, float | None]:
+    """``FILE`` or ``FILE@start-end`` as path, start and end in seconds (None where not given).
+
+    Raises
+    ------
+    InputError
+        If the part after ``@`` is no span, there is no such file, or a URI names none or holds a password.
+    """
+    refuse_secrets(query)
+    path = query
+    start = end = None
+    if not os.path.exists(query) and "@" in query:
+        path, _, span = query.rpartition("@")
+        first, dash, last = span.partition("-")
+        wrong = f"cannot read the span {span!r} of {query}: write FILE@start-end in seconds"
+        try:
+            start, end = float(first), float(last) if last else None
+        except ValueError:
+            raise InputError(wrong) from None
+        # In this way round not-a-number is refused, too.
+        if not dash or not 0 <= start < (MAX_PLACE_SECONDS if end is None else end) <= MAX_PLACE_SECONDS:
+            raise InputError(f"{wrong}, start before end")
+    if not path:
+        raise InputError(f"the query {query!r} names no file: give FILE, FILE@start-end in seconds, or a recording_id")
+    if is_bucket(path) and not path.partition("://")[2].partition("/")[2].rpartition("/")[2]:
+        raise InputError(f"cannot search for {path}: name a file in the bucket, as s3://BUCKET/FILE")
+    if "://" not in path and not os.path.exists(path):
+        raise InputError(f"cannot search for {path}: there is no such file, and no recording of the table has this id")
+    return path, start, end
+
+
+def load_query(query: str, spec: FeatureSpec) -> Query:
+    """A query as given on the command line, decoded.
+
+    Raises
+    ------
+    InputError
+        If it cannot be read or decoded, is empty, or lasts longer than ten minutes.
+    """
+    path, start, end = parse_query(query)
+    rate = spec.sample_rate
+    first = round((start or 0) * rate)
+    if end is not None and round(end * rate) == first:
+        raise InputError(f"cannot search for {query}: shorter than a sample; name a longer part")
+    uri = path if "://" in path else uri_of(os.path.abspath(os.fsencode(path)))
+    stop = first + round(MAX_QUERY_SECONDS * rate) + 1 if end is None else round(end * rate)
+    context = spec.n_fft // 2 + spec.hop_length
+    lead = min(first, context)
+    try:
+        with storage_errors(path), at_hand(uri) as local:
+            around = decoded(local, rate, start=first - lead, stop=stop + context)
+            recording_id, codec = digest(local), probe(os.fsdecode(local)).codec
+    except Rejected as error:
+        said = error.detail or REASONS[error.reason]
+        raise InputError(f"cannot search for {query}: {error.reason}: {said}") from error
+    samples = around[lead : lead + stop - first]
+    if len(samples) == 0:
+        raise InputError(f"cannot search for {query}: the recording ends before {(start or 0):.3f} s")
+    if len(samples) > MAX_QUERY_SECONDS * rate:
+        raise InputError(
+            f"cannot search for {query}: longer than {MAX_QUERY_SECONDS:.0f} s; name a part of it, FILE@start-end"
+        )
+    return Query(uri, spec, samples, first, around, lead, start is None, recording_id, codec)
+
+
+def digest(local: str | bytes) -> str:
+    """SHA-256 of a file, in hexadecimal digits: the recording_id of its bytes."""
+    with opened(os.fsdecode(local), "probe") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def decoded(local: str | bytes, rate: int, *, start: int, stop: int | None) -> Samples:
+    """Samples [start, stop) of a local file at a rate, mono; fewer where the sound ends.
+
+    Raises
+    ------
+    Rejected
+        If it cannot be decoded.
+    """
+    path = os.fsdecode(local)
+    blocks = list(resampled(path, probe(path), rate, start=start, stop=stop))
+    return np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
+
+
+def stretch(uri: str, spec: FeatureSpec, *, start: float, end: float) -> Samples:
+    """A stretch of a recording, mono float32 at the spec's rate, shape (n_samples,); shorter where the sound ends.
+
+    Parameters
+    ----------
+    start, end : float
+        Seconds.
+
+    Raises
+    ------
+    Rejected
+        If it cannot be decoded.
+    """
+    with at_hand(uri) as local:
+        return decoded(
+            local, spec.sample_rate, start=round(start * spec.sample_rate), stop=round(end * spec.sample_rate)
+        )
+
+
+def loudness(frames: Frames, spec: FeatureSpec) -> npt.NDArray[np.float32]:
+    """Nats of each frame's loudest band above the floor, shape (n_frames,); 0 where that is silence."""
+    above = frames.max(axis=1, initial=spec.floor) - np.float32(spec.floor)
+    return np.where(above < SILENT_NATS, np.float32(0), above)
+
+
+def cuts(query: Query) -> list[Cut]:
+    """The query as windows: on the grid of the table, as `extract` would cut it, and at many shifts.
+
+    A window without sound is left out: whatever else is silent would answer it.
+    """
+    return [*_on_grid(query), *_shifted(query)]
+
+
+def _spread(values: list[Any], most: int) -> list[Any]:
+    """At most so many of them, evenly from all over."""
+    if len(values) <= most:
+        return values
+    return [values[i * (len(values) - 1) // (most - 1)] for i in range(most)]
+
+
+def _on_grid(query: Query) -> list[Cut]:
+    frames, spec = query.phases[0], query.spec
+    size, step = spec.window_frames, spec.window_step
+    found = []
+    for first in range(0, max(1, len(frames) - size + step), step):
+        part = frames[first : first + size]
+        seen = np.full((size, spec.n_mels), spec.floor, np.float32)
+        seen[: len(part)] = part
+        inner = len(frames) - 2 * query.edge
+        held = slice(max(0, first - query.edge), min(inner, first + size - query.edge))
+        if (part > np.float32(spec.floor)).any() and held.stop > held.start:
+            found.append(Cut(seen, held, True))
+    return _spread(found, MAX_GRID_WINDOWS)
+
+
+def _shifted(query: Query) -> list[Cut]:
+    """Windows at many shifts, since a stretch of a recording may lie anywhere between the table's windows."""
+    frames, spec = query.inner(), query.spec
+    size, step = spec.window_frames, spec.window_step
+    sound = loudness(frames, spec)
+    if not sound.any():
+        return []
+    places = list(range(-step // 2, max(0, len(frames) - size) + step // 2 + 1, max(1, step // SHIFTS_A_STEP)))
+    # Sound goes on beyond the query: a reflection is the best guess of it.
+    mode: Any = "reflect" if len(frames) > 1 else "edge"
+    padded = np.pad(frames, ((size, size), (0, 0)), mode=mode)
+    found = []
+    for place in _spread(places, MAX_SHIFTS):
+        held = slice(max(0, place), min(len(frames), place + size))
+        found.append(Cut(padded[place + size : place + 2 * size], held, False))
+    # Where sound fills only a part of the query, shifts that miss it would find whatever else is silent.
+    seen = [sound[cut.frames].sum() for cut in found]
+    return [cut for cut, held in zip(found, seen, strict=True) if held > MIN_SOUND_SEEN * max(seen)]
