@@ -168,7 +168,8 @@ def _pair(pair: Pair, spec: FeatureSpec) -> dict[str, str]:
         "picture": _picture(figure),
         "source": "original, phases guessed" if pair.recorded is None else "original, as recorded",
         "original": sound_uri(recorded, spec.sample_rate),
-        "rebuilt": sound_uri(sound_of(pair.rebuilt, spec), spec.sample_rate),
+        # Beside a recording that is shorter than a window no silence is played.
+        "rebuilt": sound_uri(sound_of(pair.rebuilt, spec)[: len(recorded)], spec.sample_rate),
     }
 
 

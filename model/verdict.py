@@ -26,7 +26,7 @@ def sentences(found: Mapping[str, Any], metrics: Mapping[str, Any], *, longer: s
     metrics : mapping
         Of the model: what its training measured.
     longer : str
-        The command line that trains longer.
+        The command that trains longer.
     """
     told, doubts = [_rebuilding(found)], found["mse_behind"]["high"] >= 0
     worse = found["mse_behind"]["low"] > 0
@@ -36,19 +36,17 @@ def sentences(found: Mapping[str, Any], metrics: Mapping[str, Any], *, longer: s
         behind = [name for name in MEASURES if ahead[name]["high"] < 0]
         unclear = [name for name in MEASURES if name not in (*better, *behind)]
         if better:
-            told.append(
-                f"The embedding tells these labels apart better than every baseline: {_points(ahead, better, 1)}."
-            )
+            told.append(f"The embedding is ahead of every baseline in {_points(ahead, better, 1)}.")
         if behind:
-            told.append(f"For these labels a baseline is better than the embedding: {_points(ahead, behind, -1)}.")
+            told.append(f"For these labels a baseline is ahead of the embedding in {_points(ahead, behind, -1)}.")
         if unclear:
-            names = " and ".join(
+            names = ", ".join(
                 f"{MEASURES[name]} ({_signed(ahead[name])} points beside {BASELINES[ahead[name]['baseline']]})"
                 for name in unclear
             )
             told.append(
-                f"{found['labelled']} labelled recordings are too few to say whether the embedding or the best "
-                f"baseline is better in {names}."
+                f"The difference between the embedding and the best baseline may be chance in {names}: on "
+                f"{found['labelled']} labelled recordings its 95 % interval contains 0."
             )
         doubts, worse = doubts or bool(behind or unclear), worse or bool(behind)
     return [*told, _advice(metrics, longer, worse=worse)] if doubts else told
@@ -66,8 +64,8 @@ def _rebuilding(found: Mapping[str, Any]) -> str:
             "trained on with a smaller error than the model."
         )
     return (
-        f"{count} held-out recordings are too few to say whether the model or as many principal components rebuild "
-        "with a smaller error."
+        "The difference between the errors of the model and of principal components may be chance: on "
+        f"{count} held-out recordings its 95 % interval contains 0."
     )
 
 
@@ -89,7 +87,7 @@ def _advice(metrics: Mapping[str, Any], longer: str, *, worse: bool) -> str:
     steps, best, windows = metrics["steps"], metrics["best_step"], metrics["windows"]["train"]
     over = f"Longer training is unlikely to help, since the model was best at step {best} of {steps}"
     if metrics["stopped"] == "step budget" and best == steps:
-        return f"The model was still improving at its last step, {steps}: train longer, by {longer}."
+        return f"The model was still improving at its last step, {steps}: train longer, such as by {longer}."
     if windows < FEW_WINDOWS or not worse:
         return (
             f"{over}: it was trained on {windows} windows, and more recordings would help it, and make the intervals "

@@ -1,6 +1,7 @@
 """What the commands say, in words."""
 
 import shlex
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -195,25 +196,27 @@ def run(result: dict[str, Any], say: Callable[[str], None]) -> None:
     say(f"table       {encoded['rows']} rows, {did}, search is {encoded['index']['kind']}")
     judged = result["evaluation"]
     if judged is not None:
-        other = "" if judged["model_id"] == model["model_id"] else f"of {judged['model_id']}, which was trained now: "
-        say(f"worth       {other}{worth(judged)}")
-        for sentence in judged["verdict"]:
-            say(f"            {sentence}")
+        of = "" if judged["model_id"] == model["model_id"] else f" of {judged['model_id']}, trained now"
+        first, *others = [*worth(judged), *_wrapped(judged["verdict"])]
+        say(f"evaluation{of}  {first}")
+        for line in others:
+            say(f"            {line}")
     say(f"report      {result['report']}")
 
 
-def worth(found: dict[str, Any]) -> str:
-    """What an evaluation found, on one line."""
-    error = f"error of reconstruction {found['mse']['model']:.3f} (principal components {found['mse']['PCA']:.3f})"
+def worth(found: dict[str, Any]) -> list[str]:
+    """What an evaluation found, in a few lines."""
+    error = (
+        f"error on held-out recordings {found['mse']['model']:.3f}, of principal components {found['mse']['PCA']:.3f}"
+    )
     if found["probes"] is None:
-        return error
-    others = {name: row for name, row in found["probes"].items() if name != "embedding"}
+        return [error]
+    others = [row for name, row in found["probes"].items() if name != "embedding"]
     told = [
-        f"{title} {found['probes']['embedding'][key]['value']:.3f} "
-        f"(best baseline {max(row[key]['value'] for row in others.values()):.3f})"
+        f"{title} {found['probes']['embedding'][key]['value']:.3f} ({max(row[key]['value'] for row in others):.3f})"
         for key, title in MEASURES.items()
     ]
-    return ", ".join([error, *told])
+    return [error, f"labels read off the embedding (off the best baseline): {', '.join(told)}"]
 
 
 # What the promotion gate compares.
@@ -382,9 +385,13 @@ def evaluation(found: dict[str, Any], say: Callable[[str], None]) -> None:
     for line in _table(DISTURBANCES, found["consistency"], lambda share: f"{share:.3f}"):
         say(line)
     say("what this means:")
-    for sentence in found["verdict"]:
-        say(f"  {sentence}")
+    for line in _wrapped(found["verdict"]):
+        say(f"  {line}")
     say(f"report  {found['report']}")
+
+
+def _wrapped(sentences: Sequence[str]) -> list[str]:
+    return [line for one in sentences for line in textwrap.wrap(one, 100, break_on_hyphens=False)]
 
 
 def _table(columns: dict[str, str], rows: dict[str, Any], cell: Callable[[Any], str]) -> list[str]:

@@ -20,7 +20,7 @@ from pipelines.lake import Lake
 WINDOWS, WINDOWS_EACH = 8192, 64
 BATCH_WINDOWS = 64
 # Nats above digital silence that count as silence where near copies are looked for; pairs of them that are named.
-SILENT_NATS, NAMED = (1.0, 3.0), 3
+SILENT_NATS, NAMED = 1.0, 3
 
 log = logging.getLogger(__name__)
 
@@ -164,10 +164,10 @@ def near_copies(clips: list[Clip], model: Model) -> list[tuple[int, int]]:
 
     _, group = np.unique([clip.group for clip in clips], return_inverse=True)
     known_by = [copies.statistics(dequantise(clip.values, spec), clip.valid) for clip in clips]
-    floors = [model.normalise(np.full(spec.n_mels, spec.floor + nats, np.float32)) for nats in SILENT_NATS]
+    floor = model.normalise(np.full(spec.n_mels, spec.floor + SILENT_NATS, np.float32))
     with stage("looking for near copies") as report:
         return copies.pairs(
-            window, np.concatenate(known_by), clip=numbers, group=group[numbers], floors=floors, report=report
+            window, np.concatenate(known_by), clip=numbers, group=group[numbers], floor=floor, report=report
         )
 
 
@@ -189,9 +189,9 @@ def apart(clips: list[Clip], near: list[tuple[int, int]], held_out: list[int]) -
         name.setdefault(int(number), group)
     such = [f"{clips[i].uri} and {clips[j].uri}" for i, j in (leaks or near)[:NAMED]]
     log.warning(
-        "%d recordings of the sample are near copies of others (trimmed, encoded again, or at another level), such as "
-        "%s: near copies count as one group, and %d of the recordings held out are not judged by, since training had "
-        "their copies",
+        "%d recordings of the sample are near copies of others (trimmed, encoded again, a little softer), such as %s; "
+        "near copies count as one group, and %d held-out recordings are not judged by, since the model was trained on "
+        "near copies of them",
         len({i for pair in near for i in pair}),
         "; ".join(such),
         len({i for i, _ in leaks}),

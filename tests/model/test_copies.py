@@ -1,4 +1,4 @@
-"""Near copies: the same sound trimmed, encoded again, at another level; and other sounds, which are none."""
+"""Near copies: the same sound trimmed, encoded again, a little softer; and other sounds, which are none."""
 
 import io
 
@@ -13,8 +13,7 @@ from pipelines.synth import KINDS
 
 SPEC: FeatureSpec = parse_spec("general")
 RATE = SPEC.sample_rate
-FLOORS = [np.full(SPEC.n_mels, (SPEC.floor + nats) / 2, np.float32) for nats in (1, 3)]
-FLOOR = FLOORS[0]
+FLOOR = np.full(SPEC.n_mels, (SPEC.floor + 1) / 2, np.float32)
 
 
 def sound(kind: str, seed: int, seconds: float = 3.0) -> np.ndarray:
@@ -35,30 +34,27 @@ def encoded(sound: np.ndarray, container: str, subtype: str) -> np.ndarray:
 
 def test_the_same_is_the_same() -> None:
     a = features(sound("bird", 0))
-    assert copies.difference(a, a, floor=FLOOR) == pytest.approx(0, abs=1e-9)
+    assert copies.difference(a, a, floor=FLOOR) == pytest.approx(0, abs=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["bird", "bell", "engine", "wind"])
+@pytest.mark.parametrize("kind", ["bird", "engine", "rain", "voice", "wind"])
 def test_copies_are_near(kind: str) -> None:
     original = sound(kind, 1)
     a = features(original)
     changed = {
         "trimmed": original[4321:],
-        "softer": original / 2,
+        "3 dB softer": 0.7 * original,
         "MP3": encoded(original, "MP3", "MPEG_LAYER_III"),
         "Vorbis, trimmed": encoded(original[512 : 2 * RATE], "OGG", "VORBIS"),
     }
     for how, other in changed.items():
-        assert min(copies.difference(a, features(other), floor=floor) for floor in FLOORS) < copies.NEAR, how
+        assert copies.difference(a, features(other), floor=FLOOR) < copies.NEAR, how
 
 
 def test_other_sounds_are_not() -> None:
     kinds = [sound(kind, seed) for kind in KINDS for seed in (1, 2)]
     found = [
-        copies.difference(features(a), features(b), floor=floor)
-        for floor in FLOORS
-        for i, a in enumerate(kinds)
-        for b in kinds[i + 1 :]
+        copies.difference(features(a), features(b), floor=FLOOR) for i, a in enumerate(kinds) for b in kinds[i + 1 :]
     ]
     assert min(found) > copies.NEAR
 
@@ -72,19 +68,19 @@ def test_the_difference_by_plain_loops() -> None:
     """The best of all shifts, each computed as the definition says."""
     rng = np.random.default_rng(0)
     a, b = (rng.standard_normal((n, 8)).astype(np.float32) for n in (20, 30))
-    b[5:25] = a + 0.3 * rng.standard_normal((20, 8)) + 2.0
-    floor = np.full(8, -np.inf, np.float32)
+    b[5:25] = a + 0.3 * rng.standard_normal((20, 8))
+    floor = np.full(8, -1.0, np.float32)
     worth = []
     for shift in range(-5, 16):
         places = [i for i in range(20) if 0 <= i + shift < 30]
         if len(places) >= 15:
-            x, y = a[places], b[[i + shift for i in places]]
-            worth.append(np.var(x - y) / ((np.var(x) + np.var(y)) / 2))
-    assert copies.difference(a, b, floor=floor) == pytest.approx(min(worth), rel=1e-6)
+            x, y = (np.maximum(part, -1.0) + 1.0 for part in (a[places], b[[i + shift for i in places]]))
+            worth.append(np.sum((x - y) ** 2) / ((np.sum(x**2) + np.sum(y**2)) / 2))
+    assert copies.difference(a, b, floor=floor) == pytest.approx(min(worth), rel=1e-4)
 
 
 def test_pairs_are_of_different_groups() -> None:
-    sounds = [sound("bird", 1), sound("bell", 1), sound("bird", 1)[4321:], sound("voice", 3), sound("bell", 1) / 2]
+    sounds = [sound("bird", 1), sound("bell", 1), sound("bird", 1)[4321:], sound("voice", 3), 0.7 * sound("bell", 1)]
     sounds += [sound(kind, 9) for kind in KINDS]
     windows = [features(one)[:128] for one in sounds]
     known = copies.statistics(np.stack(windows), np.full(len(sounds), 128))
@@ -93,7 +89,7 @@ def test_pairs_are_of_different_groups() -> None:
         known,
         clip=np.arange(len(sounds)),
         group=np.array([0, 1, 2, 3, 1, *range(4, 12)]),
-        floors=FLOORS,
+        floor=FLOOR,
     )
     # The soft bell is of the group of the loud one.
     assert found == [(0, 2)]

@@ -156,6 +156,7 @@ def test_every_stage_of_the_main_job_speaks(
     assert "searching" in stages_of("search", str(made.audio / "bird" / "bird-003.mp3"), "--lake", lake)
 
 
+@pytest.mark.slow
 def test_a_training_on_a_terminal(lake: str) -> None:
     answer, shown = on_terminal("train", "--lake", lake, "--steps", "3", "--batch-size", "8", "--seed", "8", "--json")
     assert json.loads(answer)["trained"]
