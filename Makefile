@@ -88,7 +88,7 @@ bench-learning: $(VENV)/ready
 # Whether search knows its own: files, copies and random cuts of labelled sets (CORPORA), whose lakes are made in build/lakes
 # with few steps; or of one corpus and its lake (AUDIO, LAKE). A table, and JSON in build/bench.
 bench-cuts: $(VENV)/ready
-	$(BIN)/python -m benches.find_cuts $(if $(LAKE),--audio "$(or $(AUDIO),demo/audio)" --lake "$(LAKE)",--corpora "$(CORPORA)")
+	$(BIN)/python -m benches.find_cuts $(if $(AUDIO),--audio "$(AUDIO)" --lake "$(LAKE)",--corpora "$(CORPORA)")
 
 # What runs pipelines on Spark, into ~/.cache/soundlake: Beam's job server and, for the tests, Spark. Needs Java and Maven.
 spark-jars: $(VENV)/ready
