@@ -145,6 +145,23 @@ def _ogg_links(file: BinaryIO) -> Iterator[int]:
         at += 27 + head[26] + sum(file.read(head[26]))
 
 
+def is_whole_ogg(file: BinaryIO) -> bool:
+    """Whether a file is one Ogg stream from its first page to its last: none is missing, and nothing is beside them."""
+    at, serial = 0, b""
+    for number in itertools.count():
+        file.seek(at)
+        head = file.read(27)
+        if not head:
+            return number > 0
+        serial = serial or head[14:18]
+        if len(head) < 27 or head[:5] != b"OggS\0" or head[14:18] != serial:
+            return False
+        if int.from_bytes(head[18:22], "little") != number:
+            return False
+        at += 27 + head[26] + sum(file.read(head[26]))
+    raise AssertionError("unreachable")
+
+
 def _mp4_links(file: BinaryIO) -> Iterator[int]:
     """Where the boxes of another file begin behind those of an MP4 or QuickTime file."""
     at = 0

@@ -12,7 +12,7 @@ from typing import Any
 # Parameters that cannot have their option's name, since Beam has an option of that name.
 RENAMED = {"label_file": "labels"}
 # Options that no template has: of the screen, of the local engine, of what follows a pipeline that was waited for.
-LEFT_OUT = {"json", "verbose", "workers", "repair", "max_rejects"}
+LEFT_OUT = {"json", "verbose", "workers", "repair", "recheck", "max_rejects"}
 
 
 def parameters(command: str) -> dict[str, Any]:

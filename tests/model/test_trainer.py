@@ -194,7 +194,7 @@ def test_a_preset_decides_what_is_not_given() -> None:
         ({"preset": "seed", "likeness_dim": 3}, "need the preset default"),
         ({"preset": "seed", "contrastive": 1}, "need the preset default"),
         ({"mixing": 0.5}, "mixing needs contrastive"),
-        ({"batch_size": 7, "contrastive": 1}, "in pairs"),
+        ({"batch_size": 7, "contrastive": 1}, "an even batch_size"),
         ({"batch_size": 2, "contrastive": 1}, "at least 4"),
         ({"masking": 1.0}, "less than 1"),
         ({"precision": "float16"}, "float32"),

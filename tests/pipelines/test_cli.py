@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -161,7 +162,9 @@ def test_interrupted_is_130_and_says_what_is_kept(
         os.killpg(process.pid, number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    (said,) = err.splitlines()
+    *before_it, said = err.splitlines()
+    # Signs of life, and no traceback.
+    assert all(re.match(r"soundlake: [^:]+: .* s(o far| left)?", line) for line in before_it), err
     assert said.startswith("soundlake: interrupted; finished work is kept")
     assert list((tmp_path / "tmp").iterdir()) == []
     manifests = [json.loads(path.read_text()) for path in Path(lake.root).glob("runs/*.json")]

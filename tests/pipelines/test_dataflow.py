@@ -135,6 +135,7 @@ GIVEN = {
         "label_file": "gs://corpora/birds=1.csv",
         "partition": "-x",
         "allow_empty": "true",
+        "include_forgotten": "true",
         "retry_rejected": "all",
     },
     "encode": {
@@ -187,8 +188,8 @@ def test_blank_fields_are_defaults(command: str) -> None:
         (["--lake=x", "--audio=y", "--workers=3"], "Beam has no option --workers"),
         (["--lake=x", "--audio=y", "stray"], "unexpected argument 'stray'"),
         (["--lake=x", "--audio=y", "--allow_empty=perhaps"], "--allow-empty"),
-        (["--lake=x", "--audio=y", "--spec=birds"], "no spec 'birds'"),
-        (["--lake=x", "--audio=y", "--retry_rejected=boredom"], "no reason 'boredom'"),
+        (["--lake=x", "--audio=y", "--spec=birds"], "unknown spec 'birds'"),
+        (["--lake=x", "--audio=y", "--retry_rejected=boredom"], "unknown reason 'boredom'"),
         (["--lake=x"], "Missing argument 'audio'"),
     ],
 )
@@ -476,7 +477,8 @@ def test_what_a_worker_says_is_what_the_command_says(server: Google, tmp_path: P
     done = by_command(server, audio, lake, tmp_path)
     assert server.job["currentState"] == "JOB_STATE_FAILED"
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == f"soundlake: {audio}/labels.csv has no column `uri`: the first line must name the columns\n"
+    said = "has no column `uri`: name the columns in its first line, such as uri,label,group"
+    assert done.stderr == f"soundlake: {audio}/labels.csv {said}\n"
     assert [one["result"] for one in manifests(lake)] == ["failed"]
 
 

@@ -153,7 +153,7 @@ def test_every_stage_of_the_main_job_speaks(
     assert {"looking for what killed runs left", "putting small fragments together", "removing old versions"} <= (
         stages_of("maintain", "--lake", lake, "--grace", "0")
     )
-    assert "searching" in stages_of("search", str(made.audio / "bird" / "bird-003.mp3"), "--lake", lake)
+    assert "searching" in stages_of("search", str(made.audio / "bird" / "bird-001.flac"), "--lake", lake)
 
 
 @pytest.mark.slow
@@ -179,6 +179,6 @@ def test_run_says_when_the_table_can_be_searched(made: Made, lake: str, capfd: p
     command = shlex.split(lines[ready].partition("such as by: ")[2])
     assert command[0] == "soundlake"
     assert main(command[1:]) == 0
-    assert len(capfd.readouterr().out.splitlines()) == 10
+    assert len(capfd.readouterr().out.splitlines()) == 1 + 10
     # What the figures mean stands below them.
     assert "principal components" in said.out.split("worth ")[1]

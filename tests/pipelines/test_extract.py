@@ -292,7 +292,7 @@ def test_what_crosses_a_shuffle_comes_back(tmp_path: Path) -> None:
 
 def test_compare_as_a_transform() -> None:
     """A known file, a new one with a label, one that has gone, one of another corpus, one of a killed run."""
-    entry, done = account.packed([5, 7]), [2, "uri", "ab" * 32, "/c", 5, 7, None, None, None]
+    entry, done = account.packed([5, 7]), [2, "uri", "ab" * 32, "/c", 5, 7, None, None, None, 2]
     foreign = [*done[:3], "/d", *done[4:]]
     header = list(astuple(Probe("WAV", "PCM_16", 16_000, 1, 9, True, "soundfile")))
     nothing: dict[str, list[bytes]] = {"listed": [], "known": [], "labels": [], "left": []}

@@ -60,7 +60,7 @@ def test_files_of_a_model_are_refused_by_digest(
         lake = made.copy(tmp_path)
         folder = Path(lake.root, "models", model_of(made))
         (folder / name).write_bytes(data)
-        for command in ("list", "train", "encode"):
+        for command in ("search", "train", "encode"):
             refused(capsys, f"{name} has changed since the training", *COMMANDS[command](made), "--lake", lake.root)
         shutil.rmtree(lake.root)
     assert not path.exists()

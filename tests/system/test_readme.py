@@ -31,10 +31,12 @@ def test_the_walk_through(tmp_path: Path) -> None:
         assert done.returncode == 0, f"{command}\n{done.stderr}"
         said[command] = done.stdout
     first = next(out for command, out in said.items() if "bird-003" in command)
-    assert re.match(r"\s+1 =.*bird-003\.mp3", first)
+    heading, best, *_ = first.splitlines()
+    assert heading.split() == ["same", "distance", "nearer", "than", "random", "pairs", "place", "file"]
+    assert re.match(r"1 +=.*bird-003\.mp3", best)
     drums = next(out for command, out in said.items() if "drum" in command)
-    assert len(drums.splitlines()) == 5
-    assert all("[drum]" in line for line in drums.splitlines())
+    assert len(drums.splitlines()) == 1 + 5
+    assert all("[drum]" in line for line in drums.splitlines()[1:])
     found = json.loads(next(out for command, out in said.items() if "--json" in command))
     assert found["results"][0]["hits"][0]["uri"].endswith("rain-001.mp3")
     assert (tmp_path / "demo" / "rain.m3u").read_text().startswith("#EXTM3U")
