@@ -114,7 +114,7 @@ def _probe_soundfile(file: BinaryIO, size: int) -> Probe | None:
     # libsndfile reads the first of chained streams alone, closes the gap where pages of Vorbis are lost, and decodes
     # Opus at the rate of what was encoded, which only informs. A whole stream of Vorbis it begins and ends at the
     # sample that the pages name; FFmpeg may be some hundred samples off.
-    if container == "OGG" and not (codec == "VORBIS" and containers.is_whole_ogg(file)):
+    if container == "OGG" and (codec != "VORBIS" or not containers.is_whole_ogg(file) or ffmpeg.has_gaps(file)):
         return None
     # libsndfile stops in silence at the length that the first frame tells, or that it guesses from that frame.
     if container == "MP3" and not containers.tells_its_length(file):

@@ -68,6 +68,19 @@ def track(container: Any) -> Any:
     return next(marked, known[0] if known else None)
 
 
+def has_gaps(file: BinaryIO) -> bool:
+    """Whether the time stamps of a file's packets leave gaps that no codec explains. Decodes nothing."""
+    with contextlib.closing(opened_by_ffmpeg(file)) as container:
+        stream, end = track(container), None
+        for packet in container.demux(stream):
+            if packet.pts is None or packet.duration is None:
+                continue
+            if end is not None and (packet.pts - end) * packet.time_base > TOLERANCE_S:
+                return True
+            end = packet.pts + packet.duration
+    return False
+
+
 def claimed_seconds(container: Any, stream: Any) -> float | None:
     """Where the sound ends by the header, from the container's start; None where no header tells."""
     import av

@@ -88,7 +88,7 @@ def test_formats_and_slices(tmp_path: Path, container: str, codec: str, toleranc
     path = tmp_path / "a.bin"
     soundfile.write(path, audio, rate, format=container, subtype=codec)
     found = probe(path)
-    reader = "pyav" if container == "OGG" else "soundfile"
+    reader = "pyav" if codec == "OPUS" else "soundfile"
     assert (found.sample_rate, found.channels, found.reader) == (rate, channels, reader)
     assert found.seekable == (tolerance is not None)
     got = whole(path, found)
