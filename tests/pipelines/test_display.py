@@ -181,4 +181,4 @@ def test_run_says_when_the_table_can_be_searched(made: Made, lake: str, capfd: p
     assert main(command[1:]) == 0
     assert len(capfd.readouterr().out.splitlines()) == 1 + 10
     # What the figures mean stands below them.
-    assert "principal components" in said.out.split("worth ")[1]
+    assert "principal components" in said.out.split("evaluation ")[1]
