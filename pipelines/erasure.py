@@ -6,6 +6,7 @@ Everything is looked for by `pipelines.forgotten.Memory`, so a call that was kil
 outcomes of a bundle, which say what was in it, go last.
 """
 
+import logging
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -26,6 +27,8 @@ from pipelines.ledger import Row
 from pipelines.lookup import spec_of_lake
 from pipelines.plan import Segment, bundle_id
 from pipelines.tidying import INDEX, without_index
+
+log = logging.getLogger(__name__)
 
 # Other commits may come between, so often.
 ATTEMPTS = 5
@@ -62,8 +65,13 @@ def is_forgotten(memory: Memory, row: Row) -> bool:
     return memory.holds(uri=row["uri"], recording_id=row["recording_id"])
 
 
-def bundles(lake: Lake, spec_id: str, *, without: Collection[str] = ()) -> Iterator[tuple[str, list[Row]]]:
-    """All bundles but some, each with its outcomes or, where those cannot be read, the recordings in its shard."""
+def bundles(
+    lake: Lake, spec_id: str, *, without: Collection[str] = (), damaged: list[str] | None = None
+) -> Iterator[tuple[str, list[Row]]]:
+    """All bundles but some, each with its outcomes or, where those cannot be read, the recordings in its shard.
+
+    Of a damaged shard without outcomes these are the recordings before the damage; it is added to `damaged`.
+    """
     names: set[str] = set()
     for folder in ("outcomes", "shards"):
         names |= {name.partition(".")[0] for name in lake.names(f"{Lake.spec(spec_id)}/{folder}")}
@@ -77,8 +85,11 @@ def bundles(lake: Lake, spec_id: str, *, without: Collection[str] = ()) -> Itera
         try:
             with lake.open(Lake.shard(spec_id, bundle)) as file:
                 held |= {recording_of(data): None for data in read_framed(file)}
-        except (FileNotFoundError, DamagedShardError):
-            pass  # what comes before the damage is known
+        except FileNotFoundError:
+            return []
+        except DamagedShardError:
+            if damaged is not None:
+                damaged.append(bundle)
         return [{"recording_id": recording_id, "uri": None} for recording_id in held]
 
     with ThreadPoolExecutor(models.SIDE_BY_SIDE) as pool:
@@ -115,7 +126,17 @@ def clear_spec(lake: Lake, spec_id: str, memory: Memory, *, moment: float, step:
     TryLaterError
         If other runs commit to the same ledger again and again.
     """
-    touched = {bundle: rows for bundle, rows in bundles(lake, spec_id) if any(is_forgotten(memory, r) for r in rows)}
+    damaged: list[str] = []
+    looked = bundles(lake, spec_id, damaged=damaged)
+    touched = {bundle: rows for bundle, rows in looked if any(is_forgotten(memory, r) for r in rows)}
+    if damaged:
+        log.warning(
+            "%d damaged shards without outcomes, such as %s, may hold more of what is forgotten behind the damage; "
+            "to rebuild them run: %s, then forget again",
+            len(damaged),
+            lake.uri(Lake.shard(spec_id, min(damaged))),
+            lake.command("extract AUDIO --repair"),
+        )
     with lake.locked(f"{Lake.spec(spec_id)}/ledger"):
         for _ in range(ATTEMPTS):
             known = ledger.open_ledger(lake, spec_id)

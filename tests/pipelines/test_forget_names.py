@@ -265,6 +265,23 @@ def test_only_what_holds_it_is_written_anew(tmp_path: Path) -> None:
     assert shards(lake).items() < files.items()
 
 
+def test_what_cannot_be_looked_through_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A damaged shard whose outcomes are gone, too: what is in it cannot be ruled out."""
+    lake = Lake.at(str(tmp_path / "lake"))
+    first, second = (write(tmp_path / f"c{i}" / f"only{i}.wav", 6.0, seed=i) for i in range(2))
+    run(lake, first.parent)
+    (bundle,) = rows(lake)[str(first)]["bundles"]
+    run(lake, second.parent)
+    shard = Path(lake.root, Lake.shard(SPEC, bundle))
+    shard.write_bytes(shard.read_bytes()[:20])
+    (outcomes,) = Path(lake.root).rglob(f"{bundle}.parquet")
+    outcomes.unlink()
+    forget(lake, [str(second)])
+    (told,) = (record.getMessage() for record in caplog.records if "behind the damage" in record.getMessage())
+    assert str(shard) in told
+    assert "extract AUDIO --repair" in told
+
+
 def test_the_memory_tells_nothing(extracted: tuple[Path, Lake]) -> None:
     """Digests are keyed: nobody finds a recording in it by hashing what it might be."""
     audio, lake = extracted
