@@ -138,6 +138,8 @@ class Judge:
         self.lake, self.spec, self.dataset, self.note = lake, spec, dataset, note
         self._unchanged: dict[tuple[str, str], bool] = {}
         self._not_there: dict[str, None] = {}
+        # By uri, why.
+        self._unreadable: dict[str, str] = {}
 
     def marks(self, query: Query, rows: Sequence[Row]) -> dict[Key, Mark]:
         """Of the candidates, those that hold the same sound.
@@ -172,11 +174,16 @@ class Judge:
     @property
     def not_there(self) -> list[str]:
         """A note on the files that could not be compared; empty if there are none."""
-        if not self._not_there:
-            return []
-        first, *others = self._not_there
-        which = f"{len(others) + 1} files, such as {first}, are" if others else f"{first} is"
-        return [f"{which} not there, or changed since extract: a short sound in them gets no mark (=)"]
+        notes, no_mark = [], "a short sound in them gets no mark (=)"
+        if self._not_there:
+            count, first = len(self._not_there), next(iter(self._not_there))
+            which = f"{count} files, such as {first}, are" if count > 1 else f"{first} is"
+            notes.append(f"{which} not there, or changed since extract: {no_mark}")
+        if self._unreadable:
+            count, (first, reason) = len(self._unreadable), next(iter(self._unreadable.items()))
+            which = f"{count} files, such as {first}," if count > 1 else first
+            notes.append(f"{which} cannot be read now ({reason}): {no_mark}")
+        return notes
 
     @property
     def _hop_s(self) -> float:
@@ -311,9 +318,18 @@ class Judge:
                 if self._unchanged[name]:
                     rate = WAVEFORM_RATE
                     return decoded(local, rate, start=round(start * rate), stop=round(end * rate))
-        except (InputError, TryLaterError, Rejected, OSError):
-            pass
-        self._not_there.setdefault(uri)
+        except (FileNotFoundError, NotADirectoryError, InputError):
+            self._not_there.setdefault(uri)
+        except Rejected as error:
+            if error.reason == "missing":
+                self._not_there.setdefault(uri)
+            else:
+                self._unreadable.setdefault(uri, error.detail or error.reason)
+        except (TryLaterError, OSError) as error:
+            # The ranking holds without it: the search goes on, and says what the system said.
+            self._unreadable.setdefault(uri, getattr(error, "strerror", None) or str(error))
+        else:
+            self._not_there.setdefault(uri)
         return None
 
     def _stitched(self, rows: Sequence[Row], told: dict[str, _Told]) -> Iterator[tuple[Row, align.Frames, int, bool]]:

@@ -1,5 +1,6 @@
 """The very same sound: a lake of one-shots in which every file finds itself, and no stranger is marked."""
 
+import errno
 import os
 import shutil
 from collections.abc import Callable
@@ -235,3 +236,23 @@ def test_without_the_file_nothing_short_is_marked(shots: tuple[Lake, Path], tmp_
     assert [hits[0].uri for hits in found] == [str(path) for path in paths]
     assert [hits[0].same_sound for hits in found] == [False, True]
     assert any("hat-2-0.wav" in note for note in searcher.notes)
+
+
+def test_a_file_that_the_system_cannot_read_is_not_told_as_gone(shots: tuple[Lake, Path], tmp_path: Path) -> None:
+    lake, audio = shots
+    model = lookup.find_model(lake, None)
+    searcher = Searcher(lake, model, table.need_table(lake, model.model_id))
+    path, copy = audio / "hat-2-0.wav", tmp_path / "copy.wav"
+    soundfile.write(copy, np.stack([read(path)] * 2, axis=1), RATE, subtype="FLOAT")
+    aside = path.rename(path.with_suffix(".aside"))
+    # A link to itself: an error of the system's that says nothing of the file.
+    path.symlink_to(path)
+    try:
+        hits = searcher.by_sound(load_query(str(copy), model.spec), k=3, where=None, by="recordings")
+    finally:
+        path.unlink()
+        aside.rename(path)
+    assert not hits[0].same_sound
+    (note,) = (note for note in searcher.notes if "cannot be read now" in note)
+    assert str(path) in note
+    assert os.strerror(errno.ELOOP) in note
