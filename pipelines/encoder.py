@@ -159,11 +159,16 @@ def read_shard(lake: Lake, spec: FeatureSpec, bundle: str) -> Iterator[tuple[Rec
                 yield decode(data, window_frames=spec.window_frames, n_mels=spec.n_mels), offset
                 offset += len(data) + 16
     except (DamagedShardError, FileNotFoundError) as error:
-        said = "it is missing" if isinstance(error, FileNotFoundError) else str(error)
-        raise InputError(
-            f"the shard {lake.uri(name)} cannot be read: {said}; to rebuild it run: "
-            f"{lake.command('extract AUDIO --repair')}"
-        ) from error
+        raise unreadable(lake, name, error) from error
+
+
+def unreadable(lake: Lake, name: str, error: DamagedShardError | FileNotFoundError) -> InputError:
+    """What to tell of a shard that is missing or damaged, and what to do."""
+    said = "it is missing" if isinstance(error, FileNotFoundError) else str(error)
+    return InputError(
+        f"the shard {lake.uri(name)} cannot be read: {said}; to rebuild it run: "
+        f"{lake.command('extract AUDIO --repair')}, then the same command again"
+    )
 
 
 class EncoderHandler(ModelHandler[Piece, str, Any]):

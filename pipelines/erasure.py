@@ -15,12 +15,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from model.errors import InputError
 from model.paths import is_id
 from model.records import DamagedShardError, read_framed, recording_of, write_framed
 from pipelines import finish, fragments, ledger, models, table, traces
 from pipelines.bundle import read_outcomes, write_outcomes
-from pipelines.encoder import read_shard
+from pipelines.encoder import read_shard, unreadable
 from pipelines.forgotten import Memory
 from pipelines.lake import Lake
 from pipelines.ledger import Row
@@ -224,11 +223,7 @@ def move(lake: Lake, spec_id: str, bundle: str, recordings: set[str], outcomes: 
                 if recording_of(data) in recordings:
                     write_framed(shard, data)
     except (DamagedShardError, FileNotFoundError) as error:
-        said = "it is missing" if isinstance(error, FileNotFoundError) else str(error)
-        raise InputError(
-            f"the shard {lake.uri(name)} cannot be read: {said}; to rebuild it run: "
-            f"{lake.command('extract AUDIO --repair')}, then forget again"
-        ) from error
+        raise unreadable(lake, name, error) from error
     if all("first" in row for row in kept):
         write_outcomes(lake, spec_id, new, kept)
     return new
