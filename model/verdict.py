@@ -77,8 +77,8 @@ def _points(ahead: Mapping[str, Any], names: Sequence[str], sign: int) -> str:
     """Of each measure by how many points one is better, with the interval."""
     return "; ".join(
         f"{MEASURES[name]} by {100 * sign * ahead[name]['value']:.1f} points "
-        f"({'–'.join(f'{100 * x:.1f}' for x in sorted((sign * ahead[name]['low'], sign * ahead[name]['high'])))})"
-        + (f", {BASELINES[ahead[name]['baseline']]}" if sign < 0 else "")
+        f"({'–'.join(f'{100 * x:.1f}' for x in sorted((sign * ahead[name]['low'], sign * ahead[name]['high'])))}"
+        + (f"; {BASELINES[ahead[name]['baseline']]})" if sign < 0 else ")")
         for name in names
     )
 
@@ -87,7 +87,7 @@ def _advice(metrics: Mapping[str, Any], longer: str, *, worse: bool) -> str:
     steps, best, windows = metrics["steps"], metrics["best_step"], metrics["windows"]["train"]
     over = f"Longer training is unlikely to help, since the model was best at step {best} of {steps}"
     if metrics["stopped"] == "step budget" and best == steps:
-        return f"The model was still improving at its last step, {steps}: train longer, such as by {longer}."
+        return f"The model was still improving at its last step, {steps}: train longer, for example with `{longer}`."
     if windows < FEW_WINDOWS or not worse:
         return (
             f"{over}: it was trained on {windows} windows, and more recordings would help it, and make the intervals "

@@ -48,7 +48,7 @@ def evaluate(
         judged = evaluation(lake, model, folds=given)
         if Memory.of(lake).mark != before:
             raise forgotten_meanwhile(lake)
-        longer = f"soundlake train --steps {LONGER * int(model.metrics['steps'])}"
+        longer = lake.command(f"train --steps {LONGER * int(model.metrics['steps'])}")
         said = verdict.sentences(judged.found, model.metrics, longer=longer)
         judged.found.update({"verdict": said, "model_id": model.model_id, "run_id": run.run_id})
         run.manifest["counts"] = judged.found

@@ -216,7 +216,7 @@ def worth(found: dict[str, Any]) -> list[str]:
         f"{title} {found['probes']['embedding'][key]['value']:.3f} ({max(row[key]['value'] for row in others):.3f})"
         for key, title in MEASURES.items()
     ]
-    return [error, f"labels read off the embedding (off the best baseline): {', '.join(told)}"]
+    return [error, f"labels predicted from the embedding (best baseline): {', '.join(told)}"]
 
 
 # What the promotion gate compares.
@@ -373,7 +373,7 @@ def evaluation(found: dict[str, Any], say: Callable[[str], None]) -> None:
         say(f"{found['labelled']} recordings with labels, {found['labels']} labels, no probes: {found['no_probes']}")
     else:
         say(
-            f"labels read off the embeddings of {found['labelled']} recordings, {found['labels']} labels, "
+            f"labels predicted from the embeddings of {found['labelled']} recordings, {found['labels']} labels, "
             f"{found['folds']}, 95 % intervals;"
         )
         say("the encoder was trained on most of these recordings, without their labels:")

@@ -31,9 +31,9 @@ def test_worse_is_said_with_what_to_do() -> None:
     told = sentences(figures((0.1, 0.05, 0.2), (-0.1, -0.2, -0.05)), metrics(), longer="LONGER")
     assert told[0].startswith("Principal components, as many")
     assert (
-        "a baseline is ahead of the embedding in linear probe by 10.0 points (5.0–20.0), log-mel statistics" in told[1]
+        "a baseline is ahead of the embedding in linear probe by 10.0 points (5.0–20.0; log-mel statistics)" in told[1]
     )
-    assert told[2] == "The model was still improving at its last step, 600: train longer, such as by LONGER."
+    assert told[2] == "The model was still improving at its last step, 600: train longer, for example with `LONGER`."
 
 
 def test_an_interval_around_nothing_decides_nothing() -> None:
