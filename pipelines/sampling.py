@@ -189,7 +189,7 @@ def apart(clips: list[Clip], near: list[tuple[int, int]], held_out: list[int]) -
         name.setdefault(int(number), group)
     such = [f"{clips[i].uri} and {clips[j].uri}" for i, j in (leaks or near)[:NAMED]]
     log.warning(
-        "%d recordings of the sample sound nearly the same as another one (trimmed or re-encoded copies do), for example "
+        "%d recordings of the sample sound nearly the same as another one (trimmed or re-encoded copies do), such as "
         "%s. They count as one group. Left out of the figures, because the model was trained on one that sounds nearly "
         "the same: %d held-out recordings",
         len({i for pair in near for i in pair}),
