@@ -29,6 +29,8 @@ MAX_GRID_WINDOWS = 32
 MIN_SOUND_SEEN = 0.6
 # Nats above the spec's floor below which a frame holds no sound that the features could tell.
 SILENT_NATS = 0.5
+# A part of a query that is fainter than its loudest one by more than this, 40 dB, is what fades out, or a codec's own noise.
+FAINT_NATS = 9.2
 MAX_QUERY_SECONDS = 600.0
 # No recording is longer, and samples up to here can be counted.
 MAX_PLACE_SECONDS = 1e9
@@ -253,7 +255,7 @@ def loudness(frames: Frames, spec: FeatureSpec) -> npt.NDArray[np.float32]:
 def cuts(query: Query) -> list[Cut]:
     """The query as windows: on the grid of the table, as `extract` would cut it, and at many shifts.
 
-    A window without sound is left out: whatever else is silent would answer it.
+    A window without sound, or with but a faint rest of it, is left out: whatever else is silent would answer it.
     """
     return [*_on_grid(query), *_shifted(query)]
 
@@ -268,6 +270,7 @@ def _spread(values: list[Any], most: int) -> list[Any]:
 def _on_grid(query: Query) -> list[Cut]:
     frames, spec = query.phases[0], query.spec
     size, step = spec.window_frames, spec.window_step
+    faint = max(spec.floor, float(frames.max(initial=spec.floor)) - FAINT_NATS)
     found = []
     for first in range(0, max(1, len(frames) - size + step), step):
         part = frames[first : first + size]
@@ -275,7 +278,7 @@ def _on_grid(query: Query) -> list[Cut]:
         seen[: len(part)] = part
         inner = len(frames) - 2 * query.edge
         held = slice(max(0, first - query.edge), min(inner, first + size - query.edge))
-        if (part > np.float32(spec.floor)).any() and held.stop > held.start:
+        if (part > np.float32(faint)).any() and held.stop > held.start:
             found.append(Cut(seen, held, True))
     return _spread(found, MAX_GRID_WINDOWS)
 

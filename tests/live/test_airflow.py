@@ -241,11 +241,11 @@ def test_a_task_that_failed_is_cleared_and_goes_on(world: World) -> None:
     # Somebody is told which task it was, why it failed, and where its log is.
     first, address = world.fails("extract_features", run).split("\n")
     assert first.startswith(f"extract sounds/{kind}, try 1: exit code 2, not tried again: the corpus ")
-    assert "is empty now" in first
+    assert "is empty, but the ledger has" in first
     path = f"dags/extract_features/runs/{urllib.parse.quote(run)}/tasks/extract/mapped/{one['map_index']}"
     assert address == f"  {api.url}/{path}?try_number=1"
     log = api.log("extract_features", run, "extract", map_index=one["map_index"])
-    assert "is empty now" in log
+    assert "is empty, but the ledger has" in log
     assert "--allow-empty" in log
     # Nothing of it has left the lake.
     (spec,) = world.soundlake("status")["specs"].values()
@@ -358,7 +358,7 @@ def test_more_rejects_than_allowed_call(world: World) -> None:
     finally:
         world.settings.write_text(before)
         junk.unlink()
-    said = "exit code 4, not tried again: 1 rejects are more than --max-rejects 0"
+    said = "exit code 4, not tried again: 1 rejects exceed --max-rejects 0"
     assert f"extract sounds/{kind}, try 1: {said}\n" in text
     # However many partitions say so.
     failed = [state for state in names(api.states("extract_features", run), "extract").values() if state == "failed"]

@@ -51,6 +51,10 @@ def sounds() -> dict[str, Sound]:
     made["late-kick"] = np.concatenate([np.zeros(1200, np.float32), made["kick-2"]])  # another sample start
     silence = np.zeros(RATE, np.float32)
     made["between-silence"] = np.concatenate([silence, kick(0.3, 90, 50), silence])
+    # Two sounds that end in the same noise of a codec, 50 dB below, and in silence.
+    rest = np.float32(1e-3) * np.random.default_rng(60).standard_normal(2 * RATE).astype(np.float32)
+    for number in (0, 1):
+        made[f"faint-end-{number}"] = np.concatenate([hat(0.9, 70 + number), rest, silence, silence])
     return made
 
 
@@ -179,6 +183,13 @@ def test_a_sound_between_silence(shots: tuple[Lake, Path], ask: Callable[..., li
     best = ask(tmp_path / "bare.wav")[0]
     assert (Path(best.uri).stem, best.same_sound) == ("between-silence", True)
     assert best.start_s == pytest.approx(1.0, abs=0.05)
+
+
+def test_a_faint_end_is_no_sound_of_its_own(shots: tuple[Lake, Path], ask: Callable[..., list[Hit]]) -> None:
+    """As clips end that were faded out and then coded: all ends are alike, and nobody hears them."""
+    for number in (0, 1):
+        hits = ask(shots[1] / f"faint-end-{number}.wav")
+        assert [Path(hit.uri).stem for hit in hits if hit.same_sound] == [f"faint-end-{number}"]
 
 
 @pytest.mark.parametrize(("suffix", "subtype"), [("mp3", "MPEG_LAYER_III"), ("ogg", "VORBIS")])
