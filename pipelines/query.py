@@ -29,7 +29,7 @@ MAX_GRID_WINDOWS = 32
 MIN_SOUND_SEEN = 0.6
 # Nats above the spec's floor below which a frame holds no sound that the features could tell.
 SILENT_NATS = 0.5
-# A part of a query that is fainter than its loudest one by more than this, 40 dB, is what fades out, or a codec's own noise.
+# A part of a query that is fainter than its loudest one by more than 40 dB is the end of a fade, or noise of a codec.
 FAINT_NATS = 9.2
 MAX_QUERY_SECONDS = 600.0
 # No recording is longer, and samples up to here can be counted.
