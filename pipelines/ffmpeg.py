@@ -72,12 +72,15 @@ def has_gaps(file: BinaryIO) -> bool:
     """Whether the time stamps of a file's packets leave gaps that no codec explains. Decodes nothing."""
     with contextlib.closing(opened_by_ffmpeg(file)) as container:
         stream, end = track(container), None
+        # In ticks of the stream: a fraction for each packet would take as long as all the rest.
+        most = int(TOLERANCE_S / stream.time_base)
         for packet in container.demux(stream):
-            if packet.pts is None or packet.duration is None:
+            begin, length = packet.pts, packet.duration
+            if begin is None or length is None:
                 continue
-            if end is not None and (packet.pts - end) * packet.time_base > TOLERANCE_S:
+            if end is not None and begin - end > most:
                 return True
-            end = packet.pts + packet.duration
+            end = begin + length
     return False
 
 
