@@ -6,8 +6,9 @@ whether each mark (`=`) is right. It is if the normalised cross-correlation of t
 of 0.9 or more, over the stretch that the mark names and 50 ms to either side; of a query of more than four seconds a
 mark may name a part, wherever it lies in the query. That peak is sought at whole samples. A mark that is wrong by it
 is counted as wrong, and beside that as "between samples" if the peak between them, in steps of a quarter, has 0.9:
-the same high sound that was cut half a sample later. A mark is lost where the file that the query was made of has
-none. Cuts for which search says that they hold no sound are counted apart and replaced.
+the same high sound that was cut half a sample later. Of a copy with loss the mark on the file that it was made of is
+right. A mark is lost where the file that the query was made of has none. Cuts for which search says that they hold no
+sound are counted apart and replaced.
 """
 
 import argparse
@@ -152,7 +153,7 @@ class Bench:
         sound : ndarray
             The query at 16 kHz.
         start : float or None
-            Second of the file where the query was cut.
+            Second of the file where the query was cut; None for a copy with loss.
         """
         began = time.perf_counter()
         try:
@@ -166,6 +167,10 @@ class Bench:
         count.queries += 1
         marked = [hit for hit in hits if hit.same_sound]
         for hit in marked:
+            # The bar is for sounds that lost nothing. A copy with loss is what it was made of all the same.
+            if start is None and hit.recording_id == row["recording_id"]:
+                count.right += 1
+                continue
             stored = self.at_rate(hit.uri)
             found = max(peak(sound, stored, hit), inside(sound, stored, hit))
             if found >= RIGHT:

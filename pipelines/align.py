@@ -41,12 +41,16 @@ class Fit:
         Frames of the overlap that hold sound.
     gain : float
         Nats of power by which the recording is louder than the query.
+    clear_error : float
+        The same difference shared among the values that are clear in either of the two: where most bands are silent in
+        both, `error` is small whatever the others hold. Infinite where hardly any is.
     """
 
     error: float
     first: int
     sounding: int
     gain: float
+    clear_error: float
 
 
 def align(
@@ -100,7 +104,14 @@ def align(
     shared = np.maximum(sounding, 1) * query.shape[1]
     level = np.where(valid, np.maximum(squares, 0) / shared, np.inf)
     best = int(level.argmin())
-    found = [Fit(float(level[best]), int(first[best]), int(sounding[best]), 0.0)]
+
+    def overlap(place: int) -> tuple[int, slice, Frames]:
+        begin, part = int(first[place]), slice(int(low[place]), int(high[place]))
+        return begin, part, stored[part.start + begin : part.stop + begin]
+
+    begin, part, other = overlap(best)
+    clear = _clear_error(query[part], other)
+    found = [Fit(float(level[best]), begin, int(sounding[best]), 0.0, clear)]
     if found[0].error < SAME_LEVEL:
         return found
     # A gain adds the same to all bands of the sounding frames: the least squares over all gains, roughly.
@@ -112,9 +123,7 @@ def align(
     # Some gain always helps a little.
     if any_level[near] > found[0].error / 2:
         return found
-    part = slice(int(low[near]), int(high[near]))
-    begin = int(first[near])
-    other = stored[part.start + begin : part.stop + begin]
+    begin, part, other = overlap(near)
     return [*found, _at_gain(query[part], other, first=begin, sounds=sounds[part])]
 
 
@@ -132,6 +141,13 @@ def _diagonals(product: Frames, places: int) -> npt.NDArray[np.float32]:
     )
 
 
+def _clear_error(query: Frames, stored: Frames) -> float:
+    count = int(((query > CLEAR_NATS) | (stored > CLEAR_NATS)).sum())
+    if count < MIN_CLEAR_VALUES:
+        return math.inf
+    return float(np.square(query - stored, dtype=np.float64).sum()) / count
+
+
 def _at_gain(query: Frames, stored: Frames, *, first: int, sounds: npt.NDArray[np.bool_]) -> Fit:
     """The fit at one place if one of the two is made as quiet as the other."""
     clear = (query > CLEAR_NATS) & (stored > CLEAR_NATS)
@@ -142,7 +158,8 @@ def _at_gain(query: Frames, stored: Frames, *, first: int, sounds: npt.NDArray[n
     turned = np.log1p(np.expm1(louder) * np.float32(math.exp(-abs(gain))))
     sounding = max(1, int(sounds.sum()))
     squares = float(np.square(turned - quieter, dtype=np.float64).sum())
-    return Fit(squares / (sounding * query.shape[1]), first, int(sounds.sum()), gain)
+    clear_error = _clear_error(turned, quieter)
+    return Fit(squares / (sounding * query.shape[1]), first, int(sounds.sum()), gain, clear_error)
 
 
 @dataclass(frozen=True)

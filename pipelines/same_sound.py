@@ -19,8 +19,9 @@ from pipelines.corpus import at_hand
 from pipelines.lake import Lake
 from pipelines.query import Query, decoded, digest, loudness
 
-# Mean square difference a mel band, nats², below which half a second or more of log-mel is the same sound. A cut of a
-# file differs from the file by less than half of it, half a hop of misalignment included; other sounds by 0.25 or more.
+# Mean square difference of log-mel, nats², below which half a second or more of it is the same sound, if shared among
+# the values that are clear in either of the two. Of cuts of files of four labelled sets 97 of 100 were below 0.14, half
+# a hop of misalignment included; of other sounds hardly any was below 0.19, and most were above 1.
 SAME_SOUND = 0.15
 # Seconds of sound from which on log-mel alone decides, where the file is not at hand.
 ENOUGH_SECONDS = 0.5
@@ -86,6 +87,7 @@ class _Fit:
     sounding: int
     begin: float
     gain: float
+    clear_error: float
 
 
 # Codecs that keep every sample, as libsndfile and FFmpeg call them.
@@ -156,18 +158,18 @@ class Judge:
             fit = self._fit(query, row, stored, base, ends)
             if fit is not None and fit.error < NEAR:
                 near.append((row, fit))
-        near.sort(key=lambda item: (item[1].error, item[0]["id"]))
+        near.sort(key=lambda item: (item[1].clear_error if self._is_long(item[1]) else item[1].error, item[0]["id"]))
         found: dict[Key, Mark] = {}
         most = MAX_DECODED if query.edge else MAX_DECODED_TINY
         for row, fit in near:
-            long = fit.sounding * self._hop_s >= ENOUGH_SECONDS
+            long = self._is_long(fit)
             if most > 0 and (not long or fit.error < NEAR_LONG):
                 most -= 1
                 judged = self._by_waveform(query, row, told.get(row["recording_id"], _UNKNOWN))
                 if judged is not None:
                     found |= {key(row): judged} if isinstance(judged, Mark) else {}
                     continue
-            if long and fit.error < SAME_SOUND:
+            if long and fit.clear_error < SAME_SOUND:
                 found[key(row)] = self._mark(query, row, fit, told)
         return found
 
@@ -220,8 +222,11 @@ class Judge:
                 frame = base + fit.first - held.start - query.edge
                 begin = frame * self._hop_s - query.first_frame(phase) / spec.sample_rate
                 if best is None or fit.error < best.error:
-                    best = _Fit(fit.error, fit.sounding, begin, fit.gain)
+                    best = _Fit(fit.error, fit.sounding, begin, fit.gain, fit.clear_error)
         return best
+
+    def _is_long(self, fit: _Fit) -> bool:
+        return fit.sounding * self._hop_s >= ENOUGH_SECONDS
 
     def _mark(self, query: Query, row: Row, fit: _Fit, told: dict[str, _Told]) -> Mark:
         length = told.get(row["recording_id"], _UNKNOWN).seconds

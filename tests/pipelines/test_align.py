@@ -64,6 +64,18 @@ def test_silence_proves_nothing() -> None:
     assert align(np.zeros((5, 8), np.float32), stored, sounds=np.zeros(5, bool), enough=1) == []
 
 
+def test_bands_that_are_silent_in_both_prove_nothing() -> None:
+    """A whistle, and another: all other bands agree."""
+    query, stored = np.zeros((2, 60, 64), np.float32)
+    query[:40, 30], stored[:, 34] = 4.0, 3.0
+    fit = level(query, stored)
+    assert fit.error == pytest.approx((40 * 16 + 60 * 9) / (40 * 64))  # 0.46
+    assert fit.clear_error == pytest.approx((40 * 16 + 60 * 9) / 100)
+    # Hardly anything is clear.
+    assert level(query[:, 30:32], stored[:, 30:32] + query[:, 30:32] / 4).clear_error == pytest.approx(9.0)
+    assert level(query[:, 30:32] / 4, stored[:, 30:32]).clear_error == np.inf
+
+
 @pytest.mark.parametrize("decibels", [-15.0, -6.0, 6.0, 15.0])
 def test_a_gain_is_told(decibels: float) -> None:
     """Power over the floor is multiplied; a gain is a gain in the sound, not a sum in its logarithm."""
