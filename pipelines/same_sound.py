@@ -29,7 +29,7 @@ ENOUGH_SECONDS = 0.5
 # apart than this: waveforms of a few low waves, or with a constant offset, are all alike.
 SAME_WAVEFORM, SAME_SPECTRUM = 0.91, 2.0
 # A codec with loss changes phases: then this correlation is enough, if the log-mel agrees. It hardly changes the level.
-LOSSY_WAVEFORM, LOSSY_SPECTRUM, LOSSY_LEVEL_DB = 0.8, 0.5, 3.0
+LOSSY_WAVEFORM, LOSSY_SPECTRUM, LOSSY_LEVEL_DB = 0.7, 0.25, 3.0
 # Seconds, and share of the log-mel's values, that must hold sound for that.
 LOSSY_SECONDS, LOSSY_CLEAR = 0.1, 0.25
 # Waveforms are compared at this rate, and their log-mel by this spec, whatever that of the lake is.
