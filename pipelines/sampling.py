@@ -190,8 +190,8 @@ def apart(clips: list[Clip], near: list[tuple[int, int]], held_out: list[int]) -
     such = [f"{clips[i].uri} and {clips[j].uri}" for i, j in (leaks or near)[:NAMED]]
     log.warning(
         "%d recordings of the sample sound nearly the same as another one (trimmed or re-encoded copies do), such as "
-        "%s. They count as one group. Held-out recordings left out of the figures, because the model was trained on one "
-        "that sounds nearly the same: %d",
+        "%s. They count as one group. Held-out recordings left out of the figures, because the model was trained on "
+        "one that sounds nearly the same: %d",
         len({i for pair in near for i in pair}),
         "; ".join(such),
         len({i for i, _ in leaks}),
