@@ -181,15 +181,16 @@ class Match:
     gain: float
 
 
-def correlate(query: Samples, stored: Samples, *, whole: bool) -> Match | None:
+def correlate(query: Samples, stored: Samples, *, starts: bool, ends: bool) -> Match | None:
     """The lag at which two waveforms agree best, and how well they do.
 
     Parameters
     ----------
     query, stored : ndarray of float32
         Mono waveforms at one rate.
-    whole : bool
-        Whether `stored` is all of the recording: it may then lie inside the query.
+    starts, ends : bool
+        Whether the recording begins, or ends, where `stored` does: the query may then lie partly outside. If both, the
+        recording may also lie inside the query.
 
     Returns
     -------
@@ -213,8 +214,10 @@ def correlate(query: Samples, stored: Samples, *, whole: bool) -> Match | None:
     low, high = np.maximum(0, -lags), np.minimum(n, m - lags)
     q, x = of_query[high] - of_query[low], of_stored[high + lags] - of_stored[low + lags]
     valid = q >= COVERED * of_query[-1]
-    if whole:
+    if starts and ends:
         valid |= x >= COVERED * of_stored[-1]
+    # Where `stored` was cut out of the recording, sound that is not in it goes on there.
+    valid &= (starts | (low == 0)) & (ends | (high == n))
     # Beside sound, what is fainter by more than that is silence, or what rounding leaves of it.
     valid &= (q > 0) & (x > 0) & (np.maximum(q, x) < MAX_GAIN**2 * np.minimum(q, x))
     if not valid.any():

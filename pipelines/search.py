@@ -18,7 +18,7 @@ from pipelines.lake import Lake
 from pipelines.query import MAX_SHIFTS, Query, cuts
 from pipelines.same_sound import Judge, Key, Mark, Row, key
 
-MIN_CANDIDATES, MIN_CANDIDATES_SHORT = 128, 512
+MIN_CANDIDATES, MIN_CANDIDATES_SHORT = 128, 2048
 # Share of a window below which a query is short.
 SHORT = 0.75
 COLUMNS = ["id", "recording_id", "window", "uri", "label", "group", "start_s", "end_s"]

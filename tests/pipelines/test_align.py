@@ -99,7 +99,7 @@ def written_out(query: np.ndarray, stored: np.ndarray) -> tuple[float, int]:
 def test_correlation_against_numpy() -> None:
     stored = sosfilt(butter(4, 0.3, output="sos"), RNG.standard_normal(3000)).astype(np.float32)
     query = (stored[700:1500] + 0.1 * RNG.standard_normal(800)).astype(np.float32)
-    match = correlate(query, stored, whole=False)
+    match = correlate(query, stored, starts=False, ends=False)
     assert match is not None
     wanted, lag = written_out(query, stored)
     assert match.lag == lag == 700
@@ -109,7 +109,7 @@ def test_correlation_against_numpy() -> None:
 @pytest.mark.parametrize("gain", [0.02, 0.5, 1.0, 8.0])
 def test_a_waveform_at_any_level(gain: float) -> None:
     stored = RNG.standard_normal(2000).astype(np.float32)
-    match = correlate(stored[300:900] / np.float32(gain), stored, whole=True)
+    match = correlate(stored[300:900] / np.float32(gain), stored, starts=True, ends=True)
     assert match is not None
     assert (match.lag, match.correlation) == (300, pytest.approx(1.0, abs=1e-6))
     assert match.gain == pytest.approx(gain, rel=1e-4)
@@ -118,10 +118,10 @@ def test_a_waveform_at_any_level(gain: float) -> None:
 def test_a_whole_recording_within_the_query() -> None:
     stored = RNG.standard_normal(500).astype(np.float32)
     query = np.concatenate([RNG.standard_normal(300), stored, RNG.standard_normal(300)]).astype(np.float32)
-    match = correlate(query, stored, whole=True)
+    match = correlate(query, stored, starts=True, ends=True)
     assert match is not None
     assert (match.lag, match.correlation) == (-300, pytest.approx(1.0, abs=1e-6))
-    other = correlate(query, stored, whole=False)
+    other = correlate(query, stored, starts=False, ends=False)
     assert other is None or other.correlation < 0.9
 
 
@@ -129,7 +129,7 @@ def test_what_is_left_of_a_fade_is_no_match() -> None:
     """The tail of a query that has faded to a millionth agrees with nothing."""
     query = np.concatenate([RNG.standard_normal(400), 1e-6 * np.ones(600)]).astype(np.float32)
     stored = np.linspace(0.4, 0.5, 300, dtype=np.float32)
-    match = correlate(query, stored, whole=True)
+    match = correlate(query, stored, starts=True, ends=True)
     assert match is None or match.correlation < 0.9
     assert MAX_GAIN < 1e6
 
@@ -139,7 +139,7 @@ def test_a_cut_between_samples() -> None:
     high = sosfilt(butter(8, 0.22, output="sos"), RNG.standard_normal(8000))
     stored, query = high[::4].astype(np.float32), high[1602:4802:4].astype(np.float32)
     assert written_out(query, stored)[0] < 0.85
-    match = correlate(query, stored, whole=False)
+    match = correlate(query, stored, starts=False, ends=False)
     assert match is not None
     assert (match.lag, match.correlation > 0.98) == (400, True)
 
@@ -149,14 +149,29 @@ def test_a_constant_offset_is_no_sound() -> None:
     query, stored = (0.5 + 0.05 * RNG.standard_normal(800)).astype(np.float32), np.float32(0.5)
     stored = (stored + 0.05 * RNG.standard_normal(2000)).astype(np.float32)
     assert float(query @ stored[:800] / np.sqrt((query @ query) * (stored[:800] @ stored[:800]))) > 0.98
-    match = correlate(query, stored, whole=False)
+    match = correlate(query, stored, starts=False, ends=False)
     assert match is not None
     assert match.correlation < 0.3
 
 
+def test_a_match_at_the_edge_of_what_was_cut_out() -> None:
+    """The query hangs over where the stretch was cut out of the recording: what goes on there may be another sound."""
+    stored = RNG.standard_normal(2000).astype(np.float32)
+    query = np.concatenate([0.2 * RNG.standard_normal(60), stored[:740]]).astype(np.float32)
+    inside, over = (correlate(query, stored, starts=starts, ends=False) for starts in (False, True))
+    assert inside is not None and over is not None
+    assert (over.lag, over.correlation > 0.99) == (-60, True)
+    assert (inside.lag >= 0, inside.correlation < 0.2) == (True, True)
+    after = np.concatenate([stored[1260:], 0.2 * RNG.standard_normal(60)]).astype(np.float32)
+    inside, over = (correlate(after, stored, starts=False, ends=ends) for ends in (False, True))
+    assert inside is not None and over is not None
+    assert (over.lag, over.correlation > 0.99) == (1260, True)
+    assert (inside.lag <= 1200, inside.correlation < 0.2) == (True, True)
+
+
 def test_silence_has_no_waveform() -> None:
-    assert correlate(np.zeros(100, np.float32), np.ones(200, np.float32), whole=True) is None
-    assert correlate(np.ones(100, np.float32), np.zeros(200, np.float32), whole=True) is None
+    assert correlate(np.zeros(100, np.float32), np.ones(200, np.float32), starts=True, ends=True) is None
+    assert correlate(np.ones(100, np.float32), np.zeros(200, np.float32), starts=True, ends=True) is None
     assert alike(np.zeros(10, np.float32), np.zeros(10, np.float32))
     assert not alike(np.ones(10, np.float32), np.zeros(10, np.float32))
     assert alike(np.arange(10, dtype=np.float32), 2 * np.arange(10, dtype=np.float32))

@@ -3,6 +3,7 @@
 import os
 import shutil
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from model import artifact
 from model.errors import InputError
 from model.features import PRESETS
 from pipelines import commands, corpus, lookup, search, table
+from pipelines.lake import Lake
 from pipelines.playlist import playlist
 from pipelines.search import Hit
 from tests.conftest import Made
@@ -179,6 +181,23 @@ def test_a_missing_shard_costs_only_the_exact_match(made: Made, tmp_path: Path) 
     found = commands.search(lake, [str(path)], k=3, where=None, by="recordings")
     assert found["notes"]
     assert found["results"][0]["hits"]
+
+
+def test_each_shard_is_opened_once(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a lake in a bucket, each time that a shard is opened takes some hundredths of a second."""
+    opened: list[str] = []
+    true = Lake.open
+
+    def counted(lake: Lake, name: str, *, block: int = 8 << 20) -> BinaryIO:
+        opened.append(name)
+        return true(lake, name, block=block)
+
+    monkeypatch.setattr(Lake, "open", counted)
+    path = sorted(made.audio.glob("bell/*"))[0]
+    found = commands.search(made.lake, [f"{path}@1-1.3"], k=3, where=None, by="recordings")
+    assert found["results"][0]["hits"][0].same_sound
+    shards = [name for name in opened if "/shards/" in name]
+    assert len(shards) == len(set(shards)) > 1
 
 
 def test_play_list_names_file_and_place(tmp_path: Path) -> None:
