@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +29,7 @@ from model.features import FeatureSpec
 from model.paths import checked_id, inside, is_id, no_links, regular
 from model.reports import Report, unheard
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 MANIFEST, WEIGHTS, ENCODER, DECODER, TRAINED, REPORT = (
     "model.json",
     "weights.weights.h5",
@@ -40,8 +40,10 @@ MANIFEST, WEIGHTS, ENCODER, DECODER, TRAINED, REPORT = (
 )
 # By format, the files whose digests model.json holds: nothing else is ever loaded. A model of format 3 does not tell
 # what it was trained on.
-_FILES = {3: {WEIGHTS, ENCODER, DECODER}, FORMAT_VERSION: {WEIGHTS, ENCODER, DECODER, TRAINED}}
-VERIFIED = _FILES[FORMAT_VERSION]
+VERIFIED = {WEIGHTS, ENCODER, DECODER, TRAINED}
+_FILES = {3: VERIFIED - {TRAINED}, 4: VERIFIED, FORMAT_VERSION: VERIFIED}
+# The last format whose embedding is the posterior mean and the similarity vector side by side, pooled by both moments.
+ONE_COLUMN = 4
 # What evaluate found.
 METRICS = "metrics.json"
 # Of model.json: the digest of the list of recordings before some were struck off it, while it is being written; and how
@@ -165,23 +167,31 @@ class _Session:
         return list(self._session.run(None, {name: np.ascontiguousarray(values, np.float32)}))
 
 
-def pooled(embeddings: Array) -> Array:
-    """The clip embedding: mean and standard deviation of the embeddings of a recording's windows.
+# How the embeddings of a recording's windows become one: their mean, or mean and standard deviation side by side.
+Pooling = Literal["mean", "mean and deviation"]
+POOLING: Pooling = "mean"
+
+
+def pooled(embeddings: Array, pooling: Pooling = "mean") -> Array:
+    """The clip embedding of a recording, from the embeddings of its windows.
 
     Parameters
     ----------
     embeddings : ndarray of float32, shape (n, size)
+    pooling : {"mean", "mean and deviation"}
+        The model's.
 
     Returns
     -------
-    ndarray of float32, shape (2 * size,)
+    ndarray of float32, shape (size,), or (2 * size,) with the deviation
     """
-    return np.concatenate([embeddings.mean(axis=0), embeddings.std(axis=0)])
+    mean = embeddings.mean(axis=0)
+    return mean if pooling == "mean" else np.concatenate([mean, embeddings.std(axis=0)])
 
 
-def pooled_width(size: int) -> int:
+def pooled_width(size: int, pooling: Pooling = "mean") -> int:
     """Numbers of a clip embedding, of windows whose embeddings have `size`."""
-    return 2 * size
+    return size if pooling == "mean" else 2 * size
 
 
 class Encoded(NamedTuple):
@@ -191,8 +201,9 @@ class Encoded(NamedTuple):
     ----------
     mean, log_variance : ndarray, shape (n, latent_dim)
         Of the posterior.
-    embedding : ndarray, shape (n, latent_dim + likeness_dim)
-        The mean, and beside it what the windows are like.
+    embedding : ndarray, shape (n, embedding_dim)
+        The similarity vector: what the windows are like. The mean, if the model has none; of a model up to format 4 the
+        mean and the similarity vector side by side.
     """
 
     mean: Array
@@ -278,9 +289,29 @@ class Model:
         return np.asarray(found, np.uint64)
 
     @property
+    def latent_dim(self) -> int:
+        """Numbers of a posterior mean."""
+        return int(self.settings["latent_dim"])
+
+    @property
+    def keeps_latent(self) -> bool:
+        """Whether its table has the posterior mean in a column of its own."""
+        return int(self.manifest["format_version"]) > ONE_COLUMN
+
+    @property
     def embedding_dim(self) -> int:
         """Numbers of an embedding."""
-        return int(self.settings["latent_dim"]) + int(self.settings["likeness_dim"])
+        similarity = int(self.settings["likeness_dim"])
+        return (similarity or self.latent_dim) if self.keeps_latent else self.latent_dim + similarity
+
+    @property
+    def pooling(self) -> Pooling:
+        """How the embeddings of a recording's windows become one."""
+        return self.manifest["pooling"] if self.keeps_latent else "mean and deviation"
+
+    def pooled(self, embeddings: Array) -> Array:
+        """The clip embedding of a recording, from the embeddings (n, embedding_dim) of its windows."""
+        return pooled(embeddings, self.pooling)
 
     def normalise(self, features: Array) -> Array:
         """Log-mel in nats, (…, n_mels) → zero mean and unit variance a band over the training split."""
@@ -318,7 +349,8 @@ def load(directory: str | Path, *, files: bool = True) -> Model:
         manifest = json.loads(_text(directory / MANIFEST))
         version = manifest["format_version"]
         if version not in list(_FILES):
-            reads = " and ".join(map(str, _FILES))
+            *others, newest = map(str, _FILES)
+            reads = f"{', '.join(others)} and {newest}"
             raise FormatError(
                 f"{directory} has model format {str(version)[:80]}, and this soundlake reads {reads}",
                 newer=isinstance(version, int) and version > FORMAT_VERSION,
@@ -332,6 +364,8 @@ def load(directory: str | Path, *, files: bool = True) -> Model:
         if digests.keys() != _FILES[version]:
             other = sorted(digests.keys() ^ _FILES[version])[0]
             raise InputError(f"{directory / MANIFEST} names other files than a model has, or not all: {other[:80]!r}")
+        if version > ONE_COLUMN and manifest["pooling"] not in get_args(Pooling):
+            raise ValueError(f"pooling is none of {', '.join(get_args(Pooling))}")
         for name, digest in digests.items() if files else ():
             others = [manifest.get(FORMER)] if name == TRAINED else []
             if _digest(directory / name) not in (digest, *others):
@@ -436,7 +470,8 @@ def finish(directory: Path, manifest: Mapping[str, Any], *, trained: npt.NDArray
         durable.sync(directory / name)
     durable.sync(directory)
     files = {name: _digest(directory / name) for name in sorted(VERIFIED)}
-    write_json(directory / MANIFEST, {"format_version": FORMAT_VERSION, **manifest, "files": files})
+    contract = {"format_version": FORMAT_VERSION, "pooling": POOLING}
+    write_json(directory / MANIFEST, {**contract, **manifest, "files": files})
 
 
 @contextlib.contextmanager

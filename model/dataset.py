@@ -10,9 +10,9 @@ import numpy.typing as npt
 import tensorflow as tf
 from keras import ops
 
-from model import augment, splits, texture, vae
+from model import augment, changes, splits, texture, vae
 from model.errors import InputError
-from model.features import FeatureSpec, dequantise
+from model.features import dequantise
 from model.places import Places
 from model.reports import Report, unheard
 
@@ -31,9 +31,6 @@ MIN_STD, MIN_STD_SHARE = 1e-3, 0.2
 COMPONENT_WINDOWS, MIN_REST = 4096, 1e-6
 # Times that a window is taken into the components, at other pitches, where there are few.
 MOST_COPIES = 6
-# What the same sound may be changed by and still be like itself: mel bands up or down, decibels (a standard deviation),
-# noise (at most, in standard deviations of the data).
-SAME_PITCH, SAME_LEVEL, SAME_NOISE = 4, 3.0, 0.1
 
 
 @dataclass(frozen=True)
@@ -163,8 +160,11 @@ def components(
         left += float(np.square(part - found.inverse_transform(found.transform(part))).sum(dtype=np.float64))
         if likeness:
             windows = part.reshape(-1, spec.window_frames, spec.n_mels)
-            found_statistics.append(texture.statistics_of(windows))
-            changed_statistics.append(texture.statistics_of(_changed(windows, spec, normalisation, drawn)))
+            nats = windows * normalisation.std + normalisation.mean
+            found_statistics.append(texture.statistics_of(windows, nats))
+            other = changes.changed(nats, spec, drawn)
+            windows = changes.speckled((other - normalisation.mean) / normalisation.std, drawn)
+            changed_statistics.append(texture.statistics_of(windows, windows * normalisation.std + normalisation.mean))
     left /= rows.size
     report("likeness map")
     return vae.Components(
@@ -173,24 +173,12 @@ def components(
         found.explained_variance_.astype(np.float32),
         max(left, MIN_REST),
         texture.projection(_joined(found_statistics), _joined(changed_statistics), likeness) if likeness else None,
+        (normalisation.std, normalisation.mean),
     )
 
 
 def _joined(batches: Sequence[Sequence[npt.NDArray[np.float32]]]) -> list[npt.NDArray[np.float32]]:
     return [np.concatenate(part) for part in zip(*batches, strict=True)]
-
-
-def _changed(
-    windows: npt.NDArray[np.float32], spec: FeatureSpec, normalisation: Normalisation, drawn: np.random.Generator
-) -> npt.NDArray[np.float32]:
-    """Normalised windows (n, window_frames, n_mels) at another pitch and level, a little noisier: the same sounds."""
-    size = len(windows)
-    bands = drawn.integers(-SAME_PITCH, SAME_PITCH + 1, size, dtype=np.int32)
-    decibels = (SAME_LEVEL * drawn.standard_normal(size)).astype(np.float32)
-    moved = augment.transposed(windows * normalisation.std + normalisation.mean, bands)
-    moved = ops.convert_to_numpy(augment.at_level(moved, decibels, log_offset=spec.log_offset))
-    noise = drawn.standard_normal(windows.shape, np.float32) * drawn.uniform(0, SAME_NOISE, (size, 1, 1))
-    return np.asarray((moved - normalisation.mean) / normalisation.std + noise, np.float32)
 
 
 def _drawn(tables: dict[str, Any], step: int, shard: Any, *, key: Any = None, paired: bool = False) -> Any:

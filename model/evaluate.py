@@ -4,7 +4,7 @@ All of it works on arrays and on embedders, so that an embedding and its baselin
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -18,12 +18,16 @@ from model.features import FeatureSpec
 LINEAR_C, NEIGHBOURS, FOLDS = 0.1, 5, 5
 # Largest gradient at which the linear probe is done: at a tenth of it takes five times as long, and hits as often.
 LINEAR_TOLERANCE = 1e-3
+# Mel-frequency cepstral coefficients of `mfcc_statistics`.
+MFCCS = 20
 # Resamplings for an interval.
 RESAMPLES = 1000
 # A latent dimension counts as active above this mean KL, in nats (Burda et al. 2016 use a like threshold).
 ACTIVE_KL = 0.01
 # What is measured, in words.
-MEASURES = {"linear": "linear probe", "knn": "5 nearest", "map": "retrieval mAP"}
+MEASURES = {"linear": "linear probe", "knn": "5 nearest", "map": "retrieval mAP", "search": "first hit of search"}
+# Embeddings that are shown beside the model's, and are parts of it: no baseline that somebody would use instead.
+PARTS = ("latent", "untrained")
 DISTURBANCES = {"level": "at −6 dB", "noise": "noise at 20 dB", "later": "a quarter later", "cut": "a clip by its last"}
 # How recordings are laid out on a plane, and how many of them at least.
 PLANE_METHOD, PLANE_CLIPS = "t-SNE", 8
@@ -79,7 +83,11 @@ def fold_of(labels: Sequence[str], groups: Sequence[str]) -> npt.NDArray[np.int6
 
 
 def hits(
-    clips: npt.NDArray[np.floating], labels: Sequence[str], *, fold: npt.NDArray[np.int64]
+    clips: npt.NDArray[np.floating],
+    labels: Sequence[str],
+    *,
+    fold: npt.NDArray[np.int64],
+    distances: npt.NDArray[np.floating] | None = None,
 ) -> dict[str, npt.NDArray[np.float64]]:
     """How well labels can be read off clip embeddings, clip by clip.
 
@@ -90,14 +98,17 @@ def hits(
         Of each clip.
     fold : ndarray of int64, shape (clips,)
         Each fold is judged by what was learned from the others.
+    distances : ndarray or None, shape (clips, clips)
+        By which a search ranks; None for squared L2 of the clip embeddings as they are.
 
     Returns
     -------
     dict of str to ndarray of float64, shape (clips,)
         ``linear``: 1 where a logistic regression is right. ``knn``: 1 where the most frequent label among the nearest
         clips by cosine is. ``map``: average precision of retrieving clips of the same label from the other folds, with
-        this one as the query; NaN where they lack its label. All on features standardised over the other folds:
-        without, a few loud bands decide which log-mel statistics are near.
+        this one as the query; NaN where they lack its label. These on features standardised over the other folds:
+        without, a few loud bands decide which log-mel statistics are near. ``search``: 1 where the nearest clip of the
+        other folds by `distances` has the same label.
 
     Raises
     ------
@@ -126,6 +137,13 @@ def hits(
             same = np.flatnonzero(row == codes[query])
             if len(same):
                 found["map"][query] = np.mean(np.arange(1, len(same) + 1) / (same + 1))
+
+    if distances is None:
+        rows = np.asarray(clips, np.float64)
+        squares = np.square(rows).sum(axis=1)
+        distances = squares[:, None] + squares - 2 * rows @ rows.T
+    nearest = np.where(fold[:, None] == fold, np.inf, distances).argmin(axis=1)
+    found["search"] = (codes[nearest] == codes).astype(np.float64)
 
     # Most of the time goes into products of matrices, which leave the other threads alone.
     with ThreadPoolExecutor() as pool:
@@ -190,6 +208,43 @@ def log_mel_statistics(frames: Array) -> Array:
     """
     change = np.diff(frames, axis=0) if len(frames) > 1 else np.zeros_like(frames)
     return np.concatenate([frames.mean(axis=0), frames.std(axis=0), change.std(axis=0)])
+
+
+def mfcc_statistics(frames: Array) -> Array:
+    """What many begin with: mean, deviation, and deviation of the change from frame to frame, of 20 MFCCs.
+
+    Davis and Mermelstein, Comparison of Parametric Representations for Monosyllabic Word Recognition (1980); here the
+    first coefficients of the orthonormal cosine transform (DCT-II) of log-mel.
+
+    Parameters
+    ----------
+    frames : ndarray of float32, shape (frames, n_mels)
+        All of a recording, nats.
+
+    Returns
+    -------
+    ndarray of float32, shape (60,), or fewer of fewer than 20 bands
+    """
+    from scipy.fft import dct
+
+    return log_mel_statistics(np.asarray(dct(frames, norm="ortho")[:, :MFCCS], np.float32))
+
+
+def window_distances(clips: Sequence[Array]) -> Array:
+    """Squared L2 between the nearest windows of each two clips, by which search ranks recordings: (clips, clips).
+
+    Parameters
+    ----------
+    clips : sequence of ndarray of float32, shapes (windows, size)
+    """
+    windows = np.concatenate(clips)
+    squares = np.square(windows).sum(axis=1)
+    starts = np.cumsum([0, *map(len, clips[:-1])])
+    found = np.empty((len(clips), len(clips)), np.float32)
+    for row, own, first in zip(found, clips, starts, strict=True):
+        apart = squares[first : first + len(own), None] + squares - 2 * own @ windows.T
+        row[:] = np.minimum.reduceat(apart.min(axis=0), starts)
+    return found
 
 
 def fidelity(means: Array) -> Array:
@@ -272,9 +327,14 @@ def on_a_plane(clips: npt.NDArray[np.floating]) -> npt.NDArray[np.floating] | No
     return np.asarray(laid.fit_transform(StandardScaler().fit_transform(np.asarray(clips, np.float64))))
 
 
-def beaten(probes: Mapping[str, Mapping[str, Score]], name: str) -> dict[str, float]:
-    """Points by which one embedding is above the best of the others, a measure each."""
+def baselines(names: Iterable[str]) -> list[str]:
+    """Those that somebody would use instead of the model's embedding."""
+    return [name for name in names if name not in ("embedding", *PARTS)]
+
+
+def beaten(probes: Mapping[str, Mapping[str, Score]]) -> dict[str, float]:
+    """Points by which the embedding is above the best of the baselines, a measure each."""
     return {
-        measure: score.value - max(other[measure].value for key, other in probes.items() if key != name)
-        for measure, score in probes[name].items()
+        measure: score.value - max(probes[name][measure].value for name in baselines(probes))
+        for measure, score in probes["embedding"].items()
     }

@@ -22,7 +22,7 @@ from model.places import Places
 _OF_PRESET: dict[str, dict[str, Any]] = {
     "default": {
         "latent_dim": 64,
-        "likeness_dim": 64,
+        "likeness_dim": 128,
         "max_steps": 4000,
         "patience": 10,
         "level": 1.0,

@@ -19,7 +19,7 @@ from model import texture
 from model.texture import mean_over_time
 
 # Part of a model's identity: raised when the same settings come to train another network or another loss.
-VERSION = 7
+VERSION = 8
 # exp(±10) bounds the posterior's variance; beyond that float32 sums of exp() lose the rest.
 LOG_VARIANCE_LIMIT = 10.0
 OBSERVATION_SCALE = 10.0
@@ -42,8 +42,8 @@ class VaeConfig(BaseModel):
     latent_dim : int
         Numbers that a window is rebuilt from.
     likeness_dim : int
-        Numbers that say what a window sounds like, whatever happens when in it, beside the latent's: nothing is rebuilt
-        from them. ``default`` only.
+        Numbers of the similarity vector, which says what a window sounds like: nothing is rebuilt from it. ``default``
+        only; 0 for none.
     contrastive : bool
         Whether a part of these is learned, for the contrastive term, which sees them alone.
     precision : {"float32", "bfloat16"}
@@ -88,6 +88,8 @@ class Components:
         Mean variance, a number of a window, that no direction explains.
     likeness : (ndarray, ndarray) or None, float32, shapes (statistics, n) and (n,)
         Kernel and bias that make n numbers of a window's `texture.statistics`, laid side by side.
+    normalisation : (ndarray, ndarray) or None, float32, shapes (n_mels,)
+        Standard deviation and mean of the bands, nats.
     """
 
     mean: npt.NDArray[np.float32]
@@ -95,6 +97,7 @@ class Components:
     variances: npt.NDArray[np.float32]
     rest: float
     likeness: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]] | None = None
+    normalisation: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]] | None = None
 
 
 class Encoded(NamedTuple):
@@ -113,8 +116,8 @@ class Encoded(NamedTuple):
 
     @property
     def embedding(self) -> Any:
-        """Posterior mean and likeness side by side, (batch, latent_dim + likeness_dim)."""
-        return self.mean if self.likeness is None else ops.concatenate([self.mean, self.likeness], axis=-1)
+        """What windows are compared by: the similarity vector, or the posterior mean where there is none."""
+        return self.mean if self.likeness is None else self.likeness
 
 
 class ElboTerms(NamedTuple):
@@ -182,6 +185,17 @@ class DepthToSpace(layers.Layer):
         return {**super().get_config(), "size": self.size}
 
 
+class Denormalised(layers.Layer):
+    """(batch, n_frames, n_mels) normalised → nats, by a deviation and a mean a band that are given, not learned."""
+
+    def build(self, shape: Any) -> None:
+        self.deviation = self.add_weight(shape=(shape[-1],), initializer="ones", name="deviation")
+        self.mean = self.add_weight(shape=(shape[-1],), initializer="zeros", name="mean")
+
+    def call(self, x: Any) -> Any:
+        return x * self.deviation + self.mean
+
+
 @contextmanager
 def _computing_in(precision: str) -> Iterator[None]:
     """Layers made meanwhile compute in this precision; Keras knows a global policy only."""
@@ -222,12 +236,13 @@ def _encoder(config: VaeConfig) -> keras.Model:
 
 
 def _likeness(inputs: Any, x: Any, config: VaeConfig) -> Any:
-    """What a window is like wherever in it that happens, (batch, likeness_dim).
+    """The similarity vector, (batch, likeness_dim).
 
     From statistics of the log-mel itself, which no network should have to find; for a contrastive term also what is
     learned from them and from mean and maximum over time of what the convolutions found, a number a filter and band.
     """
-    found = ops.concatenate(texture.statistics(inputs), axis=-1)
+    nats = Denormalised(trainable=False, dtype="float32", name="nats")(inputs)
+    found = ops.concatenate(texture.statistics(inputs, nats), axis=-1)
     given = _float32(config.likeness_dim, trainable=False, name="likeness")(found)
     if not config.contrastive:
         return given
@@ -311,6 +326,8 @@ class VAE(keras.Model):
         self.encoder.get_layer("components").set_weights([into, -components.mean @ into])
         if self.config.likeness_dim and components.likeness is not None:
             self.encoder.get_layer("likeness").set_weights(list(components.likeness))
+            if components.normalisation is not None:
+                self.encoder.get_layer("nats").set_weights(list(components.normalisation))
         self.decoder.get_layer("components").set_weights([basis * np.sqrt(signal)[:, None], components.mean])
         kernel, bias = self.encoder.get_layer("log_variance").get_weights()
         bias[:] = np.log(rest / (signal + rest))

@@ -9,8 +9,8 @@ from model.evaluate import MEASURES
 BASELINES = {
     "log-mel": "the mean log-mel spectrum",
     "PCA": "principal components",
-    "untrained": "the untrained encoder",
     "log-mel, 3 statistics": "log-mel statistics",
+    "MFCC": "MFCC statistics",
 }
 # Below so many windows of training more recordings are the first thing to try.
 FEW_WINDOWS = 5000

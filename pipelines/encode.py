@@ -252,7 +252,7 @@ def encode(
             traces.cleaned(lake, Lake.table(model.model_id), memory, moment=0.0, versions=False)
         # Anew each time: what was forgotten meanwhile must not come back from an old version.
         known = ledger.open_ledger(lake, spec.spec_id)
-        dataset = table.create(lake, model.model_id, model.embedding_dim)
+        dataset = table.create(lake, model.model_id, table.schema_of(model))
         versions = {"version": int(dataset.version), "ledger_version": int(known.version)}
         committed = functools.partial(finish.encode, run, model.model_id, **versions)
         pipeline = functools.partial(

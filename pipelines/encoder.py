@@ -93,13 +93,18 @@ def _named(rows: pa.RecordBatch, names: Sequence[tuple[Name, ...]]) -> pa.Record
     )
 
 
+def _fixed(vectors: npt.NDArray[np.float32]) -> pa.Array:
+    """A list of as many numbers a row, of vectors (n, size)."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
+
+
 class LoadedModel:
     """A model that turns windows into rows of the table."""
 
     def __init__(self, directory: str, *, gpu: bool = False) -> None:
         self.model = artifact.load(directory)
         self.encoder, self.decoder = self.model.encoder(gpu=gpu), self.model.decoder(gpu=gpu)
-        self.columns = table.schema(self.model.embedding_dim)
+        self.columns = table.schema_of(self.model)
         # Once for each frame: arithmetic of equal shapes takes half the time of a broadcast over short rows.
         self._mean, self._std = (
             np.tile(values, (self.model.spec.window_frames, 1)) for values in (self.model.mean, self.model.std)
@@ -121,7 +126,6 @@ class LoadedModel:
         valid = np.array([window.record.valid_frames for window in batch])
         errors = [self._error(x[:n], y[:n]) for x, y, n in zip(features, decoded, valid, strict=True)]
         start = np.array([window.record.window for window in batch]) * spec.step_seconds
-        vectors = pa.FixedSizeListArray.from_arrays(pa.array(encoded.embedding.reshape(-1)), self.model.embedding_dim)
         arrays = {
             "id": [""] * len(batch),
             "recording_id": [window.record.recording_id for window in batch],
@@ -131,7 +135,8 @@ class LoadedModel:
             "group": [None] * len(batch),
             "start_s": start,
             "end_s": start + valid * spec.hop_length / spec.sample_rate,
-            "embedding": vectors,
+            "embedding": _fixed(encoded.embedding),
+            "latent": _fixed(encoded.mean),
             "posterior_std": np.exp(encoded.log_variance / 2).mean(axis=1),
             "reconstruction_error": np.array(errors, np.float32),
             "bundle": [window.bundle for window in batch],

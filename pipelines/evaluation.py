@@ -1,8 +1,9 @@
 """Evaluate: a model's embeddings and reconstructions on a sample of the lake, beside baselines that cost nothing.
 
-The baselines see the same windows and are pooled the same way: the mean spectrum of each window, the principal
-components of windows, and the same encoder with random weights. What is learned, by the model and by them, is learned
-from the training split; errors of reconstruction are those of the recordings held out.
+The baselines are what somebody would use instead: statistics of log-mel and of MFCCs, the mean spectrum of each window,
+and the principal components of windows. Beside them stand parts of the model itself: its latent, and the same encoder
+with random weights. What is learned, by the model and by them, is learned from the training split; errors of
+reconstruction are those of the recordings held out.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from model import evaluate, splits
-from model.artifact import Model, pooled
+from model.artifact import Model, Pooling, pooled
 from model.dataset import COMPONENT_WINDOWS
 from model.errors import InputError
 from model.features import FeatureSpec, dequantise
@@ -197,6 +198,7 @@ def evaluation(lake: Lake, model: Model, *, folds: Mapping[str, str] | None = No
         components = _Components(model, training, int(model.settings["latent_dim"]))
     embedders: dict[str, Embed] = {
         "embedding": lambda windows: encoder.encode(windows).embedding,
+        "latent": lambda windows: encoder.encode(windows).mean,
         "log-mel": lambda windows: windows.mean(axis=1),
         "PCA": components.embed,
         "untrained": _untrained(model),
@@ -204,13 +206,13 @@ def evaluation(lake: Lake, model: Model, *, folds: Mapping[str, str] | None = No
     embedded = {
         name: _embedded(clips, model.spec, embed, name=f"encoding: {name}") for name, embed in embedders.items()
     }
-    pooled_clips = {name: np.stack([pooled(one) for one in each]) for name, each in embedded.items()}
-    pooled_clips["log-mel, 3 statistics"] = np.stack(
-        [evaluate.log_mel_statistics(clip.frames(model.spec)) for clip in clips]
-    )
-    latent = int(model.settings["latent_dim"])
-    # The first numbers of an embedding are the posterior's means.
-    means = np.concatenate([embedded["embedding"][i] for i in places])[:, :latent]
+    pooled_clips = {
+        name: np.stack([pooled(one, _pooling(name, model)) for one in each]) for name, each in embedded.items()
+    }
+    frames = [clip.frames(model.spec) for clip in clips]
+    pooled_clips["log-mel, 3 statistics"] = np.stack([evaluate.log_mel_statistics(one) for one in frames])
+    pooled_clips["MFCC"] = np.stack([evaluate.mfcc_statistics(one) for one in frames])
+    means = np.concatenate([embedded["latent"][i] for i in places])
     rebuilt = {
         "model": lambda windows: decoder.decode(encoder.encode(windows).mean),
         "PCA": components.rebuilt,
@@ -229,7 +231,7 @@ def evaluation(lake: Lake, model: Model, *, folds: Mapping[str, str] | None = No
         "consistency": consistency,
         "latent": {"fidelity": evaluate.fidelity(means).tolist(), "kl_per_dim": model.metrics["kl_per_dim"]},
     }
-    found |= _probes(clips, pooled_clips, folds)
+    found |= _probes(clips, pooled_clips, embedded["embedding"], folds)
     return Judged(found, clips, pooled_clips["embedding"], places)
 
 
@@ -261,7 +263,18 @@ def folds_of(
     return labelled, labels, groups, fold, f"the {len(names)} folds that the file gives{more}"
 
 
-def _probes(clips: list[Clip], pooled_clips: Mapping[str, Array], folds: Mapping[str, str] | None) -> dict[str, Any]:
+def _pooling(name: str, model: Model) -> Pooling:
+    """As the model has it for its own embedding; else as serves most."""
+    return model.pooling if name in ("embedding", "untrained") else "mean and deviation"
+
+
+def _probes(
+    clips: list[Clip],
+    pooled_clips: Mapping[str, Array],
+    windows: Sequence[Array],
+    folds: Mapping[str, str] | None,
+) -> dict[str, Any]:
+    """Probes of all embeddings; of the model's by its windows, too, as search ranks them."""
     known = [clip.label for clip in clips if clip.label is not None]
     told: dict[str, Any] = {"labelled": len(known), "labels": len(set(known))}
     try:
@@ -271,7 +284,8 @@ def _probes(clips: list[Clip], pooled_clips: Mapping[str, Array], folds: Mapping
         with stage("probes") as report:
             for number, (name, x) in enumerate(pooled_clips.items()):
                 report("probes", number, len(pooled_clips), name)
-                hits[name] = evaluate.hits(x[labelled], labels, fold=fold)
+                near = evaluate.window_distances([windows[i] for i in labelled]) if name == "embedding" else None
+                hits[name] = evaluate.hits(x[labelled], labels, fold=fold, distances=near)
     except InputError as error:
         if folds is not None:
             raise
@@ -281,7 +295,7 @@ def _probes(clips: list[Clip], pooled_clips: Mapping[str, Array], folds: Mapping
     }
     return told | {
         "probes": {name: {key: asdict(score) for key, score in one.items()} for name, one in probes.items()},
-        "ahead": evaluate.beaten(probes, "embedding"),
+        "ahead": evaluate.beaten(probes),
         "ahead_of": _ahead_of(hits, probes, groups),
     }
 
@@ -292,7 +306,7 @@ def _ahead_of(
     """By how much the embedding is above the best baseline, clip by clip, a measure each."""
     found = {}
     for measure in evaluate.MEASURES:
-        best = max((name for name in probes if name != "embedding"), key=lambda name: probes[name][measure].value)
+        best = max(evaluate.baselines(probes), key=lambda name: probes[name][measure].value)
         score = evaluate.interval(hits["embedding"][measure] - hits[best][measure], groups)
         found[measure] = {"baseline": best, **asdict(score)}
     return found

@@ -10,22 +10,24 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from model.artifact import pooled_width
+from model.artifact import Pooling, pooled_width
 from model.errors import InputError, storage_errors
 from pipelines.display import Stage, stage
 from pipelines.store import Folder
-from pipelines.table import filter_error, whole
+from pipelines.table import filter_error, pooling_of, whole
 
 log = logging.getLogger(__name__)
 
 WINDOW_COLUMNS = ["uri", "recording_id", "window", "start_s", "end_s", "label", "group", "posterior_std"]
 WINDOW_COLUMNS += ["reconstruction_error", "embedding"]
+# What a CSV calls the numbers of a vector, each with its place behind it.
+VECTORS = {"embedding": "z", "latent": "latent"}
 # Recordings that are handed out together.
 BATCH_RECORDINGS = 1024
 
 
 def windows(dataset: Any, *, where: str | None = None) -> Iterator[pa.RecordBatch]:
-    """Rows of a table, `WINDOW_COLUMNS`, block by block: of each file its windows.
+    """Rows of a table, `WINDOW_COLUMNS` and the latent if it has one, block by block: of each file its windows.
 
     Parameters
     ----------
@@ -33,10 +35,11 @@ def windows(dataset: Any, *, where: str | None = None) -> Iterator[pa.RecordBatc
     where : str or None
         SQL filter.
     """
-    yield from dataset.to_batches(columns=WINDOW_COLUMNS, filter=where)
+    more = [name for name in ("latent",) if name in dataset.schema.names]
+    yield from dataset.to_batches(columns=[*WINDOW_COLUMNS, *more], filter=where)
 
 
-def recordings_schema(size: int) -> pa.Schema:
+def recordings_schema(size: int, pooling: Pooling = "mean") -> pa.Schema:
     """Columns of the view of recordings, of a table whose embeddings have `size` numbers."""
     return pa.schema(
         [
@@ -48,7 +51,7 @@ def recordings_schema(size: int) -> pa.Schema:
             pa.field("label", pa.string()),
             pa.field("group", pa.string()),
             pa.field("reconstruction_error", pa.float32(), nullable=False),  # mean over the windows
-            pa.field("embedding", pa.list_(pa.float32(), pooled_width(size)), nullable=False),
+            pa.field("embedding", pa.list_(pa.float32(), pooled_width(size, pooling)), nullable=False),
         ]
     )
 
@@ -70,7 +73,7 @@ def recordings(dataset: Any, *, where: str | None = None) -> Iterator[pa.RecordB
     pyarrow.RecordBatch
         Of `recordings_schema`.
     """
-    size = dataset.schema.field("embedding").type.list_size
+    size, pooling = dataset.schema.field("embedding").type.list_size, pooling_of(dataset)
     last: dict[tuple[str, str], int] = {}
     for fragment in dataset.get_fragments():
         for batch in fragment.to_batches(columns=["uri", "recording_id"], filter=where):
@@ -85,18 +88,19 @@ def recordings(dataset: Any, *, where: str | None = None) -> Iterator[pa.RecordB
             for i, row in enumerate(batch.drop_columns(["embedding"]).to_pylist()):
                 name = row["uri"], row["recording_id"]
                 if name not in open_ones:
-                    open_ones[name] = _Pool(row, size)
+                    open_ones[name] = _Pool(row, size, pooling)
                 open_ones[name].add(row, vectors[i])
         ready += [open_ones.pop(name).row() for name in list(open_ones) if last[name] == fragment.fragment_id]
         while ready:
             part, ready = ready[:BATCH_RECORDINGS], ready[BATCH_RECORDINGS:]
-            yield pa.RecordBatch.from_pylist(part, schema=recordings_schema(size))
+            yield pa.RecordBatch.from_pylist(part, schema=recordings_schema(size, pooling))
 
 
 class _Pool:
     """Sums over the windows of a file."""
 
-    def __init__(self, row: dict[str, Any], size: int) -> None:
+    def __init__(self, row: dict[str, Any], size: int, pooling: Pooling) -> None:
+        self._pooling = pooling
         self._row = {name: row[name] for name in ("uri", "recording_id", "label", "group", "start_s", "end_s")}
         self._count, self._error = 0, 0.0
         self._sum, self._squares = np.zeros(size), np.zeros(size)
@@ -109,11 +113,12 @@ class _Pool:
         self._squares += np.square(vector)
 
     def row(self) -> dict[str, Any]:
-        mean = self._sum / self._count
-        deviation = np.sqrt(np.maximum(self._squares / self._count - np.square(mean), 0))
+        vector = mean = self._sum / self._count
+        if self._pooling != "mean":
+            deviation = np.sqrt(np.maximum(self._squares / self._count - np.square(mean), 0))
+            vector = np.concatenate([mean, deviation])
         error = self._error / self._count
-        found = {"windows": self._count, "reconstruction_error": error, "embedding": np.concatenate([mean, deviation])}
-        return self._row | found
+        return self._row | {"windows": self._count, "reconstruction_error": error, "embedding": vector}
 
 
 def export(
@@ -125,8 +130,9 @@ def export(
     ----------
     dataset : lance.LanceDataset
     target : str
-        Local path; its ending says which. A CSV has one column a number of the embedding; an NPZ holds ``embedding``
-        (rows, numbers) float32 and one array a column.
+        Local path; its ending says which. A CSV has one column a number of the embedding (``z0``, …) and of the latent
+        (``latent0``, …); an NPZ holds ``embedding`` and ``latent``, (rows, numbers) float32, and one array a column. A
+        row of a recording has no latent.
     where : str or None
         SQL filter.
     by : {"windows", "recordings"}
@@ -184,11 +190,12 @@ def _write_npz(rows: Iterator[pa.RecordBatch], file: IO[bytes]) -> int:
     if not batches:
         return 0
     found = pa.Table.from_batches(batches)
-    arrays = {name: found[name].to_numpy(zero_copy_only=False) for name in found.column_names if name != "embedding"}
+    names = [name for name in found.column_names if name not in VECTORS]
+    arrays = {name: found[name].to_numpy(zero_copy_only=False) for name in names}
     # Text as fixed-width Unicode: an object array would need pickle to be read back.
     arrays = {n: a.astype(str) if a.dtype == object else a for n, a in arrays.items()}
-    vectors = found["embedding"].combine_chunks()
-    arrays["embedding"] = np.asarray(vectors.flatten()).reshape(len(found), -1)
+    for name in VECTORS.keys() & {*found.column_names}:
+        arrays[name] = np.asarray(found[name].combine_chunks().flatten()).reshape(len(found), -1)
     np.savez(file, **arrays)
     return len(found)
 
@@ -202,11 +209,7 @@ def _write_blocks(rows: Iterator[pa.RecordBatch], file: IO[bytes], kind: str) ->
         for batch in rows:
             if kind == ".csv":
                 formulas += sum(_formulas(column) for column in batch.columns if pa.types.is_string(column.type))
-                names = [name for name in batch.schema.names if name != "embedding"]
-                width = batch.schema.field("embedding").type.list_size
-                flat = batch.column("embedding").flatten().to_numpy().reshape(-1, width)
-                columns = [batch.column(name) for name in names] + [pa.array(c) for c in flat.T]
-                batch = pa.RecordBatch.from_arrays(columns, [*names, *(f"z{i}" for i in range(width))])
+                batch = _flat(batch)
             if writer is None:
                 writer = (csv.CSVWriter if kind == ".csv" else parquet.ParquetWriter)(file, batch.schema)
             writer.write_batch(batch)
@@ -218,6 +221,16 @@ def _write_blocks(rows: Iterator[pa.RecordBatch], file: IO[bytes], kind: str) ->
         # As they are: to whoever reads numbers and labels, another text would be another label.
         log.warning("%d names and labels look like spreadsheet formulas: import the CSV as text", formulas)
     return count
+
+
+def _flat(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The same with a column a number in place of the vectors."""
+    columns = {name: batch.column(name) for name in batch.schema.names if name not in VECTORS}
+    for name in (name for name in VECTORS if name in batch.schema.names):
+        width = batch.schema.field(name).type.list_size
+        numbers = batch.column(name).flatten().to_numpy().reshape(-1, width)
+        columns |= {f"{VECTORS[name]}{i}": pa.array(values) for i, values in enumerate(numbers.T)}
+    return pa.RecordBatch.from_pydict(columns)
 
 
 def _formulas(column: pa.Array) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from model import evaluate
-from model.artifact import Model, pooled
+from model.artifact import Model
 from model.errors import InputError
 from pipelines import ledger
 from pipelines.display import stage
@@ -23,7 +23,7 @@ from pipelines.sampling import BATCH_WINDOWS, Clip, apart, batches, by_clip, hel
 
 # By how much a candidate may be behind: a share for the error, nats a number of the
 # window for the ELBO, points for probes.
-MARGINS = {"error": 0.01, "negative_elbo": 0.001, "linear": 0.01, "knn": 0.01, "map": 0.01}
+MARGINS = {"error": 0.01, "negative_elbo": 0.001, "linear": 0.01, "knn": 0.01, "map": 0.01, "search": 0.01}
 
 # Groups held out, at least: fewer give no interval.
 LEAST_GROUPS = 2
@@ -53,7 +53,7 @@ class Measure:
 
 
 def _each(clips: list[Clip], model: Model, unit: Array) -> Iterator[tuple[float, float, Array]]:
-    """Of each recording: error of its frames of sound in `unit`, negative ELBO a window, clip embedding."""
+    """Of each recording: error of its frames of sound in `unit`, negative ELBO a window, embeddings of its windows."""
     encoder, decoder = model.encoder(threads=0), model.decoder(threads=0)
     noise = np.random.default_rng(0)
     variance = float(model.metrics["observation_variance"])
@@ -77,7 +77,7 @@ def _each(clips: list[Clip], model: Model, unit: Array) -> Iterator[tuple[float,
     rows = (by_clip(clips, np.concatenate(parts)) for parts in (errors, losses, embeddings))
     for clip, error, loss, embedding in zip(clips, *rows, strict=True):
         sound = np.arange(error.shape[1]) < clip.valid[:, None]
-        yield float(error[sound].sum()) / float(clip.valid.sum()), float(loss.mean()), pooled(embedding)
+        yield float(error[sound].sum()) / float(clip.valid.sum()), float(loss.mean()), embedding
 
 
 def compare(
@@ -122,16 +122,26 @@ def compare(
         new, old = (np.array([one[place] for one in each])[held_out] for each in both)
         margin = MARGINS[name] * (old.mean() if name == "error" else spec.window_frames * spec.n_mels)
         found[name] = _measure(new, old, new - old, whose[held_out], margin)
-    embeddings = [np.stack([one[2] for one in each]) for each in both]
+    embeddings = [(model, [one[2] for one in each]) for model, each in zip((candidate, current), both, strict=True)]
     return found | _probed(clips, embeddings, folds)
 
 
-def _probed(clips: list[Clip], embeddings: list[Array], folds: Mapping[str, str] | None) -> dict[str, Measure]:
+def _probed(
+    clips: list[Clip], embeddings: list[tuple[Model, list[Array]]], folds: Mapping[str, str] | None
+) -> dict[str, Measure]:
     """Probes of both, recording by recording; none where the labels allow none."""
     try:
         labelled, labels, groups, fold, _ = folds_of(clips, folds)
         with stage("probes"):
-            new, old = (evaluate.hits(x[labelled], labels, fold=fold) for x in embeddings)
+            new, old = (
+                evaluate.hits(
+                    np.stack([model.pooled(windows[i]) for i in labelled]),
+                    labels,
+                    fold=fold,
+                    distances=evaluate.window_distances([windows[i] for i in labelled]),
+                )
+                for model, windows in embeddings
+            )
     except InputError:
         if folds is not None:
             raise

@@ -5,7 +5,7 @@ import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from model.evaluate import DISTURBANCES, MEASURES
+from model.evaluate import DISTURBANCES, MEASURES, baselines
 from model.features import PRESETS
 from pipelines.audio import NOTES, REASONS
 from pipelines.display import duration
@@ -211,7 +211,7 @@ def worth(found: dict[str, Any]) -> list[str]:
     )
     if found["probes"] is None:
         return [error]
-    others = [row for name, row in found["probes"].items() if name != "embedding"]
+    others = [found["probes"][name] for name in baselines(found["probes"])]
     told = [
         f"{title} {found['probes']['embedding'][key]['value']:.3f} ({max(row[key]['value'] for row in others):.3f})"
         for key, title in MEASURES.items()

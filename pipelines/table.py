@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from model.artifact import Model, Pooling
 from model.errors import InputError, is_of_lance, number_of
 from pipelines import fragments
 from pipelines.display import stage
@@ -30,8 +31,21 @@ RANDOM_PAIRS = "random_pairs"
 _KEY = {b"lance-schema:unenforced-primary-key": b"true"}
 
 
-def schema(size: int) -> pa.Schema:
-    """Columns of a table whose embeddings have `size` numbers."""
+# Of the column of embeddings: how those of a recording's windows become one (`model.artifact.Pooling`).
+_POOLING = b"soundlake:pooling"
+
+
+def schema(size: int, *, latent: int = 0, pooling: Pooling = "mean") -> pa.Schema:
+    """Columns of a table.
+
+    Parameters
+    ----------
+    size, latent : int
+        Numbers of an embedding, and of a posterior mean; 0 if the table has no column of these.
+    pooling : {"mean", "mean and deviation"}
+        How the embeddings of a recording's windows become one.
+    """
+    more = [pa.field("latent", pa.list_(pa.float32(), latent), nullable=False)] if latent else []
     return pa.schema(
         [
             pa.field("id", pa.string(), nullable=False, metadata=_KEY),  # see `row_id`
@@ -42,13 +56,26 @@ def schema(size: int) -> pa.Schema:
             pa.field("group", pa.string()),
             pa.field("start_s", pa.float64(), nullable=False),  # seconds from the recording's start
             pa.field("end_s", pa.float64(), nullable=False),
-            pa.field("embedding", pa.list_(pa.float32(), size), nullable=False),  # posterior mean, and likeness
+            pa.field("embedding", pa.list_(pa.float32(), size), nullable=False, metadata={_POOLING: pooling.encode()}),
+            *more,
             pa.field("posterior_std", pa.float32(), nullable=False),  # mean over the latent dimensions
             pa.field("reconstruction_error", pa.float32(), nullable=False),  # mean square, of unit variance
             pa.field("bundle", pa.string(), nullable=False),
             pa.field("record_offset", pa.int64(), nullable=False),  # byte of its record in the shard
         ]
     )
+
+
+def schema_of(model: Model) -> pa.Schema:
+    """Columns of a model's table."""
+    return schema(model.embedding_dim, latent=model.latent_dim if model.keeps_latent else 0, pooling=model.pooling)
+
+
+def pooling_of(dataset: Any) -> Pooling:
+    """How the embeddings of a recording's windows become one, as the table says."""
+    said = (dataset.schema.field("embedding").metadata or {}).get(_POOLING)
+    # Tables of the format before do not say.
+    return "mean" if said == b"mean" else "mean and deviation"
 
 
 def row_id(recording_id: str, window: int, *, copy: str | None = None) -> str:
@@ -77,11 +104,11 @@ def need_table(lake: Lake, model_id: str) -> Any:
     return found
 
 
-def create(lake: Lake, model_id: str, size: int) -> Any:
+def create(lake: Lake, model_id: str, columns: pa.Schema) -> Any:
     """The table, made empty if there is none: fragments need a place to go."""
     with lake.locked(f"tables/{model_id}"):
         found = open_table(lake, model_id)
-        return fragments.created(lake.table_uri(model_id), schema(size)) if found is None else found
+        return fragments.created(lake.table_uri(model_id), columns) if found is None else found
 
 
 def said(lake: Lake, model_id: str) -> dict[str, Any]:
@@ -150,7 +177,7 @@ def whole(where: str | None) -> str | None:
         If the name of a column stands in double quotes. That is a column in SQL and a text in Lance, where such a
         filter would select nothing, without a word.
     """
-    quoted = {match[1] for match in _QUOTED.finditer(where or "")} & {*schema(1).names}
+    quoted = {match[1] for match in _QUOTED.finditer(where or "")} & {*schema(1, latent=1).names}
     if quoted:
         name = min(quoted)
         raise InputError(f"cannot use the filter {where!r}: write {name} for the column, or {name!r} for the text")
@@ -191,7 +218,8 @@ def filter_error(dataset: Any, where: str | None, error: Exception) -> Exception
     # Ours follow; Lance's list has its hidden ones, too.
     said = " ".join(said.partition(". Valid fields are")[0].split()).rstrip(".")
     said = said if said.endswith("?") else f"{said}."
-    names = ", ".join(name for name in dataset.schema.names if name not in ("embedding", "bundle", "record_offset"))
+    hidden = ("embedding", "latent", "bundle", "record_offset")
+    names = ", ".join(name for name in dataset.schema.names if name not in hidden)
     return InputError(f"cannot use the filter {asked!r}: {said} Columns: {names}")
 
 

@@ -216,7 +216,8 @@ def test_likeness_makes_the_same_sound_at_another_level_nearer(tiny: Tiny) -> No
     )
     np.testing.assert_array_equal(first.likeness[0], second.likeness[0])
     numbers, moved = (
-        np.concatenate(texture.statistics_of((one - mean) / std), axis=1, dtype=np.float64) for one in (windows, louder)
+        np.concatenate(texture.statistics_of((one - mean) / std, one), axis=1, dtype=np.float64)
+        for one in (windows, louder)
     )
     kernel, bias = first.likeness
     ours, ours_moved = numbers @ kernel + bias, moved @ kernel + bias

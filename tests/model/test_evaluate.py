@@ -119,9 +119,39 @@ def test_found_again() -> None:
 
 
 def test_points_ahead() -> None:
-    scores = {name: {"knn": evaluate.Score(value, 0, 1)} for name, value in {"a": 0.5, "b": 0.7, "c": 0.6}.items()}
-    assert evaluate.beaten(scores, "a") == {"knn": pytest.approx(-0.2)}
-    assert evaluate.beaten(scores, "b") == {"knn": pytest.approx(0.1)}
+    """Of the baselines; parts of the model are none."""
+    values = {"embedding": 0.6, "latent": 0.9, "untrained": 0.9, "MFCC": 0.5, "PCA": 0.3}
+    scores = {name: {"knn": evaluate.Score(value, 0, 1)} for name, value in values.items()}
+    assert evaluate.baselines(scores) == ["MFCC", "PCA"]
+    assert evaluate.beaten(scores) == {"knn": pytest.approx(0.1)}
+    assert evaluate.beaten(scores | {"log-mel": {"knn": evaluate.Score(0.8, 0, 1)}}) == {"knn": pytest.approx(-0.2)}
+
+
+def test_mfcc_statistics_are_librosas() -> None:
+    """Up to the decibels and the floor that librosa takes: of log-mel that is given to both."""
+    import librosa
+
+    frames = np.random.default_rng(3).normal(-5, 2, (50, 40)).astype(np.float32)
+    cepstra = librosa.feature.mfcc(S=frames.T, n_mfcc=20)
+    wanted = np.concatenate([cepstra.mean(axis=1), cepstra.std(axis=1), np.diff(cepstra, axis=1).std(axis=1)])
+    np.testing.assert_allclose(evaluate.mfcc_statistics(frames), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_distances_of_the_nearest_windows() -> None:
+    rng = np.random.default_rng(4)
+    clips = [rng.standard_normal((count, 5)).astype(np.float32) for count in (1, 4, 2)]
+    wanted = [[min(np.sum((a - b) ** 2) for a in one for b in other) for other in clips] for one in clips]
+    np.testing.assert_allclose(evaluate.window_distances(clips), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_the_first_hit_of_a_search_is_of_another_fold() -> None:
+    clips = np.array([[0.0], [0.1], [0.4], [5.0], [5.2], [9.0]], np.float32)
+    labels, fold = ["a", "b", "a", "b", "b", "a"], np.array([0, 0, 1, 1, 0, 1])
+    found = evaluate.hits(clips, labels, fold=fold)["search"]
+    np.testing.assert_array_equal(found, [1, 0, 0, 1, 1, 0])
+    given = np.ones((6, 6)) - np.eye(6)
+    given[2, 0] = given[5, 0] = 0.5
+    np.testing.assert_array_equal(evaluate.hits(clips, labels, fold=fold, distances=given)["search"][[2, 5]], [1, 1])
 
 
 def test_active_dimensions() -> None:

@@ -1,12 +1,13 @@
-"""Texture statistics by NumPy's own moments and spectra."""
+"""Statistics of windows by NumPy's own moments and spectra."""
 
 import numpy as np
+import pytest
 
-from model.texture import MODULATION_FLOOR, RIDGE, projection, statistics_of
+from model.texture import BANDS, MODULATION_FLOOR, ORDERS, RANGE_DB, RIDGE, VARIANCE_FLOOR, projection, statistics_of
 
 
-def test_statistics_are_numpys() -> None:
-    x = np.random.default_rng(5).standard_normal((3, 24, 32)).astype(np.float32)
+def texture(x: np.ndarray) -> list[np.ndarray]:
+    """Of (3, 24, 32)."""
     change = np.abs(np.diff(x, axis=2, append=x[:, :, -1:])).mean(axis=1).reshape(3, 8, 4).mean(axis=2)
     envelopes = x.reshape(3, 24, 4, 8).mean(axis=3)
     centred = (envelopes - envelopes.mean(axis=1, keepdims=True)) * np.hanning(24)[None, :, None]
@@ -16,12 +17,65 @@ def test_statistics_are_numpys() -> None:
     blocks = x.reshape(3, 24, 2, 16)
     blocks = (blocks - blocks.mean(axis=3, keepdims=True)) * np.hanning(16)
     along = np.square(np.abs(np.fft.rfft(blocks, axis=3)))[..., 1:].mean(axis=1).reshape(3, -1)
-    moments = [x.mean(axis=1), x.std(axis=1), np.diff(x, axis=1).std(axis=1), x.max(axis=1)]
-    wanted = [*moments, change, np.log(in_time + MODULATION_FLOOR), np.log(along + MODULATION_FLOOR)]
-    for part, one in zip(statistics_of(x), wanted, strict=True):
-        np.testing.assert_allclose(part, one, rtol=1e-3, atol=2e-5)
-    assert all(np.isfinite(part).all() for part in statistics_of(np.zeros((1, 24, 32), np.float32)))
-    assert [part.shape[1] for part in statistics_of(np.zeros((2, 16, 24), np.float32))] == [24] * 4 + [6, 15, 12]
+    spreads = [np.sqrt(one.var(axis=1) + VARIANCE_FLOOR) for one in (x, np.diff(x, axis=1))]
+    moments = [x.mean(axis=1), *spreads, x.max(axis=1)]
+    return [*moments, change, np.log(in_time + MODULATION_FLOOR), np.log(along + MODULATION_FLOOR)]
+
+
+def in_order(relative: np.ndarray, power: np.ndarray) -> list[np.ndarray]:
+    """Spectra on the clock of what has sounded, window by window."""
+    found = np.zeros((ORDERS, len(power), power.shape[2]))
+    for number, (spectra, window) in enumerate(zip(relative, power, strict=True)):
+        amplitude = np.sqrt(window.sum(axis=1) / window.sum(axis=1).max())
+        amplitude = np.maximum(amplitude - 10 ** (-RANGE_DB / 20), 0)
+        share = amplitude / amplitude.sum()
+        for order in range(ORDERS):
+            clock = 0.0
+            for here, spectrum in zip(share, spectra, strict=True):
+                found[order, number] += here * np.cos(np.pi * order * (clock + here / 2)) * spectrum
+                clock += here
+    return list(found)
+
+
+@pytest.mark.parametrize("together", [1, 4])
+def test_statistics_are_numpys(together: int) -> None:
+    rng = np.random.default_rng(5)
+    x = rng.standard_normal((3, 24, 32 * together)).astype(np.float32)
+    nats = (rng.normal(-7, 3, x.shape)).astype(np.float32)
+    grouped, power = (one.reshape(3, 24, 32, together).mean(axis=3) for one in (x, np.exp(nats.astype(np.float64))))
+    power /= power.max(axis=(1, 2), keepdims=True)
+    decibels = 10 * np.log10(power + 10 ** (-RANGE_DB / 10))
+    relative = (decibels + RANGE_DB / 2) * np.log(10) / 10 / 1.5
+    wanted = [*texture(grouped), *texture(relative), *in_order(relative, power)]
+    for part, one in zip(statistics_of(x, nats), wanted, strict=True):
+        np.testing.assert_allclose(part, one, rtol=1e-3, atol=1e-4)
+
+
+def test_statistics_of_any_shape() -> None:
+    zeros = np.zeros((1, 24, 32), np.float32)
+    assert all(np.isfinite(part).all() for part in statistics_of(zeros, zeros - 11))
+    few = np.zeros((2, 16, 24), np.float32)
+    assert [part.shape[1] for part in statistics_of(few, few)] == 2 * ([24] * 4 + [6, 15, 12]) + ORDERS * [24]
+    for bands in (8, 40, 64, 80, 96, 128):
+        many = np.zeros((1, 16, bands), np.float32)
+        left = statistics_of(many, many)[0].shape[1]
+        assert bands % left == 0
+        assert left >= min(bands, BANDS)
+
+
+def test_where_in_a_window_a_sound_begins_does_not_count() -> None:
+    """Of what follows what: silence has no place on the clock."""
+    rng = np.random.default_rng(7)
+    sound = rng.normal(-2, 1, (20, 32)).astype(np.float32)
+    windows = np.full((2, 64, 32), -18, np.float32)
+    windows[0, :20], windows[1, 31:51] = sound, sound
+    for part in statistics_of(windows, windows)[-ORDERS:]:
+        np.testing.assert_allclose(part[0], part[1], atol=1e-4)
+    backwards = np.full((1, 64, 32), -18, np.float32)
+    backwards[0, :20] = sound[::-1]
+    same, turned = (statistics_of(one, one)[-ORDERS:] for one in (windows[:1], backwards))
+    np.testing.assert_allclose(same[0], turned[0], atol=1e-4)
+    np.testing.assert_allclose(same[1], -turned[1], atol=1e-4)
 
 
 def test_projection_is_mahalanobis() -> None:

@@ -181,7 +181,7 @@ def test_the_first_of_a_pair_is_seen_whole() -> None:
 def test_a_preset_decides_what_is_not_given() -> None:
     seed, default = TrainSettings(preset="seed"), TrainSettings()
     assert (seed.likeness_dim, seed.pitch, seed.level, seed.clip_norm) == (0, 0, 0, 0)
-    assert (default.likeness_dim, default.latent_dim, seed.latent_dim) == (64, 64, 64)
+    assert (default.likeness_dim, default.latent_dim, seed.latent_dim) == (128, 64, 64)
     assert TrainSettings(pitch=3).pitch == 3
     assert default.network["contrastive"] is False
     assert TrainSettings(contrastive=10).network["contrastive"] is True

@@ -182,14 +182,16 @@ def test_likeness_starts_as_it_is_given(contrastive: bool) -> None:
     rows = windows_of_low_rank()
     rng = np.random.default_rng(5)
     windows = rows.reshape(-1, 16, 16)
-    found = np.concatenate(statistics_of(windows), axis=1)
+    deviation, mean = rng.uniform(0.5, 2, 16).astype(np.float32), rng.normal(-5, 1, 16).astype(np.float32)
+    found = np.concatenate(statistics_of(windows, windows * deviation + mean), axis=1)
     kernel, bias = (rng.standard_normal(shape).astype(np.float32) for shape in ((found.shape[1], 3), (3,)))
     given = dataclasses.replace(principal_components(rows, 4), likeness=(kernel, bias))
+    given = dataclasses.replace(given, normalisation=(deviation, mean))
     vae = build(VaeConfig(n_frames=16, n_mels=16, latent_dim=4, likeness_dim=3, contrastive=contrastive))
     vae.start_from(given)
     encoded = vae.encoded(windows)
     np.testing.assert_allclose(numpy(encoded.likeness), found @ kernel + bias, rtol=1e-4, atol=1e-3)
-    np.testing.assert_array_equal(numpy(encoded.embedding), np.hstack([encoded.mean, encoded.likeness]))
+    np.testing.assert_array_equal(numpy(encoded.embedding), numpy(encoded.likeness))
     learned = {variable.path for variable in vae.trainable_variables if "likeness" in variable.path}
     assert bool(learned) == contrastive
     assert (vae.projector is not None) == contrastive

@@ -12,7 +12,7 @@ def figures(behind: tuple[float, float, float], ahead: tuple[float, float, float
     found: dict[str, Any] = {"mse_behind": score, "held_out_recordings": 19, "probes": None, "labelled": 96}
     if ahead is not None:
         one = {"baseline": "log-mel, 3 statistics", **dict(zip(("value", "low", "high"), ahead, strict=True))}
-        found |= {"probes": {}, "ahead_of": {name: one for name in ("linear", "knn", "map")}}
+        found |= {"probes": {}, "ahead_of": {name: one for name in ("linear", "knn", "map", "search")}}
     return found
 
 

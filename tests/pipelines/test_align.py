@@ -159,12 +159,14 @@ def test_a_match_at_the_edge_of_what_was_cut_out() -> None:
     stored = RNG.standard_normal(2000).astype(np.float32)
     query = np.concatenate([0.2 * RNG.standard_normal(60), stored[:740]]).astype(np.float32)
     inside, over = (correlate(query, stored, starts=starts, ends=False) for starts in (False, True))
-    assert inside is not None and over is not None
+    assert inside is not None
+    assert over is not None
     assert (over.lag, over.correlation > 0.99) == (-60, True)
     assert (inside.lag >= 0, inside.correlation < 0.2) == (True, True)
     after = np.concatenate([stored[1260:], 0.2 * RNG.standard_normal(60)]).astype(np.float32)
     inside, over = (correlate(after, stored, starts=False, ends=ends) for ends in (False, True))
-    assert inside is not None and over is not None
+    assert inside is not None
+    assert over is not None
     assert (over.lag, over.correlation > 0.99) == (1260, True)
     assert (inside.lag <= 1200, inside.correlation < 0.2) == (True, True)
 

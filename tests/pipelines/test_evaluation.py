@@ -96,7 +96,15 @@ def test_figures_by_other_routes(lake: Lake, clips: list[sampling.Clip]) -> None
     valid = np.concatenate([clip.valid for clip in clips if clip.recording_id in held_out])
     sound = np.arange(spec.window_frames) < valid[:, None]
     assert found["mse"]["PCA"] == pytest.approx(error[sound].mean(), rel=0.02)
-    assert list(found["probes"]) == ["embedding", "log-mel", "PCA", "untrained", "log-mel, 3 statistics"]
+    assert list(found["probes"]) == [
+        "embedding",
+        "latent",
+        "log-mel",
+        "PCA",
+        "untrained",
+        "log-mel, 3 statistics",
+        "MFCC",
+    ]
     assert all(0 <= share <= 1 for one in found["consistency"].values() for share in one.values())
     assert found["latent"]["fidelity"][-1] == pytest.approx(1.0)
     kept = json.loads((model.directory / artifact.METRICS).read_text())

@@ -37,8 +37,7 @@ def row(recording: str, window: int, vector: list[float], label: str | None = "b
     }
 
 
-@pytest.fixture
-def scattered(tmp_path: Path) -> Any:
+def written(folder: Path, schema: pa.Schema) -> Any:
     """Three recordings in three fragments; one of them in all."""
     parts = [
         [row("a", 0, [1, 2]), row("b", 0, [5, 5])],
@@ -46,8 +45,14 @@ def scattered(tmp_path: Path) -> Any:
         [row("a", 1, [2, 8]), row("c", 0, [0, 1], None), row("c", 1, [0, 3], None)],
     ]
     for rows in parts:
-        lance.write_dataset(pa.Table.from_pylist(rows, schema=table.schema(2)), tmp_path / "t.lance", mode="append")
-    return lance.dataset(tmp_path / "t.lance")
+        lance.write_dataset(pa.Table.from_pylist(rows, schema=schema), folder / "t.lance", mode="append")
+    return lance.dataset(folder / "t.lance")
+
+
+@pytest.fixture
+def scattered(tmp_path: Path) -> Any:
+    """A table of a model of this version."""
+    return written(tmp_path, table.schema(2))
 
 
 def test_a_recording_in_several_fragments_is_one_row(scattered: Any) -> None:
@@ -63,6 +68,39 @@ def test_a_recording_in_several_fragments_is_one_row(scattered: Any) -> None:
         vectors = np.array(wanted[r["recording_id"]], np.float32)
         np.testing.assert_allclose(r["embedding"], pooled(vectors), atol=1e-6)
     assert [r["label"] for r in rows] == ["bird", "bird", None]
+
+
+@pytest.mark.parametrize("said", [True, False])
+def test_a_table_of_a_model_that_pools_the_deviation_too(tmp_path: Path, said: bool) -> None:
+    """As models did up to format 4; a table of that time does not say so."""
+    schema = table.schema(2, pooling="mean and deviation")
+    if not said:
+        schema = pa.schema([field.remove_metadata() for field in schema])
+    rows = [row for batch in export.recordings(written(tmp_path, schema)) for row in batch.to_pylist()]
+    found = {r["recording_id"]: r["embedding"] for r in rows}
+    np.testing.assert_allclose(found["a"], [2, 4, (2 / 3) ** 0.5, 8**0.5], atol=1e-6)
+    np.testing.assert_allclose(found["b"], [5, 5, 0, 0], atol=1e-6)
+
+
+@pytest.mark.parametrize("ending", ["parquet", "csv", "npz"])
+def test_windows_have_both_vectors(capsys: pytest.CaptureFixture[str], made: Made, tmp_path: Path, ending: str) -> None:
+    target = tmp_path / f"windows.{ending}"
+    assert main(["export", str(target), "--lake", made.lake.root]) == 0
+    capsys.readouterr()
+    model = lookup.find_model(made.lake, None)
+    rows = table.need_table(made.lake, model.model_id).to_table().to_pylist()
+    if ending == "csv":
+        found = csv.read_csv(target).to_pylist()
+        for name, letters, width in (("embedding", "z", model.embedding_dim), ("latent", "latent", model.latent_dim)):
+            for old, new in zip(rows, found, strict=True):
+                np.testing.assert_allclose([new[f"{letters}{i}"] for i in range(width)], old[name], rtol=1e-5)
+        return
+    loaded = np.load(target, allow_pickle=False) if ending == "npz" else parquet.read_table(target).to_pydict()
+    for name in ("embedding", "latent"):
+        np.testing.assert_array_equal(
+            np.array(loaded[name], np.float32), np.array([row[name] for row in rows], np.float32)
+        )
+    assert model.embedding_dim != model.latent_dim
 
 
 def test_a_filter_is_one_on_windows(scattered: Any) -> None:
@@ -88,7 +126,7 @@ def test_recordings_of_a_real_table(
         found = dict(zip(loaded["recording_id"], loaded["embedding"], strict=True))
     elif ending == "csv":
         rows = csv.read_csv(target).to_pylist()
-        width = 2 * model.embedding_dim
+        width = model.embedding_dim
         found = {r["recording_id"]: [r[f"z{i}"] for i in range(width)] for r in rows}
     else:
         found = {r["recording_id"]: r["embedding"] for r in parquet.read_table(target).to_pylist()}

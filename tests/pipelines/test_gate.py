@@ -38,7 +38,7 @@ def log_of(lake: Lake, model_id: str) -> list[dict]:
 def test_figures_by_other_routes(lake: Lake, worse: str) -> None:
     current, candidate = lookup.find_model(lake, None), lookup.find_model(lake, worse)
     found = gate.compare(lake, candidate, current)
-    assert set(found) == {"error", "negative_elbo", "linear", "knn", "map"}
+    assert set(found) == {"error", "negative_elbo", "linear", "knn", "map", "search"}
     known = ledger.open_ledger(lake, current.spec.spec_id)
     groups = ledger.training_input(known)[1]
     split = splits.assign(groups)

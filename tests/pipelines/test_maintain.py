@@ -314,7 +314,7 @@ def test_bundles_of_a_first_extract_wait_for_the_next(lake: Lake) -> None:
 def made_of(lake: Lake, vectors: np.ndarray, *, first: int = 0) -> Any:
     """A table of one more fragment, in one commit, as encode makes it."""
     size = vectors.shape[1]
-    dataset = table.create(lake, "m", size)
+    dataset = table.create(lake, "m", schema(size))
     rows = pa.table(
         {
             "id": [f"r{i}:0" for i in range(first, first + len(vectors))],

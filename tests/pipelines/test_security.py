@@ -265,7 +265,7 @@ def test_a_planted_piece_is_not_committed(
     lake = made.copy(tmp_path)
     shutil.rmtree(Path(lake.root, "tables"))
     model = artifact.find(Path(lake.root, "models"), model_of(made))
-    version = table.create(lake, model.model_id, model.embedding_dim).version
+    version = table.create(lake, model.model_id, table.schema_of(model)).version
     fragment = json.dumps({"id": 0, "files": [{"path": "../../../secret.lance", "fields": [0]}]})
     planted = json.dumps({"rows": 1, "encoded": 1, "fragments": [fragment]}).encode()
     monkeypatch.setattr(encoder, "piece_id", lambda piece: "0")

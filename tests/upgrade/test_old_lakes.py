@@ -70,7 +70,7 @@ def test_what_needs_no_model_works_when_none_can_be_read(old_3: Old, how: str, t
     assert run("search", old_3.audio / "rain-05.flac", "--lake", lake) == 2
     said = capsys.readouterr().err
     if how == "99":
-        assert "has model format 99, and this soundlake reads 3 and 4; update soundlake" in said
+        assert "has model format 99, and this soundlake reads 3, 4 and 5; update soundlake" in said
 
 
 def test_the_way_out_of_a_model_that_is_too_old(old_3: Old, capsys: Capture) -> None:

@@ -1,0 +1,264 @@
+"""What the similarity vector is worth, and each part of it: in closed form, clean and in a background; no training.
+
+`python -m benches.similarity --corpora FOLDER` · about a minute a variant, on one core
+
+Every variant changes one thing of the default. Labels serve to judge only: clean recordings by the probes of `evaluate`
+on development folds (`benches.experiments`), on all folds with ``--all-folds``.
+
+Background: the loudest window of each of 300 recordings at most, mixed with a window of ESC-10's rain, sea, fire or
+helicopter at 20, 10 and 5 dB (mel powers are added, the level is that of the whole window), is to be found by the
+window as it was. Counted: whether it comes first, and the mean average precision of windows of other groups with the
+same label. Of ESC-10 itself those four kinds are no queries, though its map has seen them. The lakes are those of
+``make bench-learning``, and are made if they are not there.
+"""
+
+import argparse
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import numpy.typing as npt
+
+from benches.experiments import development_folds
+from benches.harness import RESULTS, pin
+from benches.learning import LAKES, own_folds
+from model import augment, changes, dataset, evaluate, splits, texture
+from model.features import FeatureSpec, dequantise
+
+NOISE_SET, NOISES = "esc10", ("rain", "sea_waves", "crackling_fire", "helicopter")
+DECIBELS, MOST, COPIES, SIZE, SEED = (20, 10, 5), 300, 4, 128, 0
+
+Array = npt.NDArray[np.float32]
+# Windows in nats, and the set that they are of → vectors.
+Embed = Callable[[Array], Array]
+# Attributes of `model.changes` that are others; parts of the statistics that are kept; numbers of the vector.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "64 numbers": {"size": 64},
+    "without background": {"changes": {"BACKGROUND": 0.0}},
+    "background in half": {"changes": {"BACKGROUND": 0.5}},
+    "without tempo": {"changes": {"TEMPO": 0.0}},
+    "without rooms": {"changes": {"ROOM_SHARE": 0.0}},
+    "pitch, level and noise alone": {"changes": {"BACKGROUND": 0.0, "TEMPO": 0.0, "ROOM_SHARE": 0.0}},
+    "without what follows what": {"parts": "absolute relative"},
+    "without texture relative to the loudest": {"parts": "absolute order"},
+    "relative to the loudest alone": {"parts": "relative order"},
+    "texture as it is alone": {"parts": "absolute"},
+    "every band by itself": {"bands": 128},
+}
+
+
+@dataclass(frozen=True)
+class Set:
+    """A labelled set.
+
+    Attributes
+    ----------
+    name : str
+    spec : FeatureSpec
+    nats : ndarray of float32, shape (windows, window_frames, n_mels)
+    clip : ndarray of int64, shape (windows,)
+        Of which recording each is.
+    frames : list of ndarray
+        Log-mel of each recording, nats.
+    training : ndarray of bool, shape (clips,)
+    judged : list of int
+        Recordings that probes are made on, with their labels, groups and folds.
+    labels, groups : list of str
+    fold : ndarray of int64
+    """
+
+    name: str
+    spec: FeatureSpec
+    nats: Array
+    clip: npt.NDArray[np.int64]
+    frames: list[Array]
+    training: npt.NDArray[np.bool_]
+    judged: list[int]
+    labels: list[str]
+    groups: list[str]
+    fold: npt.NDArray[np.int64]
+
+    def normalisation(self) -> tuple[Array, Array]:
+        """Mean and deviation a band, of the training split."""
+        rows = np.concatenate([f for f, used in zip(self.frames, self.training, strict=True) if used])
+        std = rows.std(axis=0, dtype=np.float64)
+        least = max(dataset.MIN_STD, dataset.MIN_STD_SHARE * float(np.median(std)))
+        return rows.mean(axis=0, dtype=np.float64).astype(np.float32), np.maximum(std, least).astype(np.float32)
+
+    def pooled(self, vectors: Array) -> Array:
+        """Clip embeddings of those that are judged."""
+        return np.stack([vectors[self.clip == place].mean(axis=0) for place in self.judged])
+
+
+def read(corpus: Path, *, all_folds: bool) -> Set:
+    """A set by its lake."""
+    from pipelines import commands, ledger, lookup
+    from pipelines.evaluation import folds_of
+    from pipelines.labels import read_folds
+    from pipelines.lake import Lake
+    from pipelines.sampling import sample
+
+    lake, spec = Lake.at(str(LAKES / corpus.name)), lookup.parse_spec("general")
+    LAKES.mkdir(parents=True, exist_ok=True)
+    commands.extract(lake, str(corpus), spec=spec)
+    known = ledger.open_ledger(lake, spec.spec_id)
+    _, groups = ledger.training_input(known)
+    split = splits.assign(groups)
+    clips = sample(lake, spec, known, groups)
+    given = own_folds(corpus / "labels.csv") if all_folds else development_folds(corpus, LAKES / f"{corpus.name}.csv")
+    judged, labels, names, fold, _ = folds_of(clips, None if given is None else read_folds(given))
+    return Set(
+        corpus.name,
+        spec,
+        dequantise(np.concatenate([clip.values for clip in clips]), spec),
+        np.repeat(np.arange(len(clips)), [len(clip.values) for clip in clips]),
+        [clip.frames(spec) for clip in clips],
+        np.array([split[clip.recording_id] == splits.TRAIN for clip in clips]),
+        judged,
+        labels,
+        names,
+        fold,
+    )
+
+
+@contextlib.contextmanager
+def varied(given: Mapping[str, Any]) -> Iterator[None]:
+    """Changes and statistics as a variant has them."""
+    with contextlib.ExitStack() as stack:
+        for name, value in given.get("changes", {}).items():
+            stack.enter_context(mock.patch.object(changes, name, value))
+        stack.enter_context(mock.patch.object(texture, "BANDS", given.get("bands", texture.BANDS)))
+        yield
+
+
+def statistics(one: Set, nats: Array, normalisation: tuple[Array, Array], kept: str) -> list[Array]:
+    """The parts that a variant keeps, of windows in nats."""
+    mean, std = normalisation
+    found: list[list[Array]] = []
+    for first in range(0, len(nats), 256):
+        part = nats[first : first + 256]
+        found.append(texture.statistics_of((part - mean) / std, part))
+    parts = [np.concatenate(each) for each in zip(*found, strict=True)]
+    size = (len(parts) - texture.ORDERS) // 2
+    named = {"absolute": parts[:size], "relative": parts[size : 2 * size], "order": parts[2 * size :]}
+    return [part for name in kept.split() for part in named[name]]
+
+
+def similarity(one: Set, given: Mapping[str, Any], *, seed: int) -> Embed:
+    """The map of a variant, as training finds it."""
+    normalisation, kept = one.normalisation(), given.get("parts", "absolute relative order")
+    mean, std = normalisation
+    nats, drawn = one.nats[one.training[one.clip]], np.random.default_rng(seed)
+    nats = nats[:: -(-len(nats) // dataset.COMPONENT_WINDOWS)]
+    before, after = [], []
+    for copy in range(min(COPIES, max(1, dataset.COMPONENT_WINDOWS // len(nats)))):
+        moved = nats
+        if copy:
+            bands = drawn.integers(-changes.PITCH, changes.PITCH + 1, len(nats), dtype=np.int32)
+            moved = np.asarray(augment.transposed(nats, bands))
+        other = changes.speckled((changes.changed(moved, one.spec, drawn) - mean) / std, drawn) * std + mean
+        before.append(statistics(one, moved, normalisation, kept))
+        after.append(statistics(one, other, normalisation, kept))
+    joined = ([np.concatenate(part) for part in zip(*each, strict=True)] for each in (before, after))
+    kernel, bias = texture.projection(*joined, given.get("size", SIZE))
+    return lambda windows: np.concatenate(statistics(one, windows, normalisation, kept), axis=1) @ kernel + bias
+
+
+def precision(near: npt.NDArray[np.bool_]) -> float:
+    """Average precision of a ranking, given which places are right."""
+    places = np.flatnonzero(near)
+    return float(np.mean(np.arange(1, len(places) + 1) / (places + 1))) if len(places) else float("nan")
+
+
+def in_background(one: Set, noise: Set, embed: Embed) -> dict[str, float]:
+    """Own window first, and mean average precision of other groups' windows of the label, by decibels."""
+    drawn = np.random.default_rng(SEED)
+    asked = [i for i, label in enumerate(one.labels) if one.name != NOISE_SET or label not in NOISES]
+    asked = sorted(drawn.permutation(asked)[:MOST].tolist())
+    offset = np.float32(one.spec.log_offset)
+
+    def power(nats: Array) -> Array:
+        return np.maximum(np.exp(nats) - offset, 0)
+
+    def loudest(place: int) -> Array:
+        own = one.nats[one.clip == place]
+        return np.asarray(own[power(own).mean(axis=(1, 2)).argmax()])
+
+    clean = np.stack([loudest(one.judged[i]) for i in asked])
+    noisy = {noise.judged[i] for i, label in enumerate(noise.labels) if label in NOISES}
+    behind = power(noise.nats[drawn.choice(np.flatnonzero(np.isin(noise.clip, list(noisy))), len(asked))])
+    labels, groups = (np.array(each)[asked] for each in (one.labels, one.groups))
+    queries, found = embed(clean), {}
+    for decibels in DECIBELS:
+        gain = power(clean).mean(axis=(1, 2)) / np.maximum(behind.mean(axis=(1, 2)), 1e-20) * 10 ** (-decibels / 10)
+        gallery = embed(np.log(power(clean) + behind * gain[:, None, None].astype(np.float32) + offset))
+        apart = np.square(queries).sum(axis=1)[:, None] + np.square(gallery).sum(axis=1) - 2 * queries @ gallery.T
+        found[f"first at {decibels} dB"] = float((apart.argmin(axis=1) == np.arange(len(asked))).mean())
+        order = np.argsort(apart, axis=1, kind="stable")
+        ranked = [labels[row[groups[row] != groups[i]]] == labels[i] for i, row in enumerate(order)]
+        found[f"mAP at {decibels} dB"] = float(np.nanmean([precision(near) for near in ranked]))
+    return found
+
+
+def judged(one: Set, noise: Set, clips: Array, embed: Embed) -> dict[str, float]:
+    """Probes of clip embeddings, and windows in a background."""
+    clean = evaluate.hits(clips, one.labels, fold=one.fold)
+    return {name: float(np.nanmean(values)) for name, values in clean.items()} | in_background(one, noise, embed)
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """A line a variant and set, and the mean of the sets."""
+    from rich.console import Console
+    from rich.table import Table
+
+    keys = [key for key in rows[0] if key not in ("variant", "set", "seed")]
+    lines = Table("variant", "set", *keys, title="Similarity vectors in closed form, and what people would use instead")
+    for variant in dict.fromkeys(row["variant"] for row in rows):
+        some = [row for row in rows if row["variant"] == variant]
+        for name in dict.fromkeys(row["set"] for row in some):
+            own = [row for row in some if row["set"] == name]
+            lines.add_row(variant, name, *(f"{np.mean([row[key] for row in own]):.3f}" for key in keys))
+        lines.add_row(variant, "mean", *(f"{np.mean([row[key] for row in some]):.3f}" for key in keys), style="bold")
+    Console(width=180).print(lines)
+
+
+def main() -> None:
+    """Judge baselines and variants; print the table, and keep it as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--corpora", type=Path, required=True)
+    parser.add_argument("--sets", nargs="*", default=["esc10", "instruments", "drums", "digits", "berklee"])
+    parser.add_argument("--variants", nargs="*", default=list(VARIANTS))
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0])
+    parser.add_argument("--all-folds", action="store_true", help="not the development folds alone")
+    call = parser.parse_args()
+    pin(1)
+    noise = read(call.corpora / NOISE_SET, all_folds=True)
+    sets = [read(call.corpora / name, all_folds=call.all_folds) for name in call.sets]
+    rows: list[dict[str, Any]] = []
+    plain = {"log-mel statistics": evaluate.log_mel_statistics, "MFCC statistics": evaluate.mfcc_statistics}
+    for name, of_frames in plain.items():
+        for one in sets:
+            clips = np.stack([of_frames(one.frames[place]) for place in one.judged])
+            found = judged(one, noise, clips, lambda windows, how=of_frames: np.stack([how(one) for one in windows]))
+            rows.append({"variant": name, "set": one.name, "seed": None, **found})
+    for variant in call.variants:
+        for one in sets:
+            for seed in call.seeds:
+                with varied(VARIANTS[variant]):
+                    embed = similarity(one, VARIANTS[variant], seed=seed)
+                    found = judged(one, noise, one.pooled(embed(one.nats)), embed)
+                rows.append({"variant": variant, "set": one.name, "seed": seed, **found})
+        show([row for row in rows if row["variant"] == variant])
+    show(rows)
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / "similarity.json").write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
