@@ -377,8 +377,12 @@ def evaluation(found: dict[str, Any], say: Callable[[str], None]) -> None:
             f"{found['folds']}, 95 % intervals;"
         )
         say("the encoder was trained on most of these recordings, without their labels:")
-        for line in _table(MEASURES, found["probes"], lambda s: f"{s['value']:.3f} ({s['low']:.2f}–{s['high']:.2f})"):
+        names = ["embedding", *baselines(found["probes"])]
+        rows = {name: found["probes"][name] for name in names}
+        rows |= {f"[{name}]": row for name, row in found["probes"].items() if name not in names}
+        for line in _table(MEASURES, rows, lambda s: f"{s['value']:.3f} ({s['low']:.2f}–{s['high']:.2f})"):
             say(line)
+        say("  in brackets: parts of this model, which are no baselines")
         ahead = ", ".join(f"{MEASURES[name]} {100 * points:+.1f}" for name, points in found["ahead"].items())
         say(f"points ahead of the best baseline: {ahead}")
     say("held-out windows found again after a disturbance:")
@@ -397,11 +401,12 @@ def _wrapped(sentences: Sequence[str]) -> list[str]:
 def _table(columns: dict[str, str], rows: dict[str, Any], cell: Callable[[Any], str]) -> list[str]:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     shown = {name: title for name, title in columns.items() if all(name in row for row in rows.values())}
     table = Table("", *shown.values(), box=None, pad_edge=False)
     for name, row in rows.items():
-        table.add_row(name, *(cell(row[column]) for column in shown))
+        table.add_row(Text(name), *(cell(row[column]) for column in shown))
     console = Console(width=100, color_system=None)
     with console.capture() as capture:
         console.print(table)

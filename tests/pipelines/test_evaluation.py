@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -140,6 +141,7 @@ def test_what_it_says(lake: Lake, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", "--lake", lake.root]) == 0
     said = capsys.readouterr().out
     assert "points ahead of the best baseline: linear probe" in said
+    assert re.search(r"\n  \[latent\] +0\.\d", said)
     assert "log-mel, 3 statistics" in said
     assert max(len(line) for line in said.splitlines()) <= 120
 
