@@ -37,7 +37,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "without clipping": {"clip_norm": 0},
     "latent of 32": {"latent_dim": 32},
     "latent of 128": {"latent_dim": 128},
-    "without likeness": {"likeness_dim": 0},
+    "without a similarity vector": {"likeness_dim": 0},
     "batches of 128": {"batch_size": 128},
     "bfloat16": {"precision": "bfloat16"},
     "seed": {"preset": "seed"},

@@ -37,8 +37,10 @@ class Row:
 
     def of(self, measure: str) -> tuple[float, float, str]:
         """The embedding's, the best baseline's, and its name."""
+        from model.evaluate import baselines
+
         probes = self.found["probes"]
-        rest = {name: row[measure]["value"] for name, row in probes.items() if name != "embedding"}
+        rest = {name: probes[name][measure]["value"] for name in baselines(probes)}
         best = max(rest, key=lambda name: rest[name])
         return probes["embedding"][measure]["value"], rest[best], best
 

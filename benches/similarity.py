@@ -29,9 +29,10 @@ from benches.harness import RESULTS, pin
 from benches.learning import LAKES, own_folds
 from model import augment, changes, dataset, evaluate, splits, texture
 from model.features import FeatureSpec, dequantise
+from model.trainer import TrainSettings
 
 NOISE_SET, NOISES = "esc10", ("rain", "sea_waves", "crackling_fire", "helicopter")
-DECIBELS, MOST, COPIES, SIZE, SEED = (20, 10, 5), 300, 4, 128, 0
+DECIBELS, MOST, SIZE, SEED = (20, 10, 5), 300, 128, 0
 
 Array = npt.NDArray[np.float32]
 # Windows in nats, and the set that they are of → vectors.
@@ -154,13 +155,14 @@ def similarity(one: Set, given: Mapping[str, Any], *, seed: int) -> Embed:
     """The map of a variant, as training finds it."""
     normalisation, kept = one.normalisation(), given.get("parts", "absolute relative order")
     mean, std = normalisation
+    pitch = TrainSettings().pitch
     nats, drawn = one.nats[one.training[one.clip]], np.random.default_rng(seed)
     nats = nats[:: -(-len(nats) // dataset.COMPONENT_WINDOWS)]
     before, after = [], []
-    for copy in range(min(COPIES, max(1, dataset.COMPONENT_WINDOWS // len(nats)))):
+    for copy in range(min(dataset.MOST_COPIES, max(1, dataset.COMPONENT_WINDOWS // len(nats)))):
         moved = nats
         if copy:
-            bands = drawn.integers(-changes.PITCH, changes.PITCH + 1, len(nats), dtype=np.int32)
+            bands = drawn.integers(-pitch, pitch + 1, len(nats), dtype=np.int32)
             moved = np.asarray(augment.transposed(nats, bands))
         other = changes.speckled((changes.changed(moved, one.spec, drawn) - mean) / std, drawn) * std + mean
         before.append(statistics(one, moved, normalisation, kept))

@@ -11,7 +11,8 @@ from keras import ops
 
 # What keeps deviations and log powers of modulation finite where nothing varies; of unit variance.
 VARIANCE_FLOOR, MODULATION_FLOOR = 1e-4, 1e-3
-# Mel bands that are taken together for the change from band to band, for modulation in time, and along frequency.
+# Of the bands that `_together` leaves, those taken together for the change from band to band, for modulation in time,
+# and along frequency.
 CHANGE_BANDS, TIME_BANDS, FREQUENCY_BANDS = 4, 8, 16
 # Borders of the bands of modulation in time, periods a window: half octaves.
 RATES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)

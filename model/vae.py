@@ -45,7 +45,7 @@ class VaeConfig(BaseModel):
         Numbers of the similarity vector, which says what a window sounds like: nothing is rebuilt from it. ``default``
         only; 0 for none.
     contrastive : bool
-        Whether a part of these is learned, for the contrastive term, which sees them alone.
+        Whether a part of the similarity vector is learned, for the contrastive term, which sees that vector alone.
     precision : {"float32", "bfloat16"}
         What layers compute in; weights, posterior and reconstruction are float32.
     """

@@ -380,7 +380,7 @@ def evaluate_command(
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Evaluate a model against baselines: log-mel statistics, principal components, the untrained encoder."""
+    """Evaluate a model against baselines: statistics of log-mel and of MFCCs, and principal components."""
     from pipelines import judging, messages
 
     result = judging.evaluate(lake_at(lake), spec=spec, model_id=model, folds=folds)

@@ -67,6 +67,9 @@ class _Components:
 def _untrained(model: Model) -> Embed:
     """The model's own architecture with random weights: what it gives by its form alone."""
     network = fresh(model.spec, TrainSettings(**model.settings | {"precision": "float32"}))
+    if network.config.likeness_dim:
+        # Given, not learned: with the initial values it would not give nats.
+        network.encoder.get_layer("nats").set_weights([model.std, model.mean])
     return lambda windows: np.asarray(network.encoded(model.normalise(windows)).embedding, np.float32)
 
 
@@ -209,9 +212,9 @@ def evaluation(lake: Lake, model: Model, *, folds: Mapping[str, str] | None = No
     pooled_clips = {
         name: np.stack([pooled(one, _pooling(name, model)) for one in each]) for name, each in embedded.items()
     }
-    frames = [clip.frames(model.spec) for clip in clips]
-    pooled_clips["log-mel, 3 statistics"] = np.stack([evaluate.log_mel_statistics(one) for one in frames])
-    pooled_clips["MFCC"] = np.stack([evaluate.mfcc_statistics(one) for one in frames])
+    plain = {"log-mel, 3 statistics": evaluate.log_mel_statistics, "MFCC": evaluate.mfcc_statistics}
+    for name, of_frames in plain.items():
+        pooled_clips[name] = np.stack([of_frames(clip.frames(model.spec)) for clip in clips])
     means = np.concatenate([embedded["latent"][i] for i in places])
     rebuilt = {
         "model": lambda windows: decoder.decode(encoder.encode(windows).mean),

@@ -194,7 +194,7 @@ def _write_npz(rows: Iterator[pa.RecordBatch], file: IO[bytes]) -> int:
     arrays = {name: found[name].to_numpy(zero_copy_only=False) for name in names}
     # Text as fixed-width Unicode: an object array would need pickle to be read back.
     arrays = {n: a.astype(str) if a.dtype == object else a for n, a in arrays.items()}
-    for name in VECTORS.keys() & {*found.column_names}:
+    for name in (name for name in VECTORS if name in found.column_names):
         arrays[name] = np.asarray(found[name].combine_chunks().flatten()).reshape(len(found), -1)
     np.savez(file, **arrays)
     return len(found)

@@ -5,7 +5,7 @@ import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from model.evaluate import DISTURBANCES, MEASURES, baselines
+from model.evaluate import DISTURBANCES, MEASURES, PARTS, baselines
 from model.features import PRESETS
 from pipelines.audio import NOTES, REASONS
 from pipelines.display import duration
@@ -386,7 +386,8 @@ def evaluation(found: dict[str, Any], say: Callable[[str], None]) -> None:
         ahead = ", ".join(f"{MEASURES[name]} {100 * points:+.1f}" for name, points in found["ahead"].items())
         say(f"points ahead of the best baseline: {ahead}")
     say("held-out windows found again after a disturbance:")
-    for line in _table(DISTURBANCES, found["consistency"], lambda share: f"{share:.3f}"):
+    shares = {f"[{name}]" if name in PARTS else name: row for name, row in found["consistency"].items()}
+    for line in _table(DISTURBANCES, shares, lambda share: f"{share:.3f}"):
         say(line)
     say("what this means:")
     for line in _wrapped(found["verdict"]):

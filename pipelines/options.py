@@ -110,7 +110,12 @@ Contrastive = Annotated[
     ),
 ]
 LatentDim = Annotated[int | None, typer.Option("--latent-dim", help="Size of the latent vector.")]
-LikenessDim = Annotated[int | None, typer.Option("--likeness-dim", help="Size of the similarity embedding.")]
+LikenessDim = Annotated[
+    int | None,
+    typer.Option(
+        "--likeness-dim", help="Numbers of the similarity vector, which is the embedding (0 = none: the latent is)."
+    ),
+]
 Temperature = Annotated[float | None, typer.Option("--temperature", help="Temperature of the contrastive loss.")]
 Masking = Annotated[
     float | None,

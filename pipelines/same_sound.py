@@ -381,13 +381,18 @@ class Judge:
 
     def _of_shard(self, bundle: str, offsets: Sequence[int]) -> list[Record]:
         """Windows of a shard, as many as can be read; a note where it is gone or damaged."""
-        name, found = Lake.shard(self.spec.spec_id, bundle), []
+        name, found, whole = Lake.shard(self.spec.spec_id, bundle), [], True
         try:
             with self.lake.open(name, block=BLOCK) as file:
                 for offset in offsets:
                     file.seek(offset)
-                    data = next(read_framed(file))
-                    found.append(decode(data, window_frames=self.spec.window_frames, n_mels=self.spec.n_mels))
-        except (OSError, DamagedShardError, StopIteration):
+                    try:
+                        data = next(read_framed(file))
+                        found.append(decode(data, window_frames=self.spec.window_frames, n_mels=self.spec.n_mels))
+                    except (DamagedShardError, StopIteration):
+                        whole = False
+        except OSError:
+            whole = False
+        if not whole:
             self.note(f"the shard {self.lake.uri(name)} cannot be read: its windows are ranked by embedding alone")
         return found

@@ -48,6 +48,11 @@ def test_an_old_lake_answers(old: Old, tmp_path: Path, capsys: Capture) -> None:
     with open(tmp_path / "out.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len({row["uri"] for row in rows}) == 17
+    # One vector, of latent and similarity side by side; of a recording mean and deviation.
+    assert {name for name in rows[0] if name[0] == "z" or "latent" in name} == {f"z{i}" for i in range(8)}
+    assert run("export", tmp_path / "clips.csv", "--by", "recordings", "--lake", lake) == 0
+    with open(tmp_path / "clips.csv", newline="") as file:
+        assert sum(name[0] == "z" for name in next(csv.reader(file))) == 16
     capsys.readouterr()
     # Nothing of that has changed the lake; encode brings the table up to this version without encoding a window.
     assert "decoder" not in ledger.open_ledger(old.lake, SPEC_ID).schema.names
