@@ -155,7 +155,7 @@ def components(
     left = 0.0
     found_statistics, changed_statistics = [], []
     for first in range(0, len(rows), DRAWN_WINDOWS):
-        report("statistics for the likeness map", first, len(rows), f"{first} of {len(rows)} windows")
+        report("statistics for the similarity map", first, len(rows), f"{first} of {len(rows)} windows")
         part = rows[first : first + DRAWN_WINDOWS]
         left += float(np.square(part - found.inverse_transform(found.transform(part))).sum(dtype=np.float64))
         if likeness:
@@ -166,7 +166,7 @@ def components(
             windows = changes.speckled((other - normalisation.mean) / normalisation.std, drawn)
             changed_statistics.append(texture.statistics_of(windows, windows * normalisation.std + normalisation.mean))
     left /= rows.size
-    report("likeness map")
+    report("similarity map")
     return vae.Components(
         found.mean_.astype(np.float32),
         found.components_.astype(np.float32),
