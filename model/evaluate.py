@@ -26,6 +26,8 @@ RESAMPLES = 1000
 ACTIVE_KL = 0.01
 # What is measured, in words.
 MEASURES = {"linear": "linear probe", "knn": "5 nearest", "map": "retrieval mAP", "search": "first hit of search"}
+# Windows, at most, of a run that search compares with a query.
+MOST_RUN = 32
 # Embeddings that are shown beside the model's, and are parts of it: no baseline that somebody would use instead.
 PARTS = ("latent", "untrained")
 DISTURBANCES = {"level": "at −6 dB", "noise": "noise at 20 dB", "later": "a quarter later", "cut": "a clip by its last"}
@@ -230,20 +232,43 @@ def mfcc_statistics(frames: Array) -> Array:
     return log_mel_statistics(np.asarray(dct(frames, norm="ortho")[:, :MFCCS], np.float32))
 
 
-def window_distances(clips: Sequence[Array]) -> Array:
-    """Squared L2 between the nearest windows of each two clips, by which search ranks recordings: (clips, clips).
+def run_means(windows: npt.NDArray[np.floating], count: int) -> Array:
+    """Means of every `count` consecutive windows of a recording, or of all of them if there are fewer.
+
+    Parameters
+    ----------
+    windows : ndarray, shape (windows, size)
+        Embeddings, in order.
+    count : int
+
+    Returns
+    -------
+    ndarray of float32, shape (max(1, windows - count + 1), size)
+    """
+    count = min(count, len(windows))
+    sums = np.concatenate([np.zeros((1, windows.shape[1])), np.cumsum(windows, axis=0, dtype=np.float64)])
+    return np.asarray((sums[count:] - sums[:-count]) / count, np.float32)
+
+
+def run_distances(clips: Sequence[Array]) -> Array:
+    """Distances by which search ranks recordings, shape (clips, clips), a row a query.
+
+    Squared L2 from the mean of a query's windows to the nearest mean of as many consecutive windows (`MOST_RUN` at
+    most) of the other clip.
 
     Parameters
     ----------
     clips : sequence of ndarray of float32, shapes (windows, size)
     """
-    windows = np.concatenate(clips)
-    squares = np.square(windows).sum(axis=1)
-    starts = np.cumsum([0, *map(len, clips[:-1])])
+    counts = np.array([min(len(clip), MOST_RUN) for clip in clips])
+    queries = np.stack([clip.mean(axis=0, dtype=np.float64) for clip in clips]).astype(np.float32)
     found = np.empty((len(clips), len(clips)), np.float32)
-    for row, own, first in zip(found, clips, starts, strict=True):
-        apart = squares[first : first + len(own), None] + squares - 2 * own @ windows.T
-        row[:] = np.minimum.reduceat(apart.min(axis=0), starts)
+    for count in np.unique(counts):
+        runs = [run_means(clip, int(count)) for clip in clips]
+        means, starts = np.concatenate(runs), np.cumsum([0, *map(len, runs[:-1])])
+        asked = queries[counts == count]
+        apart = np.square(asked).sum(axis=1)[:, None] + np.square(means).sum(axis=1) - 2 * asked @ means.T
+        found[counts == count] = np.minimum.reduceat(apart, starts, axis=1)
     return found
 
 

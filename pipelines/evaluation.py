@@ -287,7 +287,7 @@ def _probes(
         with stage("probes") as report:
             for number, (name, x) in enumerate(pooled_clips.items()):
                 report("probes", number, len(pooled_clips), name)
-                near = evaluate.window_distances([windows[i] for i in labelled]) if name == "embedding" else None
+                near = evaluate.run_distances([windows[i] for i in labelled]) if name == "embedding" else None
                 hits[name] = evaluate.hits(x[labelled], labels, fold=fold, distances=near)
     except InputError as error:
         if folds is not None:

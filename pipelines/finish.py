@@ -243,5 +243,5 @@ def note_encode(run: Run, model_id: str, totals: dict[str, Any], *, whole: bool)
     if whole:
         # What the next call compares with: nothing changed, nothing to do, no pipeline started. And for search, how far
         # apart random windows are.
-        scale = random_pairs.distances(table.need_table(lake, model_id))
-        table.say(lake, model_id, totals | {table.RANDOM_PAIRS: scale})
+        scales = random_pairs.scales(table.need_table(lake, model_id))
+        table.say(lake, model_id, totals | {table.RANDOM_PAIRS: {str(count): one for count, one in scales.items()}})

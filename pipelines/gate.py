@@ -138,7 +138,7 @@ def _probed(
                     np.stack([model.pooled(windows[i]) for i in labelled]),
                     labels,
                     fold=fold,
-                    distances=evaluate.window_distances([windows[i] for i in labelled]),
+                    distances=evaluate.run_distances([windows[i] for i in labelled]),
                 )
                 for model, windows in embeddings
             )

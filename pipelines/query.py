@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from model.errors import InputError, storage_errors
+from model.evaluate import MOST_RUN
 from model.features import FeatureSpec, dequantise, log_mel, quantise
 from pipelines.audio import REASONS, Rejected, opened, probe
 from pipelines.corpus import at_hand, uri_of
@@ -24,7 +25,7 @@ from pipelines.store import is_bucket
 # Shifts of the query to a step of the table's windows, and in all; windows of the query on the table's own grid.
 SHIFTS_A_STEP = 16
 MAX_SHIFTS = 64
-MAX_GRID_WINDOWS = 32
+MAX_GRID_WINDOWS = MOST_RUN
 # Share of the query's sound that a shift must see, of what the best one sees.
 MIN_SOUND_SEEN = 0.6
 # Nats above the spec's floor below which a frame holds no sound that the features could tell.

@@ -2,16 +2,20 @@
 
 Two steps. The query is encoded as windows (`pipelines.query`), and the rows with the nearest embeddings are the
 candidates. Then the candidates' sound is laid against the query (`pipelines.same_sound`): where they agree, the very
-same sound is there, and it comes first, with its exact place. The rest follow by distance of the embeddings.
+same sound is there, and it comes first, with its exact place. The rest follow by distance of the embeddings: windows
+each by its own, recordings by the mean of a run of as many windows as the query has.
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from model.errors import InputError
+from model.evaluate import MOST_RUN, run_means
 from model.features import FeatureSpec
 from pipelines import fragments, random_pairs, table
 from pipelines.lake import Lake
@@ -21,6 +25,10 @@ from pipelines.same_sound import Judge, Key, Mark, Row, key
 MIN_CANDIDATES, MIN_CANDIDATES_SHORT = 128, 2048
 # Share of a window below which a query is short.
 SHORT = 0.75
+# Recordings whose runs of windows are compared with the query: so many times those asked for, and so many at least.
+RUNS_OF_EACH, LEAST_RUNS = 4, 40
+# Windows of a recording, the nearest, around which its runs are taken.
+PLACES = 3
 COLUMNS = ["id", "recording_id", "window", "uri", "label", "group", "start_s", "end_s"]
 
 
@@ -43,9 +51,12 @@ class Hit:
     gain_db : float or None
         By which the recording is louder than the query, where it holds the same sound.
     share_nearer : float or None
-        Share of random pairs of the table's windows that are nearer to each other than this distance.
+        Share of random pairs of the table's windows, or of runs of as many, that are nearer to each other than this
+        distance.
     other_uris : tuple of str
         Files with the same bytes.
+    windows : int
+        Windows in the stretch, whose mean the distance is of.
     """
 
     uri: str
@@ -60,6 +71,7 @@ class Hit:
     gain_db: float | None = None
     share_nearer: float | None = None
     other_uris: tuple[str, ...] = ()
+    windows: int = 1
 
 
 class Searcher:
@@ -78,7 +90,7 @@ class Searcher:
         self.lake, self.model, self.dataset = lake, model, dataset
         self._notes: list[str] = []
         self.judge: Judge | None = None
-        self._scale: list[float] | None = None
+        self._scales: dict[int, Sequence[float]] = {}
         if model is not None:
             self.spec: FeatureSpec = model.spec
             self.judge = Judge(lake, model.spec, dataset, self._note)
@@ -125,8 +137,12 @@ class Searcher:
         }
         every = -(-len(vectors) // MAX_SHIFTS)
         asked = [(vectors[window], None) for window in sorted(vectors)[::every]]
-        found = self._nearest(asked, wanted=max(k, 16), k=k, where=where, by=by, without=[recording_id])
-        return self._named(_ranked([_hit(row, row["_distance"]) for row in found.values()], by)[:k], where)
+        wanted = k if by == "windows" else RUNS_OF_EACH * k
+        found = self._nearest(asked, wanted=max(wanted, 16), k=k, where=where, by=by, without=[recording_id])
+        rows = list(found.values())
+        if by == "recordings":
+            rows = self._runs(rows, np.array(list(vectors.values()), np.float32), k=k, where=where)
+        return self._named(_ranked([_hit(row, row["_distance"]) for row in rows], by)[:k], where)
 
     def by_sound(self, query: Query, *, k: int, where: str | None, by: str) -> list[Hit]:
         """What sounds like a query; windows that hold the very same sound come first.
@@ -163,7 +179,12 @@ class Searcher:
             start = query.start / self.spec.sample_rate
             # Its bytes are the query's: nothing is nearer.
             marks[key(row)] = Mark(-1.0, start, start + query.seconds, 0.0)
-        hits = [_hit(row, row["_distance"], marks.get(window)) for window, row in found.items()]
+        rows = [row for window, row in found.items() if window in marks]
+        others = [row for window, row in found.items() if window not in marks]
+        if by == "recordings":
+            grid = vectors[[cut.on_grid for cut in asked]]
+            others = self._runs(others, grid, k=k, where=where)
+        hits = [_hit(row, row["_distance"], marks.get(key(row))) for row in rows + others]
         order = {window: mark.error for window, mark in marks.items()}
         hits.sort(key=lambda hit: order.get((hit.recording_id, hit.window), 0.0))
         return self._named(_ranked(hits, by)[:k], where)
@@ -220,6 +241,57 @@ class Searcher:
                 return windows[:wanted]
             k *= 2
 
+    def _runs(self, rows: Sequence[Row], query: npt.NDArray[np.float32], *, k: int, where: str | None) -> list[Row]:
+        """The nearest recordings, compared again: means of runs of windows, each as long as the query.
+
+        One window may be like one of the query's by chance, and at its edges it is mostly padding; of a whole stretch
+        the mean says more. A row stands for its run: distance, place, and number of windows.
+
+        Parameters
+        ----------
+        rows : sequence of dict
+            Windows that are near.
+        query : ndarray of float32, shape (windows, size)
+            Of the query's windows; where it has but one, the rows stay as they are.
+        """
+        count = min(len(query), MOST_RUN)
+        if count < 2:
+            return list(rows)
+        nearest: dict[str, list[Row]] = {}
+        for row in sorted(rows, key=lambda row: (row["_distance"], row["id"])):
+            nearest.setdefault(row["recording_id"], []).append(row)
+        nearest = dict(itertools.islice(nearest.items(), max(RUNS_OF_EACH * k, LEAST_RUNS)))
+        windows = self._around(nearest, count, where)
+        mean, found = query.mean(axis=0, dtype=np.float64), []
+        for name, near in nearest.items():
+            runs = []
+            for row in near[:PLACES]:
+                around = [other for n, other in windows[name].items() if abs(n - row["window"]) < count]
+                means = run_means(np.array([other["embedding"] for other in around], np.float32), count)
+                distances = np.square(means - mean).sum(axis=1)
+                runs.append((float(distances.min()), around[distances.argmin() :][:count]))
+            distance, run = min(runs, key=lambda one: one[0])
+            row = run[0] | {"end_s": run[-1]["end_s"], "_distance": distance, "windows": len(run)}
+            del row["embedding"]
+            found.append(row)
+        return found
+
+    def _around(self, nearest: Mapping[str, Sequence[Row]], count: int, where: str | None) -> dict[str, dict[int, Row]]:
+        """Rows of these recordings whose windows are less than `count` from the first of those given, in order."""
+        numbers = {
+            row["window"] + n for rows in nearest.values() for row in rows[:PLACES] for n in range(1 - count, count)
+        }
+        given = fragments.in_list("recording_id", nearest)
+        given += f" AND window IN ({', '.join(map(str, sorted(numbers)))})"
+        if where is not None:
+            given += f" AND {table.whole(where)}"
+        columns = [*COLUMNS, "embedding"]
+        rows = [row for part in self.dataset.to_batches(columns=columns, filter=given) for row in part.to_pylist()]
+        found: dict[str, dict[int, Row]] = {name: {} for name in nearest}
+        for row in sorted(rows, key=lambda row: (row["window"], row["id"])):
+            found[row["recording_id"]].setdefault(row["window"], row)
+        return found
+
     def _named(self, hits: list[Hit], where: str | None) -> list[Hit]:
         """The same hits, each by the first of its names that passes the filter, with the other names beside it."""
         if not hits:
@@ -244,7 +316,7 @@ class Searcher:
         of_window = passing.get(window) or {hit.uri: {"uri": hit.uri, "label": hit.label, "group": hit.group}}
         chosen = of_window[min(of_window)]
         others = tuple(sorted(names.get(window, {}).keys() - {chosen["uri"]}))
-        share = None if hit.distance is None else random_pairs.share_nearer(hit.distance, self._random_pairs())
+        share = None if hit.distance is None else random_pairs.share_nearer(hit.distance, self._scale(hit.windows))
         return replace(
             hit,
             uri=chosen["uri"],
@@ -254,13 +326,17 @@ class Searcher:
             share_nearer=share,
         )
 
-    def _random_pairs(self) -> list[float]:
-        """Distances of random pairs: as the last encode found them, or found now."""
-        if self._scale is None:
+    def _scale(self, count: int) -> Sequence[float]:
+        """Distances of random pairs of runs of `count` windows: as the last encode found them, or found now."""
+        if count not in self._scales:
             said = {} if self.model is None else table.said(self.lake, self.model.model_id)
             kept = said.get(table.RANDOM_PAIRS)
-            self._scale = kept if isinstance(kept, list) else random_pairs.distances(self.dataset)
-        return self._scale
+            if isinstance(kept, dict):
+                self._scales[count] = random_pairs.scale_of(count, {int(length): kept[length] for length in kept})
+            else:
+                # Encoded by a version that kept none, or but those of windows.
+                self._scales[count] = random_pairs.distances(self.dataset, count)
+        return self._scales[count]
 
 
 def _candidates(found: dict[Key, Row], wanted: int) -> list[Row]:
@@ -301,6 +377,7 @@ def _hit(row: Row, distance: float | None, mark: Mark | None = None) -> Hit:
         label=row["label"],
         group=row["group"],
         gain_db=None if mark is None else mark.gain_db,
+        windows=row.get("windows", 1),
     )
 
 

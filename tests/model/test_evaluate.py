@@ -137,11 +137,20 @@ def test_mfcc_statistics_are_librosas() -> None:
     np.testing.assert_allclose(evaluate.mfcc_statistics(frames), wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_distances_of_the_nearest_windows() -> None:
+def test_distances_of_runs_of_windows() -> None:
+    """Each pair written out: the query's mean, and every stretch of the other that is as long, or all of it."""
     rng = np.random.default_rng(4)
-    clips = [rng.standard_normal((count, 5)).astype(np.float32) for count in (1, 4, 2)]
-    wanted = [[min(np.sum((a - b) ** 2) for a in one for b in other) for other in clips] for one in clips]
-    np.testing.assert_allclose(evaluate.window_distances(clips), wanted, rtol=1e-4, atol=1e-4)
+    clips = [rng.standard_normal((count, 5)).astype(np.float32) for count in (1, 4, 2, evaluate.MOST_RUN + 3)]
+
+    def apart(query: np.ndarray, other: np.ndarray) -> float:
+        count = min(len(query), len(other), evaluate.MOST_RUN)
+        stretches = [other[first : first + count] for first in range(len(other) - count + 1)]
+        return min(float(np.sum((query.mean(axis=0) - part.mean(axis=0)) ** 2)) for part in stretches)
+
+    wanted = [[apart(query, other) for other in clips] for query in clips]
+    np.testing.assert_allclose(evaluate.run_distances(clips), wanted, rtol=1e-4, atol=1e-4)
+    # A long clip is asked by all of it, and compared with stretches of itself.
+    assert wanted[3][3] > 0 == wanted[1][1]
 
 
 def test_the_first_hit_of_a_search_is_of_another_fold() -> None:

@@ -77,6 +77,51 @@ def test_a_recording_finds_others(made: Made) -> None:
     assert [hit.distance for hit in hits] == sorted(hit.distance for hit in hits)
 
 
+@pytest.mark.parametrize("where", [None, "label != 'bell' AND window != 1"])
+def test_recordings_are_ranked_by_runs_of_windows(made: Made, where: str | None) -> None:
+    """Against every stretch of every recording, of as many windows as the query has, that the filter lets pass."""
+    dataset = table.need_table(made.lake, made.result["model"]["model_id"])
+    rows = dataset.to_table(columns=["recording_id", "window", "start_s", "end_s", "label", "embedding"]).to_pylist()
+    every: dict[str, dict[int, dict[str, object]]] = {}
+    for row in rows:
+        every.setdefault(row["recording_id"], {})[row["window"]] = row
+    query = max(sorted(every), key=lambda name: len(every[name]))
+    count = len(every[query])
+    assert count > 2
+    mean = np.mean([row["embedding"] for row in every.pop(query).values()], axis=0)
+    wanted = []
+    for name, windows in every.items():
+        passing = [row for n, row in sorted(windows.items()) if where is None or (row["label"] != "bell" and n != 1)]
+        stretches = [passing[first : first + count] for first in range(max(1, len(passing) - count + 1))]
+        for part in stretches if passing else []:
+            distance = float(np.sum((np.mean([row["embedding"] for row in part], axis=0) - mean) ** 2))
+            wanted.append((distance, name, part[0]["start_s"], part[-1]["end_s"], len(part)))
+    best: dict[str, tuple[object, ...]] = {}
+    for one in sorted(wanted):
+        best.setdefault(one[1], one)
+    hits = commands.search(made.lake, [query], k=5, where=where, by="recordings")["results"][0]["hits"]
+    got = [(hit.distance, hit.recording_id, hit.start_s, hit.end_s, hit.windows) for hit in hits]
+    for hit, one in zip(got, list(best.values())[:5], strict=True):
+        assert hit[0] == pytest.approx(one[0], rel=1e-4)
+        assert hit[1:] == one[1:]
+
+
+def test_a_file_as_query_is_ranked_as_its_recording(made: Made, tmp_path: Path) -> None:
+    """Neighbours of a file are those of the recording with its windows: the same mean, the same runs."""
+    path = sorted(made.audio.glob("wind/*"))[0]
+    dataset = table.need_table(made.lake, made.result["model"]["model_id"])
+    row = dataset.to_table(columns=["recording_id", "uri"], filter=f"uri = '{path}'").to_pylist()[0]
+    both = [
+        commands.search(made.lake, [asked], k=8, where=None, by="recordings")["results"][0]["hits"]
+        for asked in (str(path), row["recording_id"])
+    ]
+    same = {hit.recording_id for hit in both[0] if hit.same_sound}
+    by_file, by_recording = ([hit for hit in hits if hit.recording_id not in same] for hits in both)
+    assert [hit.recording_id for hit in by_file][:5] == [hit.recording_id for hit in by_recording][:5]
+    assert by_file[0].windows > 1
+    assert by_file[0].distance == pytest.approx(by_recording[0].distance, rel=1e-3)
+
+
 @pytest.mark.parametrize("where", [None, "label = 'wind'"])
 def test_one_recording_does_not_crowd_out_the_others(made: Made, where: str | None) -> None:
     """Where all that is near are windows of one recording, those of others are found all the same."""
