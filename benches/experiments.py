@@ -66,6 +66,7 @@ def development_folds(corpus: Path, target: Path) -> str:
 def measured(corpus: Path, variant: str, seed: int, steps: int, settings: dict[str, Any]) -> dict[str, Any]:
     """One training, judged; from the notes if it is there."""
     from model import vae
+    from model.evaluate import baselines
     from pipelines import lookup
     from pipelines.evaluation import evaluation
     from pipelines.labels import read_folds
@@ -85,7 +86,8 @@ def measured(corpus: Path, variant: str, seed: int, steps: int, settings: dict[s
     row = Row(corpus.name, told["metrics"]["seconds"], steps, judged.found)
     found = key | {"seconds": row.seconds, "ratio": row.error, "mse": row.found["mse"]["model"]}
     found |= {name: score["value"] for name, score in row.found["probes"]["embedding"].items()}
-    found["best_baseline"] = {name: row.of(name)[1] for name in ("linear", "knn", "map")}
+    plain = baselines(row.found["probes"])
+    found["best_baseline"] = {key: max(row.mean(name, key) for name in plain) for key in ("linear", "knn", "map")}
     NOTES.parent.mkdir(parents=True, exist_ok=True)
     with open(NOTES, "a") as file:
         file.write(json.dumps(found) + "\n")

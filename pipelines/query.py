@@ -26,6 +26,8 @@ from pipelines.store import is_bucket
 SHIFTS_A_STEP = 16
 MAX_SHIFTS = 64
 MAX_GRID_WINDOWS = MOST_RUN
+# Share of a window below which a query is short, and places to a step of the windows at which it is taken to begin.
+SHORT, LATER = 0.75, 4
 # Share of the query's sound that a shift must see, of what the best one sees.
 MIN_SOUND_SEEN = 0.6
 # Nats above the spec's floor below which a frame holds no sound that the features could tell.
@@ -254,11 +256,47 @@ def loudness(frames: Frames, spec: FeatureSpec) -> npt.NDArray[np.float32]:
 
 
 def cuts(query: Query) -> list[Cut]:
-    """The query as windows: on the grid of the table, as `extract` would cut it, and at many shifts.
+    """The query as windows: on the grid of the table, as `extract` would cut it, later in a window, and at many shifts.
 
     A window without sound, or with but a faint rest of it, is left out: whatever else is silent would answer it.
     """
-    return [*_on_grid(query), *_shifted(query)]
+    return [*_on_grid(query), *_later(query), *_shifted(query)]
+
+
+def later(frames: Frames, spec: FeatureSpec) -> list[Frames]:
+    """Windows in which a short sound begins later than at the start; none of a sound that takes up most of a window.
+
+    In a long recording a sound begins anywhere, and then silence or a background is before it, too.
+
+    Parameters
+    ----------
+    frames : ndarray of float32, shape (n_frames, n_mels)
+        All of the sound, nats.
+
+    Returns
+    -------
+    list of ndarray of float32, shape (window_frames, n_mels)
+        Filled up with silence.
+    """
+    size, step = spec.window_frames, spec.window_step
+    if len(frames) > SHORT * size:
+        return []
+    found = []
+    for first in range(step // LATER, step, step // LATER):
+        part = frames[: size - first]
+        seen = np.full((size, spec.n_mels), spec.floor, np.float32)
+        seen[first : first + len(part)] = part
+        found.append(seen)
+    return found
+
+
+def _later(query: Query) -> list[Cut]:
+    """Of a whole file, which begins and ends as its sound does: what was cut out of a longer one goes on beyond."""
+    frames = query.phases[0]
+    if not query.whole or not loudness(frames, query.spec).any():
+        return []
+    held = slice(0, len(frames) - 2 * query.edge)
+    return [Cut(seen, held, False) for seen in later(frames, query.spec)]
 
 
 def _spread(values: list[Any], most: int) -> list[Any]:

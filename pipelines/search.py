@@ -19,12 +19,10 @@ from model.evaluate import MOST_RUN, run_means
 from model.features import FeatureSpec
 from pipelines import fragments, random_pairs, table
 from pipelines.lake import Lake
-from pipelines.query import MAX_SHIFTS, Query, cuts
+from pipelines.query import MAX_SHIFTS, SHORT, Query, cuts
 from pipelines.same_sound import Judge, Key, Mark, Row, key
 
 MIN_CANDIDATES, MIN_CANDIDATES_SHORT = 128, 2048
-# Share of a window below which a query is short.
-SHORT = 0.75
 # Recordings whose runs of windows are compared with the query: so many times those asked for, and so many at least.
 RUNS_OF_EACH, LEAST_RUNS = 4, 40
 # Windows of a recording, the nearest, around which its runs are taken.

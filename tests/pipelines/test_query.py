@@ -4,10 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 
 from model import artifact
 from model.errors import InputError
-from model.features import dequantise
+from model.features import PRESETS, dequantise
 from pipelines import encoder, table
 from pipelines.query import cuts, load_query, parse_query
 from tests.conftest import Made
@@ -47,6 +48,30 @@ def test_a_stretch_has_the_frames_that_the_whole_file_has_there(made: Made, span
     np.testing.assert_array_equal(
         part.samples, whole.samples[round(start * spec.sample_rate) : round(end * spec.sample_rate)]
     )
+
+
+def test_a_short_file_is_asked_for_as_if_it_began_later(tmp_path: Path) -> None:
+    """As the same sound behind so much silence is cut, but for the frames before it, which see its beginning."""
+    spec = PRESETS["general"]
+    sound = np.random.default_rng(0).uniform(-0.5, 0.5, spec.sample_rate // 4).astype(np.float32)
+    soundfile.write(tmp_path / "a.wav", sound, spec.sample_rate, subtype="FLOAT")
+    found = [cut.seen for cut in cuts(load_query(str(tmp_path / "a.wav"), spec)) if not cut.on_grid][:3]
+    for first, seen in zip((16, 32, 48), found, strict=True):
+        silence = np.zeros(first * spec.hop_length, np.float32)
+        soundfile.write(tmp_path / "b.wav", np.concatenate([silence, sound]), spec.sample_rate, subtype="FLOAT")
+        behind = next(cut.seen for cut in cuts(load_query(str(tmp_path / "b.wav"), spec)) if cut.on_grid)
+        np.testing.assert_array_equal(seen[first:], behind[first:])
+        assert (seen[:first] == np.float32(spec.floor)).all()
+
+
+def test_a_part_of_a_file_or_a_long_one_is_not_asked_for_later(tmp_path: Path) -> None:
+    """Beyond its ends a part goes on, so nothing is known of silence before it."""
+    spec = PRESETS["general"]
+    sound = np.random.default_rng(0).uniform(-0.5, 0.5, 2 * spec.sample_rate).astype(np.float32)
+    soundfile.write(tmp_path / "a.wav", sound, spec.sample_rate, subtype="FLOAT")
+    for query in (str(tmp_path / "a.wav"), f"{tmp_path}/a.wav@0.5-0.75"):
+        floor = np.float32(spec.floor)
+        assert not [cut for cut in cuts(load_query(query, spec)) if (cut.seen[:16] == floor).all()]
 
 
 @pytest.mark.parametrize("query", ["x.wav", "x.wav@1-2", "0" * 64])
