@@ -1,5 +1,8 @@
 """The demo corpus, made from nothing: eight kinds of sound, several formats, labels, and two files that are no use.
 
+What does not make a sound another kind varies from one recording to the next: pitch, pace, level, background noise,
+room, and where in the recording it is.
+
 Every sample follows from the seed: the same call writes the same corpus (lossy codecs aside, whose encoders may differ
 between machines).
 """
@@ -10,7 +13,7 @@ import functools
 import hashlib
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import IO
 
@@ -32,10 +35,26 @@ FORMATS = (
     ("WAV", "PCM_24", ".wav", 16_000),
     ("MP3", "MPEG_LAYER_III", ".mp3", 44_100),
 )
+# Drawn for each recording, from LOW to HIGH. The share of its length that its sound takes.
+SHARE = (0.5, 1.0)
+# The share of recordings that were made in a room; its reverberation time, s, and the amplitude of echoes beside the
+# direct sound.
+ROOMS, REVERBERATION, ECHOES = 2 / 3, (0.15, 0.6), (0.2, 0.8)
+# The share of recordings with background noise; by how much the sound is above it, dB.
+NOISES, SNR = 4 / 5, (10.0, 40.0)
+# The highest peak, dB of full scale.
+LEVEL = (-27.0, -3.0)
+# How long a sound fades in and out, s.
+FADE = 0.05
 
 
 def _time(seconds: float, rate: int) -> Signal:
     return np.arange(round(seconds * rate)) / rate
+
+
+def _octaves(rng: Rng, low: float, high: float) -> float:
+    """Between two frequencies or rates, every octave as likely."""
+    return float(np.exp(rng.uniform(np.log(low), np.log(high))))
 
 
 def _events(rng: Rng, seconds: float, every: float) -> Signal:
@@ -52,72 +71,87 @@ def _placed(seconds: float, rate: int, times: Signal, make: Callable[[], Signal]
     return out
 
 
-def _noise(rng: Rng, count: int, slope: float) -> Signal:
-    """Noise whose amplitude falls with frequency as f^-slope."""
-    spectrum = np.fft.rfft(rng.standard_normal(count))
-    spectrum[1:] /= np.arange(1, len(spectrum)) ** slope
+def _tones(phase: Signal, highest: float, partials: Iterable[tuple[float, Signal | float]]) -> Signal:
+    """Sines at multiples of a phase, as (multiple, amplitude); none above `highest`, the most that does not alias."""
+    return sum((a * np.sin(n * phase) for n, a in partials if n <= highest), np.zeros(len(phase)))
+
+
+def _noise(rng: Rng, count: int, rate: int, slope: float) -> Signal:
+    """Noise of RMS 1 whose amplitude falls with frequency as f^-slope, above 50 Hz."""
+    from scipy.fft import irfft, next_fast_len, rfft, rfftfreq
+
+    size = next_fast_len(count, real=True)
+    spectrum = rfft(rng.standard_normal(size)) / np.maximum(rfftfreq(size, 1 / rate), 50) ** slope
     spectrum[0] = 0
-    out = np.fft.irfft(spectrum, count)
-    return out / (np.abs(out).max() + 1e-12)
+    out = np.asarray(irfft(spectrum, size)[:count])
+    return out / (_rms(out) + 1e-12)
+
+
+def _rms(sound: Signal) -> float:
+    return float(np.sqrt(np.mean(np.square(sound))))
 
 
 def _bird(rng: Rng, seconds: float, rate: int) -> Signal:
-    low, high = rng.uniform(2000, 3000), rng.uniform(4000, 6500)
+    low = _octaves(rng, 1500, 4000)
+    high = min(low * rng.uniform(1.3, 2.2), 7000)
 
     def chirp() -> Signal:
         t = _time(rng.uniform(0.08, 0.25), rate)
         sweep = low + (high - low) * np.abs(np.sin(np.pi * rng.uniform(1, 3) * t / t[-1]))
         return np.sin(2 * np.pi * np.cumsum(sweep) / rate) * np.hanning(len(t))
 
-    return _placed(seconds, rate, _events(rng, seconds, rng.uniform(0.3, 0.7)), chirp)
+    return _placed(seconds, rate, _events(rng, seconds, _octaves(rng, 0.2, 0.9)), chirp)
 
 
 def _bell(rng: Rng, seconds: float, rate: int) -> Signal:
-    pitch = rng.uniform(220, 700)
+    pitch, decay = _octaves(rng, 180, 1200), _octaves(rng, 0.6, 2)
 
     def stroke() -> Signal:
         t = _time(2.5, rate)
         partials = ((1, 1.0), (2.76, 0.6), (5.4, 0.35), (8.93, 0.2))
-        return sum(a * np.sin(2 * np.pi * pitch * p * t) * np.exp(-t * (1 + p)) for p, a in partials)  # type: ignore[return-value]
+        rung = ((p, a * np.exp(-decay * t * (1 + p))) for p, a in partials)
+        return _tones(2 * np.pi * pitch * t, rate / 2 / pitch, rung)
 
-    return _placed(seconds, rate, _events(rng, seconds, rng.uniform(0.8, 1.6)), stroke)
+    return _placed(seconds, rate, _events(rng, seconds, _octaves(rng, 0.5, 2)), stroke)
 
 
 def _engine(rng: Rng, seconds: float, rate: int) -> Signal:
-    t = _time(seconds, rate)
-    turns = rng.uniform(40, 90) * (1 + 0.1 * np.sin(2 * np.pi * rng.uniform(0.1, 0.4) * t))
-    phase = 2 * np.pi * np.cumsum(turns) / rate
-    return sum(np.sin(n * phase) / n for n in range(1, 12)) + 0.2 * _noise(rng, len(t), 0.5)
+    t, steady = _time(seconds, rate), _octaves(rng, 30, 120)
+    turns = steady * (1 + 0.1 * np.sin(2 * np.pi * rng.uniform(0.1, 0.4) * t))
+    strokes = _tones(2 * np.pi * np.cumsum(turns) / rate, np.inf, ((n, 1 / n) for n in range(1, 12)))
+    return strokes + 0.05 * _noise(rng, len(t), rate, 0.5)
 
 
 def _rain(rng: Rng, seconds: float, rate: int) -> Signal:
-    count = round(seconds * rate)
+    from scipy.signal import oaconvolve
+
+    count, pitch = round(seconds * rate), _octaves(rng, 1800, 5000)
     drops = np.zeros(count)
-    drops[rng.integers(0, count, round(seconds * rng.uniform(60, 200)))] = rng.uniform(0.3, 1)
+    drops[rng.integers(0, count, round(seconds * _octaves(rng, 30, 200)))] = rng.uniform(0.3, 1)
     t = _time(0.02, rate)
-    return np.convolve(drops, np.exp(-t * 400) * np.sin(2 * np.pi * 3500 * t))[:count] + 0.15 * _noise(rng, count, 0.1)
+    falling = oaconvolve(drops, np.exp(-t * 400) * np.sin(2 * np.pi * pitch * t))[:count]
+    return falling + 0.03 * _noise(rng, count, rate, rng.uniform(0, 0.5))
 
 
 def _wind(rng: Rng, seconds: float, rate: int) -> Signal:
     t = _time(seconds, rate)
-    gusts = 0.5 + 0.5 * np.sin(2 * np.pi * rng.uniform(0.1, 0.3) * t + rng.uniform(0, 6))
-    return _noise(rng, len(t), rng.uniform(0.8, 1.2)) * gusts
+    gusts = 0.5 + 0.5 * np.sin(2 * np.pi * _octaves(rng, 0.1, 0.5) * t + rng.uniform(0, 6))
+    return _noise(rng, len(t), rate, rng.uniform(0.7, 1.2)) * gusts
 
 
 def _drum(rng: Rng, seconds: float, rate: int) -> Signal:
-    beat = rng.uniform(0.35, 0.6)
-    pitch = rng.uniform(50, 90)
+    beat, pitch = _octaves(rng, 0.25, 0.8), _octaves(rng, 50, 150)
 
     def hit() -> Signal:
         t = _time(0.3, rate)
         body = np.sin(2 * np.pi * (pitch * t + 3 * (1 - np.exp(-t * 30)))) * np.exp(-t * 12)
         return body + 0.4 * rng.standard_normal(len(t)) * np.exp(-t * 60)
 
-    return _placed(seconds, rate, np.arange(0, seconds, beat), hit)
+    return _placed(seconds, rate, np.arange(0.1, seconds, beat), hit)
 
 
 def _voice(rng: Rng, seconds: float, rate: int) -> Signal:
-    pitch = rng.uniform(90, 240)
+    pitch = _octaves(rng, 85, 300)
 
     def vowel() -> Signal:
         t = _time(rng.uniform(0.15, 0.4), rate)
@@ -128,15 +162,14 @@ def _voice(rng: Rng, seconds: float, rate: int) -> Signal:
             tone += level * np.sin(2 * np.pi * n * pitch * t * (1 + 0.01 * np.sin(2 * np.pi * 5 * t)))
         return tone * np.hanning(len(t))
 
-    return _placed(seconds, rate, _events(rng, seconds, 0.4), vowel)
+    return _placed(seconds, rate, _events(rng, seconds, _octaves(rng, 0.25, 0.6)), vowel)
 
 
 def _beeper(rng: Rng, seconds: float, rate: int) -> Signal:
-    tone, length = rng.uniform(800, 2500), rng.uniform(0.1, 0.3)
+    tone, length = _octaves(rng, 500, 3000), _octaves(rng, 0.06, 0.4)
 
     def beep() -> Signal:
-        t = _time(length, rate)
-        return np.sign(np.sin(2 * np.pi * tone * t)) * 0.5
+        return _tones(2 * np.pi * tone * _time(length, rate), rate / 2 / tone, ((n, 1 / n) for n in range(1, 12, 2)))
 
     return _placed(seconds, rate, np.arange(0.1, seconds, 2 * length), beep)
 
@@ -161,7 +194,9 @@ def synthesise(folder: str, *, recordings: int = 96, seed: int = 0) -> int:
     folder : str
         Local path.
     recordings : int
-        Sound files, spread evenly over the kinds, 4 to 9 s each; two rejects come on top.
+        Sound files, spread evenly over the kinds, 4 to 9 s each; two rejects come on top. Two recordings in turn of a
+        kind have one source, such as the same bell, which makes its own pitch and pace; level, noise, room and place
+        in the recording are drawn for each.
     seed : int
 
     Returns
@@ -269,10 +304,45 @@ def _make(files: Folder, name: str, write: Callable[[IO[bytes]], object]) -> Non
 
 
 def _write_sound(one: _Planned, seed: int, file: IO[bytes]) -> None:
-    (rng, seconds), voice = one.rng(seed), _seeded(seed, one.source)
-    sound = KINDS[one.kind](voice, seconds, one.rate)
-    sound = sound / (np.abs(sound).max() + 1e-9) * rng.uniform(0.3, 0.8) + 0.002 * rng.standard_normal(len(sound))
-    _encode(file, sound=sound.clip(-1, 1), rate=one.rate, container=one.container, subtype=one.subtype)
+    (rng, seconds), source = one.rng(seed), _seeded(seed, one.source)
+    sound = _recorded(rng, seconds, one.rate, functools.partial(KINDS[one.kind], source))
+    _encode(file, sound=sound, rate=one.rate, container=one.container, subtype=one.subtype)
+
+
+def _recorded(rng: Rng, seconds: float, rate: int, make: Callable[[float, int], Signal]) -> Signal:
+    """A recording of that many seconds: somewhere in it the sound, in a room or none, in noise or none, at a level.
+
+    The sound is `SNR` above the noise by the RMS of both while the sound lasts, without echoes.
+    """
+    duration = seconds * rng.uniform(*SHARE)
+    sound = make(duration, rate)
+    # A sound that lasts, such as an engine's, neither begins nor ends with a click.
+    ramp = np.minimum(np.arange(len(sound)) / (FADE * rate), 1)
+    sound = sound * ramp * ramp[::-1]
+    out, first = np.zeros(round(seconds * rate)), round(rng.uniform(0, seconds - duration) * rate)
+    sound = sound[: len(out) - first]
+    out[first : first + len(sound)] = sound
+    loud = _rms(sound)
+    if rng.uniform() < ROOMS:
+        out = _in_a_room(rng, out, rate)
+    if rng.uniform() < NOISES:
+        noise = _noise(rng, len(out), rate, rng.uniform(0, 1))
+        out += noise * loud * 10 ** (-rng.uniform(*SNR) / 20)
+    return out / (np.abs(out).max() + 1e-9) * 10 ** (rng.uniform(*LEVEL) / 20)
+
+
+def _in_a_room(rng: Rng, sound: Signal, rate: int) -> Signal:
+    """With echoes that fall by 60 dB in a time drawn: noise under an exponential.
+
+    Moorer, About This Reverberation Business (1979).
+    """
+    from scipy.signal import oaconvolve
+
+    reverberation = rng.uniform(*REVERBERATION)
+    t = _time(reverberation, rate)
+    echoes = rng.standard_normal(len(t)) * 10 ** (-3 * t / reverberation)
+    echoes *= rng.uniform(*ECHOES) / np.linalg.norm(echoes)
+    return sound + np.asarray(oaconvolve(sound, echoes)[: len(sound)])
 
 
 def _encode(file: IO[bytes], *, sound: Signal, rate: int, container: str, subtype: str) -> None:
