@@ -16,40 +16,57 @@ BASELINES = {
 FEW_WINDOWS = 5000
 
 
-def sentences(found: Mapping[str, Any], metrics: Mapping[str, Any], *, longer: str) -> list[str]:
-    """What the figures say and what to do; a difference counts only where its 95 % interval leaves out 0.
+def sentences(
+    found: Mapping[str, Any], metrics: Mapping[str, Any], settings: Mapping[str, Any], *, longer: str, again: str
+) -> list[str]:
+    """What the figures say, what to do, and what training has seen of the recordings behind them.
+
+    A difference counts only where its 95 % interval leaves out 0.
 
     Parameters
     ----------
     found : mapping
         What an evaluation found: `pipelines.evaluation.Judged`.
-    metrics : mapping
-        Of the model: what its training measured.
-    longer : str
-        The command that trains longer.
+    metrics, settings : mapping
+        Of the model: what its training measured, and what it was told.
+    longer, again : str
+        The commands that train longer, and that read labels.
     """
-    told, doubts = [_rebuilding(found)], found["mse_behind"]["high"] >= 0
-    worse = found["mse_behind"]["low"] > 0
-    if found["probes"] is not None:
-        ahead = found["ahead_of"]
-        better = [name for name in MEASURES if ahead[name]["low"] > 0]
-        behind = [name for name in MEASURES if ahead[name]["high"] < 0]
-        unclear = [name for name in MEASURES if name not in (*better, *behind)]
-        if better:
-            told.append(f"The embedding is ahead of every baseline in {_points(ahead, better, 1)}.")
-        if behind:
-            told.append(f"For these labels a baseline is ahead of the embedding in {_points(ahead, behind, -1)}.")
-        if unclear:
-            names = ", ".join(
-                f"{MEASURES[name]} ({_signed(ahead[name])} points beside {BASELINES[ahead[name]['baseline']]})"
-                for name in unclear
-            )
-            told.append(
-                f"The difference between the embedding and the best baseline may be chance in {names}: on "
-                f"{found['labelled']} labelled recordings its 95 % interval contains 0."
-            )
-        doubts, worse = doubts or bool(behind or unclear), worse or bool(behind)
-    return [*told, _advice(metrics, longer, worse=worse)] if doubts else told
+    said = [*_embedding(found), _rebuilding(found)]
+    if found["probes"] is None:
+        said.append(
+            f"To compare them, put labels of some recordings into a labels.csv (README.md), run `{again}`, and "
+            "evaluate again."
+        )
+    elif any(score["low"] <= 0 for score in found["ahead_of"].values()):
+        said.append(_for_the_embedding(found, metrics, settings, longer))
+    if found["mse_behind"]["high"] >= 0:
+        said.append(_for_rebuilding(found, metrics, longer))
+    return [*said, _seen(found)]
+
+
+def _embedding(found: Mapping[str, Any]) -> list[str]:
+    if found["probes"] is None:
+        return [f"Whether the embedding is better than the baselines is not known ({found['no_probes']})."]
+    ahead = found["ahead_of"]
+    better = [name for name in MEASURES if ahead[name]["low"] > 0]
+    behind = [name for name in MEASURES if ahead[name]["high"] < 0]
+    unclear = [name for name in MEASURES if name not in (*better, *behind)]
+    said = []
+    if better:
+        said.append(f"The embedding is ahead of the best baseline in {_points(ahead, better, 1)}.")
+    if behind:
+        said.append(f"A baseline is ahead of the embedding in {_points(ahead, behind, -1)}.")
+    if unclear:
+        names = ", ".join(
+            f"{MEASURES[name]} ({100 * ahead[name]['value']:+.1f} points, {BASELINES[ahead[name]['baseline']]})"
+            for name in unclear
+        )
+        said.append(
+            f"The difference between the embedding and the best baseline may be chance in {names}: on "
+            f"{found['labelled']} labelled recordings its 95 % interval contains 0."
+        )
+    return said
 
 
 def _rebuilding(found: Mapping[str, Any]) -> str:
@@ -69,28 +86,54 @@ def _rebuilding(found: Mapping[str, Any]) -> str:
     )
 
 
-def _signed(score: Mapping[str, Any]) -> str:
-    return f"{100 * score['value']:+.1f}"
-
-
 def _points(ahead: Mapping[str, Any], names: Sequence[str], sign: int) -> str:
-    """Of each measure by how many points one is better, with the interval."""
-    return "; ".join(
-        f"{MEASURES[name]} by {100 * sign * ahead[name]['value']:.1f} points "
-        f"({'–'.join(f'{100 * x:.1f}' for x in sorted((sign * ahead[name]['low'], sign * ahead[name]['high'])))}"
-        + (f"; {BASELINES[ahead[name]['baseline']]})" if sign < 0 else ")")
-        for name in names
+    """Of each measure by how many points one is better, with its interval, and the baseline."""
+    said: list[str] = []
+    for name in names:
+        value, *ends = (100 * sign * ahead[name][key] for key in ("value", "low", "high"))
+        by, interval = f"{value:.1f}", "–".join(f"{end:.1f}" for end in sorted(ends))
+        if not said:
+            by, interval = f"{by} points", f"95 % interval {interval}"
+        said.append(f"{MEASURES[name]} by {by} ({interval}; {BASELINES[ahead[name]['baseline']]})")
+    return ", ".join(said)
+
+
+def _for_the_embedding(
+    found: Mapping[str, Any], metrics: Mapping[str, Any], settings: Mapping[str, Any], longer: str
+) -> str:
+    """What may put the embedding ahead of a baseline, or at least narrow the interval."""
+    more = f"More recordings may help the embedding, which was learned from {metrics['windows']['train']} windows"
+    if all(score["high"] >= 0 for score in found["ahead_of"].values()):
+        return f"{more}, and more labelled recordings make the intervals narrower."
+    if not settings["likeness_dim"]:
+        return f"{more}; so may a model with a similarity vector: `soundlake train --preset default`."
+    if settings["contrastive"]:
+        return f"{more}; so may training without --contrastive, or for longer: `{longer}`."
+    return (
+        f"{more}; longer training does not change it. Options of `soundlake train` to try: --pitch 0 if labels differ "
+        "by pitch, --contrastive if the sound changes within recordings (docs/experiments.md)."
     )
 
 
-def _advice(metrics: Mapping[str, Any], longer: str, *, worse: bool) -> str:
+def _for_rebuilding(found: Mapping[str, Any], metrics: Mapping[str, Any], longer: str) -> str:
+    """What may make the error of reconstruction smaller, or at least narrow its interval."""
     steps, best, windows = metrics["steps"], metrics["best_step"], metrics["windows"]["train"]
-    over = f"Longer training is unlikely to help, since the model was best at step {best} of {steps}"
     if metrics["stopped"] == "step budget" and best == steps:
-        return f"The model was still improving at its last step, {steps}: train longer, for example with `{longer}`."
-    if windows < FEW_WINDOWS or not worse:
         return (
-            f"{over}: it was trained on {windows} windows, and more recordings would help it, and make the intervals "
-            "narrower."
+            f"The reconstruction was still improving at the last step, {steps}: train longer, for example with "
+            f"`{longer}`."
         )
-    return f"{over}: try other options of soundlake train, such as --contrastive (docs/experiments.md)."
+    over = f"Longer training is unlikely to help the reconstruction, which was best at step {best} of {steps}"
+    if windows < FEW_WINDOWS or found["mse_behind"]["low"] <= 0:
+        return f"{over}; more recordings may, since the model was trained on {windows} windows."
+    return f"{over}; a larger --pitch or --latent-dim of `soundlake train` may (docs/experiments.md)."
+
+
+def _seen(found: Mapping[str, Any]) -> str:
+    held_out = f"of the {found['held_out_recordings']} recordings held out of training alone"
+    if found["probes"] is None:
+        return f"Errors of reconstruction are {held_out}."
+    return (
+        f"The probes use all {found['labelled']} labelled recordings of the sample, {found['trained_on']} of which the "
+        f"model was trained on, without their labels; errors of reconstruction are {held_out}."
+    )

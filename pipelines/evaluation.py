@@ -142,9 +142,9 @@ class Judged:
         principal components, of unit variance, on recordings held out; ``mse_behind``, by how much the first is above
         the second, with its interval; ``near_copies``: ``recordings`` of the sample that have one in it, and those
         ``left_out`` of the recordings held out since training had theirs; ``labelled`` recordings, ``labels``,
-        ``probes`` by embedding and measure (None without labels), ``folds`` in words, ``ahead`` of the best baseline,
-        and ``ahead_of`` it, clip by clip, with its name and interval;
-        ``consistency`` by embedding; ``latent``: ``fidelity`` and ``kl_per_dim``.
+        ``trained_on``, how many of the labelled were, ``probes`` by embedding and measure (None without labels),
+        ``folds`` in words, ``ahead`` of the best baseline, and ``ahead_of`` it, clip by clip, with its name and
+        interval; ``consistency`` by embedding; ``latent``: ``fidelity`` and ``kl_per_dim``.
     clips : list of Clip
         The sample.
     embeddings : ndarray of float32, shape (clips, size)
@@ -234,7 +234,8 @@ def evaluation(lake: Lake, model: Model, *, folds: Mapping[str, str] | None = No
         "consistency": consistency,
         "latent": {"fidelity": evaluate.fidelity(means).tolist(), "kl_per_dim": model.metrics["kl_per_dim"]},
     }
-    found |= _probes(clips, pooled_clips, embedded["embedding"], folds)
+    trained = np.isin(splits.digests(clip.recording_id for clip in clips), model.trained())
+    found |= _probes(clips, pooled_clips, embedded["embedding"], folds, trained)
     return Judged(found, clips, pooled_clips["embedding"], places)
 
 
@@ -276,13 +277,14 @@ def _probes(
     pooled_clips: Mapping[str, Array],
     windows: Sequence[Array],
     folds: Mapping[str, str] | None,
+    trained: npt.NDArray[np.bool_],
 ) -> dict[str, Any]:
     """Probes of all embeddings; of the model's by its windows, too, as search ranks them."""
     known = [clip.label for clip in clips if clip.label is not None]
     told: dict[str, Any] = {"labelled": len(known), "labels": len(set(known))}
     try:
         labelled, labels, groups, fold, told["folds"] = folds_of(clips, folds)
-        told |= {"labelled": len(labelled), "labels": len(set(labels))}
+        told |= {"labelled": len(labelled), "labels": len(set(labels)), "trained_on": int(trained[labelled].sum())}
         hits = {}
         with stage("probes") as report:
             for number, (name, x) in enumerate(pooled_clips.items()):

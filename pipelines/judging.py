@@ -49,7 +49,8 @@ def evaluate(
         if Memory.of(lake).mark != before:
             raise forgotten_meanwhile(lake)
         longer = lake.command(f"train --steps {LONGER * int(model.metrics['steps'])}")
-        said = verdict.sentences(judged.found, model.metrics, longer=longer)
+        again = lake.command("extract AUDIO")
+        said = verdict.sentences(judged.found, model.metrics, model.settings, longer=longer, again=again)
         judged.found.update({"verdict": said, "model_id": model.model_id, "run_id": run.run_id})
         run.manifest["counts"] = judged.found
         artifact.write_json(model.directory / artifact.METRICS, judged.found)

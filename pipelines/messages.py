@@ -374,9 +374,8 @@ def evaluation(found: dict[str, Any], say: Callable[[str], None]) -> None:
     else:
         say(
             f"labels predicted from the embeddings of {found['labelled']} recordings, {found['labels']} labels, "
-            f"{found['folds']}, 95 % intervals;"
+            f"{found['folds']}, 95 % intervals:"
         )
-        say("the encoder was trained on most of these recordings, without their labels:")
         names = ["embedding", *baselines(found["probes"])]
         rows = {name: found["probes"][name] for name in names}
         rows |= {f"[{name}]": row for name, row in found["probes"].items() if name not in names}

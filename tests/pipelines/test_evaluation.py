@@ -68,24 +68,29 @@ def test_frames_are_those_of_the_recording(lake: Lake, clips: list[sampling.Clip
     np.testing.assert_allclose(clip.frames(spec), wanted, atol=1e-3)
 
 
+def held_out(clips: list[sampling.Clip]) -> set[str]:
+    """Recordings that training has not seen, by the rule of the split."""
+    groups = {clip.recording_id: "" if clip.group == clip.recording_id else clip.group for clip in clips}
+    return {name for name, split in splits.assign(groups).items() if split != splits.TRAIN}
+
+
 def test_figures_by_other_routes(lake: Lake, clips: list[sampling.Clip]) -> None:
     found = judging.evaluate(lake)
     model = lookup.find_model(lake, None)
     spec = model.spec
-    groups = {clip.recording_id: "" if clip.group == clip.recording_id else clip.group for clip in clips}
-    held_out = {name for name, split in splits.assign(groups).items() if split != splits.TRAIN}
-    assert (found["recordings"], found["held_out_recordings"]) == (len(clips), len(held_out))
+    held = held_out(clips)
+    assert (found["recordings"], found["held_out_recordings"]) == (len(clips), len(held))
     # The table holds each window's error over its frames of sound.
     columns = ["recording_id", "reconstruction_error", "start_s", "end_s"]
     rows = [row for row in table.need_table(lake, model.model_id).to_table(columns=columns).to_pylist()]
-    rows = [row for row in rows if row["recording_id"] in held_out]
+    rows = [row for row in rows if row["recording_id"] in held]
     frames = [row["end_s"] - row["start_s"] for row in rows]
     wanted = np.average([row["reconstruction_error"] for row in rows], weights=frames)
     assert found["mse"]["model"] == pytest.approx(wanted, rel=1e-4)
 
     # Principal components as singular vectors.
     def unit(wanted: bool) -> np.ndarray:
-        parts = [clip.values for clip in clips if (clip.recording_id in held_out) == wanted]
+        parts = [clip.values for clip in clips if (clip.recording_id in held) == wanted]
         return model.normalise(dequantise(np.concatenate(parts), spec)).astype(np.float64)
 
     seen, unseen = unit(False).reshape(-1, spec.window_frames * spec.n_mels), unit(True)
@@ -94,7 +99,7 @@ def test_figures_by_other_routes(lake: Lake, clips: list[sampling.Clip]) -> None
     basis = np.linalg.svd(seen - centre, full_matrices=False)[2][:count]
     rest = unseen.reshape(len(unseen), -1) - centre
     error = np.square(rest - rest @ basis.T @ basis).reshape(unseen.shape).mean(axis=2)
-    valid = np.concatenate([clip.valid for clip in clips if clip.recording_id in held_out])
+    valid = np.concatenate([clip.valid for clip in clips if clip.recording_id in held])
     sound = np.arange(spec.window_frames) < valid[:, None]
     assert found["mse"]["PCA"] == pytest.approx(error[sound].mean(), rel=0.02)
     assert list(found["probes"]) == [
@@ -137,11 +142,18 @@ def test_a_recording_that_was_trained_on_is_not_held_out(
     assert f"of the recordings held out now, {lost} were trained on" in caplog.text
 
 
-def test_what_it_says(lake: Lake, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_it_says(lake: Lake, clips: list[sampling.Clip], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", "--lake", lake.root]) == 0
     said = capsys.readouterr().out
     assert "points ahead of the best baseline: linear probe" in said
     assert re.search(r"\n  \[latent\] +0\.\d", said)
+    # What training has seen, counted by its own split of the recordings.
+    training = {c.recording_id for c in clips} - held_out(clips)
+    words = " ".join(said.split())
+    assert f"The probes use all {len(clips)} labelled recordings" in words
+    assert f"{len(training)} of which the model was trained on" in words
+    report = Path(re.search(r"^report +(.+)$", said, re.MULTILINE)[1]).read_text()
+    assert f"{len(training)} of which the model was trained on" in report
     assert "log-mel, 3 statistics" in said
     assert max(len(line) for line in said.splitlines()) <= 120
 

@@ -79,6 +79,20 @@ def test_names_and_labels_cannot_write_the_page(tmp_path: Path, made: Made) -> N
     assert "&lt;script&gt;alert(&#34;&amp;&#34;)" in text
 
 
+def test_without_labels(tmp_path: Path, made: Made) -> None:
+    """Sentences stand there as they are, and no table of probes."""
+    model = lookup.find_model(made.lake, None)
+    found = json.loads((model.directory / artifact.METRICS).read_text())
+    said = ["Nobody knows.", "Give labels."]
+    found |= {"probes": None, "no_probes": "a probe needs two labels", "verdict": said}
+    history = model.manifest["history"]
+    write(tmp_path / "r.html", model.manifest, history=history, pairs=[], worth=Worth(found, None, [], [], []))
+    text = (tmp_path / "r.html").read_text()
+    assert re.findall("<li>(.*?)</li>", text) == said
+    assert "No probes: a probe needs two labels." in text
+    assert "linear probe" not in text
+
+
 @pytest.mark.skipif(BROWSER is None, reason="needs Chromium; on Debian: apt install chromium")
 @pytest.mark.parametrize("width", [1200, 360])
 def test_in_a_browser(report: Path, made: Made, tmp_path: Path, width: int) -> None:
