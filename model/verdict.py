@@ -38,7 +38,7 @@ def sentences(
             f"To compare them, put labels of some recordings into a labels.csv (README.md), run `{again}`, and "
             "evaluate again."
         )
-    elif any(score["low"] <= 0 for score in found["ahead_of"].values()):
+    elif not all(score["low"] > 0 for score in found["ahead_of"].values()):
         said.append(_for_the_embedding(found, metrics, settings, longer))
     if found["mse_behind"]["high"] >= 0:
         said.append(_for_rebuilding(found, metrics, longer))
@@ -103,7 +103,7 @@ def _for_the_embedding(
 ) -> str:
     """What may put the embedding ahead of a baseline, or at least narrow the interval."""
     more = f"More recordings may help the embedding, which was learned from {metrics['windows']['train']} windows"
-    if all(score["high"] >= 0 for score in found["ahead_of"].values()):
+    if not any(score["high"] < 0 for score in found["ahead_of"].values()):
         return f"{more}, and more labelled recordings make the intervals narrower."
     if not settings["likeness_dim"]:
         return f"{more}; so may a model with a similarity vector: `soundlake train --preset default`."
