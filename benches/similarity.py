@@ -1,9 +1,10 @@
 """What the similarity vector is worth, and each part of it: in closed form, clean and in a background; no training.
 
-`python -m benches.similarity --corpora FOLDER` · about a minute a variant, on one core
+`python -m benches.similarity --corpora FOLDER` · ten minutes a seed, on one core
 
 Every variant changes one thing of the default. Labels serve to judge only: clean recordings by the probes of `evaluate`
-on development folds (`benches.experiments`), on all folds with ``--all-folds``.
+on development folds (`benches.experiments`), on all folds with ``--all-folds``. Another preset or file as ``--spec``
+shows what other windows are worth.
 
 Background: the loudest window of each of 300 recordings at most, mixed with a window of ESC-10's rain, sea, fire or
 helicopter at 20, 10 and 5 dB (mel powers are added, the level is that of the whole window), is to be found by the
@@ -15,7 +16,7 @@ same label. Of ESC-10 itself those four kinds are no queries, though its map has
 import argparse
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Set:
     """A labelled set.
 
@@ -97,16 +98,18 @@ class Set:
         return np.stack([vectors[self.clip == place].mean(axis=0) for place in self.judged])
 
 
-def read(corpus: Path, *, all_folds: bool) -> Set:
-    """A set by its lake."""
+def read(corpus: Path, *, all_folds: bool, preset: str = "general") -> Set:
+    """A set by its lake: for `general` that of ``make bench-learning``, else one of the spec alone."""
     from pipelines import commands, ledger, lookup
     from pipelines.evaluation import folds_of
     from pipelines.labels import read_folds
     from pipelines.lake import Lake
     from pipelines.sampling import sample
 
-    lake, spec = Lake.at(str(LAKES / corpus.name)), lookup.parse_spec("general")
-    LAKES.mkdir(parents=True, exist_ok=True)
+    spec = lookup.parse_spec(preset)
+    lakes = LAKES if preset == "general" else LAKES.with_name("similarity") / spec.spec_id
+    lakes.mkdir(parents=True, exist_ok=True)
+    lake = Lake.at(str(lakes / corpus.name))
     commands.extract(lake, str(corpus), spec=spec)
     known = ledger.open_ledger(lake, spec.spec_id)
     _, groups = ledger.training_input(known)
@@ -138,22 +141,25 @@ def varied(given: Mapping[str, Any]) -> Iterator[None]:
         yield
 
 
-def statistics(one: Set, nats: Array, normalisation: tuple[Array, Array], kept: str) -> list[Array]:
-    """The parts that a variant keeps, of windows in nats."""
+def statistics(nats: Array, normalisation: tuple[Array, Array]) -> list[Array]:
+    """All parts, of windows in nats."""
     mean, std = normalisation
     found: list[list[Array]] = []
     for first in range(0, len(nats), 256):
         part = nats[first : first + 256]
         found.append(texture.statistics_of((part - mean) / std, part))
-    parts = [np.concatenate(each) for each in zip(*found, strict=True)]
+    return [np.concatenate(each) for each in zip(*found, strict=True)]
+
+
+def only(kept: str, parts: Sequence[Array]) -> list[Array]:
+    """The parts of the statistics that a variant keeps."""
     size = (len(parts) - texture.ORDERS) // 2
     named = {"absolute": parts[:size], "relative": parts[size : 2 * size], "order": parts[2 * size :]}
     return [part for name in kept.split() for part in named[name]]
 
 
-def similarity(one: Set, given: Mapping[str, Any], *, seed: int) -> Embed:
-    """The map of a variant, as training finds it."""
-    normalisation, kept = one.normalisation(), given.get("parts", "absolute relative order")
+def changed(one: Set, normalisation: tuple[Array, Array], *, seed: int) -> tuple[list[Array], list[Array]]:
+    """Statistics of training windows as training moves them, and of the same windows changed."""
     mean, std = normalisation
     pitch = TrainSettings().pitch
     nats, drawn = one.nats[one.training[one.clip]], np.random.default_rng(seed)
@@ -165,11 +171,27 @@ def similarity(one: Set, given: Mapping[str, Any], *, seed: int) -> Embed:
             bands = drawn.integers(-pitch, pitch + 1, len(nats), dtype=np.int32)
             moved = np.asarray(augment.transposed(nats, bands))
         other = changes.speckled((changes.changed(moved, one.spec, drawn) - mean) / std, drawn) * std + mean
-        before.append(statistics(one, moved, normalisation, kept))
-        after.append(statistics(one, other, normalisation, kept))
-    joined = ([np.concatenate(part) for part in zip(*each, strict=True)] for each in (before, after))
-    kernel, bias = texture.projection(*joined, given.get("size", SIZE))
-    return lambda windows: np.concatenate(statistics(one, windows, normalisation, kept), axis=1) @ kernel + bias
+        before.append(statistics(moved, normalisation))
+        after.append(statistics(other, normalisation))
+    joined = [[np.concatenate(part) for part in zip(*each, strict=True)] for each in (before, after)]
+    return joined[0], joined[1]
+
+
+def tried(one: Set, noise: Set, names: Sequence[str], *, seed: int) -> Iterator[dict[str, Any]]:
+    """A row for each of some variants that share their statistics: what similarity vectors by its map are worth."""
+    with varied(VARIANTS[names[0]]):
+        normalisation = one.normalisation()
+        before, after = changed(one, normalisation, seed=seed)
+        for name in names:
+            kept = VARIANTS[name].get("parts", "absolute relative order")
+            size = VARIANTS[name].get("size", SIZE)
+            kernel, bias = texture.projection(only(kept, before), only(kept, after), size)
+
+            def embed(windows: Array, kept: str = kept, kernel: Array = kernel, bias: Array = bias) -> Array:
+                return np.concatenate(only(kept, statistics(windows, normalisation)), axis=1) @ kernel + bias
+
+            found = judged(one, noise, one.pooled(embed(one.nats)), embed)
+            yield {"variant": name, "set": one.name, "seed": seed, **found}
 
 
 def precision(near: npt.NDArray[np.bool_]) -> float:
@@ -237,11 +259,12 @@ def main() -> None:
     parser.add_argument("--sets", nargs="*", default=["esc10", "instruments", "drums", "digits", "berklee"])
     parser.add_argument("--variants", nargs="*", default=list(VARIANTS))
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
+    parser.add_argument("--spec", default="general", help="a preset, or a JSON file")
     parser.add_argument("--all-folds", action="store_true", help="not the development folds alone")
     call = parser.parse_args()
     pin(1)
-    noise = read(call.corpora / NOISE_SET, all_folds=True)
-    sets = [read(call.corpora / name, all_folds=call.all_folds) for name in call.sets]
+    noise = read(call.corpora / NOISE_SET, all_folds=True, preset=call.spec)
+    sets = [read(call.corpora / name, all_folds=call.all_folds, preset=call.spec) for name in call.sets]
     rows: list[dict[str, Any]] = []
     plain = {"log-mel statistics": evaluate.log_mel_statistics, "MFCC statistics": evaluate.mfcc_statistics}
     for name, of_frames in plain.items():
@@ -249,14 +272,13 @@ def main() -> None:
             clips = np.stack([of_frames(one.frames[place]) for place in one.judged])
             found = judged(one, noise, clips, lambda windows, how=of_frames: np.stack([how(one) for one in windows]))
             rows.append({"variant": name, "set": one.name, "seed": None, **found})
+    sharing: dict[str, list[str]] = {}
     for variant in call.variants:
-        for one in sets:
-            for seed in call.seeds:
-                with varied(VARIANTS[variant]):
-                    embed = similarity(one, VARIANTS[variant], seed=seed)
-                    found = judged(one, noise, one.pooled(embed(one.nats)), embed)
-                rows.append({"variant": variant, "set": one.name, "seed": seed, **found})
-        show([row for row in rows if row["variant"] == variant])
+        sharing.setdefault(repr([VARIANTS[variant].get(key) for key in ("changes", "bands")]), []).append(variant)
+    for one in sets:
+        for names in sharing.values():
+            rows += [row for seed in call.seeds for row in tried(one, noise, names, seed=seed)]
+        show([row for row in rows if row["set"] == one.name])
     show(rows)
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / "similarity.json").write_text(json.dumps(rows, indent=1) + "\n")
