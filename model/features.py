@@ -92,6 +92,11 @@ class FeatureSpec(BaseModel):
         """Seconds from the start of one window to the start of the next."""
         return self.window_step * self.hop_length / self.sample_rate
 
+    @property
+    def window_seconds(self) -> float:
+        """Seconds from the first frame of a window to the first one after it."""
+        return self.window_frames * self.hop_length / self.sample_rate
+
     def canonical_json(self) -> str:
         """JSON with sorted keys and no spaces: equal specs give equal text."""
         return json.dumps(self.model_dump(), sort_keys=True, separators=(",", ":"))
@@ -116,6 +121,16 @@ PRESETS: dict[str, FeatureSpec] = {
     # Fast chirps up to what field recorders at 48 kHz hold.
     "wildlife": FeatureSpec(
         sample_rate=48_000, n_fft=1024, win_length=1024, hop_length=512, f_min=50.0, f_max=22_000.0
+    ),
+    # Windows half as long as those of `general`: most of a window would be padding.
+    "oneshots": FeatureSpec(
+        sample_rate=16_000,
+        n_fft=1024,
+        win_length=1024,
+        hop_length=256,
+        f_max=8_000.0,
+        window_frames=64,
+        window_step=32,
     ),
     "general": FeatureSpec(sample_rate=16_000, n_fft=1024, win_length=1024, hop_length=256, f_max=8_000.0),
 }

@@ -21,7 +21,7 @@ from model import durable, evaluate
 from model.errors import InputError
 from model.hosts import Hosts
 from model.reports import Report
-from model.trainer import Trainer, window_seconds
+from model.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
@@ -201,7 +201,7 @@ class Loop:
     def _advance(self, terms: Any, *, first: int, started: float) -> None:
         """Report how far the training is, and the mean of the loss since the last validation."""
         settings, step = self.trainer.settings, self.step
-        hours = settings.batch_size * window_seconds(self.trainer.spec) / 3600
+        hours = settings.batch_size * self.trainer.spec.window_seconds / 3600
         rate = (step - first) * hours / max(time.monotonic() - started, 1e-3)
         note = f"step {step} of {settings.max_steps}, loss {terms[0] + terms[1]:.0f} nats, {rate:.2f} audio-hours/s"
         if self.history:

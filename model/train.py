@@ -26,7 +26,7 @@ from model.errors import InputError, TryLaterError
 from model.features import FeatureSpec
 from model.loop import Loop
 from model.reports import Report, unheard
-from model.trainer import Trainer, TrainSettings, fresh, training_input, window_seconds
+from model.trainer import Trainer, TrainSettings, fresh, training_input
 
 log = logging.getLogger(__name__)
 
@@ -295,7 +295,7 @@ def _metrics(
         "best_step": loop.best_step,
         "stopped": loop.reason,
         "windows": dict(statistics.windows),
-        "audio_hours_seen": loop.history[-1]["step"] * settings.batch_size * window_seconds(spec) / 3600,
+        "audio_hours_seen": loop.history[-1]["step"] * settings.batch_size * spec.window_seconds / 3600,
         "observation_variance": float(np.exp(loop.trainer.model.observation_log_variance())),
         "replicas": loop.trainer.strategy.num_replicas_in_sync,
     }

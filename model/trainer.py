@@ -370,8 +370,3 @@ class Trainer:
             mean[0] = vae.optimal_nll(mean[2], self.spec.window_frames * self.spec.n_mels)
         found = {"windows": int(total[0]), "nll": mean[0], "kl": mean[1], "negative_elbo": mean[0] + mean[1]}
         return {k: float(v) for k, v in found.items()} | {"mse": float(mean[2]), "kl_per_dim": mean[3:].tolist()}
-
-
-def window_seconds(spec: FeatureSpec) -> float:
-    """Seconds of sound in a window."""
-    return spec.window_frames * spec.hop_length / spec.sample_rate

@@ -204,12 +204,14 @@ def plan(
     -------
     dict
         As `pipelines.estimate.survey_corpus`, and ``estimate``: ``cpu_s``, ``bytes`` of shards, ``source`` of the rates
-        in words, ``cores``, ``money`` by what it is for.
+        in words, ``cores``, ``money`` by what it is for; ``window_s``, seconds of a window; ``suggested_spec``, a
+        preset that fits the durations better, or None.
     """
     refuse_template(beam, "plan")
     root = _root_of(lake, audio)
     from pipelines import estimate
     from pipelines.labels import find_labels
+    from pipelines.plan import suggested_spec
     from pipelines.runners import beam_options
 
     engine = beam_options(beam, workers=workers)
@@ -249,7 +251,8 @@ def plan(
             "money": money,
             "cores": cores,
         }
-        found |= {"rates": fresh, "spec_id": spec.spec_id}
+        found |= {"rates": fresh, "spec_id": spec.spec_id, "window_s": spec.window_seconds}
+        found["suggested_spec"] = suggested_spec(found["short_recordings"], found["recordings"], spec)
         if run is not None:
             run.manifest["counts"] = {name: value for name, value in found.items() if name != "unmatched_labels"}
     return found

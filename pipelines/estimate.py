@@ -138,9 +138,9 @@ def rates(lake: Lake, spec_id: str) -> dict[str, float]:
     return found
 
 
-def rates_of(cpu_s: Mapping[str, float], audio_s: Mapping[str, float]) -> dict[str, float]:
-    """CPU seconds a second of sound, by container."""
-    return {name: cpu_s.get(name, 0.0) / seconds for name, seconds in audio_s.items() if seconds > 1.0}
+def rates_of(cpu_s: Mapping[str, float], audio_s: Mapping[str, float], *, least_s: float = 1.0) -> dict[str, float]:
+    """CPU seconds a second of sound, by container; none for containers of `least_s` seconds or less."""
+    return {name: cpu_s.get(name, 0.0) / seconds for name, seconds in audio_s.items() if seconds > least_s}
 
 
 def measured(samples: Iterable[str], spec: FeatureSpec, *, without: Iterable[str] = ()) -> dict[str, float]:
@@ -163,7 +163,8 @@ def measured(samples: Iterable[str], spec: FeatureSpec, *, without: Iterable[str
             cpu_s[container] = cpu_s.get(container, 0.0) + outcome["cpu_s"]
             seconds = outcome["samples"] / spec.sample_rate - work.segment.first * spec.step_seconds
             audio_s[container] = audio_s.get(container, 0.0) + seconds
-    return rates_of(cpu_s, audio_s)
+    # A few one-shots are less than a second of sound, and tell the rate of others all the same.
+    return rates_of(cpu_s, audio_s, least_s=0.0)
 
 
 def cpu_seconds(planned_s: Mapping[str, float], known: Mapping[str, float]) -> float | None:

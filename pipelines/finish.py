@@ -136,6 +136,7 @@ def totalled(summary: Mapping[str, Any]) -> dict[str, Any]:
     totals |= {"left_out": counts.get("left out", 0), "labels_without_file": counts.get("labels without a file", 0)}
     totals["label_notes"] = summary["label_notes"]
     totals["tried_again"] = counts.get("tried again", 0)
+    totals["short_recordings"] = counts.get("short recordings", 0)
     totals["older_decoder"] = counts.get("older decoder", 0)
     for group, prefix in (("planned_s", "planned_s "), ("cpu_s", "cpu_s "), ("audio_s", "audio_s ")):
         totals[group] = {

@@ -94,7 +94,16 @@ def plan(found: dict[str, Any], say: Callable[[str], None]) -> None:
         f"to decode: {found['recordings']} recordings, {hours:.2f} hours according to their headers ({kinds}), "
         f"{found['planned_windows']} windows, {found['shards']} shards"
     )
+    if found["suggested_spec"]:
+        say(
+            f"    {found['short_recordings']:>6}  of these recordings are shorter than half a second, and most of a "
+            f"window of {found['window_s']:.2g} s would be padding: "
+            f"--spec {found['suggested_spec']} has shorter windows"
+        )
     cost = found["estimate"]
+    if cost["cpu_s"] is None:
+        say(f"no estimate of the time: no sample could be decoded; {cost['bytes'] / 1e9:.2g} GB of shards")
+        return
     say(
         f"estimate: {duration(cost['cpu_s'])} of one core ({cost['cpu_s'] / 3600:.2g} CPU hours), about "
         f"{duration(cost['cpu_s'] / cost['cores'])} on {cost['cores']}; {cost['bytes'] / 1e9:.2g} GB of shards; "

@@ -77,7 +77,7 @@ Verbose = Annotated[
     bool,
     typer.Option("-v", "--verbose", callback=_set_verbose, expose_value=False, help="Show the traceback of an error."),
 ]
-SpecToWrite = Annotated[str, typer.Option("--spec", help="speech, music, wildlife, general, or a JSON file.")]
+SpecToWrite = Annotated[str, typer.Option("--spec", help="speech, music, wildlife, oneshots, general, or a JSON file.")]
 SpecToRead = Annotated[
     str | None, typer.Option("--spec", help="Preset, JSON file or spec_id; needed where the lake holds several.")
 ]

@@ -9,11 +9,14 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from model.features import FeatureSpec
+from model.features import PRESETS, FeatureSpec
 from pipelines import ledger
 from pipelines.audio import DECODER_VERSION, FLAC_FRAMES_PER_BYTE, SEEKABLE_CODECS, Probe
 from pipelines.ledger import Row
 
+# A shorter recording fills less than a quarter of a window of `general`; above this share of them, shorter windows are
+# suggested.
+SHORT_S, SHORT_SHARE = 0.5, 0.5
 # Codecs that pack silence as FLAC does. Of the others none has a lower bit rate than the lowest of Speex.
 LOSSLESS = frozenset({"flac", "alac", "ape", "mlp", "shorten", "tak", "truehd", "tta", "wavpack"})
 LEAST_BIT_RATE = 2_000
@@ -91,6 +94,25 @@ def believed_seconds(probe: Probe, size: int) -> float:
 def believed_windows(probe: Probe, size: int, spec: FeatureSpec) -> int:
     """Windows of `believed_seconds`. At least 1."""
     return max(1, spec.n_windows(math.ceil(believed_seconds(probe, size) * spec.sample_rate)))
+
+
+def is_short(probe: Probe, size: int) -> bool:
+    """Whether a recording lasts less than `SHORT_S`, by `believed_seconds`."""
+    return believed_seconds(probe, size) < SHORT_S
+
+
+def suggested_spec(short: int, recordings: int, spec: FeatureSpec) -> str | None:
+    """The preset that fits a corpus better than `spec` does, None if none is known to.
+
+    Parameters
+    ----------
+    short, recordings : int
+        Recordings that are `is_short`, and all.
+    spec : FeatureSpec
+        What was asked for.
+    """
+    mostly_short = short > SHORT_SHARE * recordings
+    return "oneshots" if mostly_short and spec.window_seconds > PRESETS["oneshots"].window_seconds else None
 
 
 def segments(recording_id: str, probe: Probe, size: int, spec: FeatureSpec) -> Iterator[Segment]:

@@ -299,6 +299,8 @@ class _Recognise(beam.DoFn):
             yield TaggedOutput("long", (recording_id, packed([file.values() for file in found])))
         container = works[0].probe.container
         yield TaggedOutput("counts", ("recordings", 1))
+        if plan.is_short(works[0].probe, works[0].files[0].size):
+            yield TaggedOutput("counts", ("short recordings", 1))
         for work in works:
             if work.outcome is None:
                 yield TaggedOutput("counts", (f"planned_s {container}", _believed_seconds(work, self.spec)))

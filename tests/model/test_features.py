@@ -119,6 +119,7 @@ PINNED = {
     "speech": "bfa24fb0730176c6",
     "music": "0d81655510be39f3",
     "wildlife": "e5ce57d4cfa2629e",
+    "oneshots": "8003494b748d78d2",
     "general": "52f4880091087462",
 }
 

@@ -8,6 +8,7 @@ import pytest
 import soundfile
 
 from model.errors import InputError
+from model.features import PRESETS
 from model.records import Record, encode
 from pipelines import commands, estimate, messages
 from pipelines.lake import Lake
@@ -140,3 +141,35 @@ def test_a_plan_elsewhere_needs_a_lake(tmp_path: Path) -> None:
     audio = corpus(tmp_path / "audio")
     with pytest.raises(InputError, match="no lake"):
         plan(Lake.at(str(tmp_path / "lake")), audio, beam=["--runner=PortableRunner", "--job_endpoint=localhost:1"])
+
+
+@pytest.mark.parametrize(("short", "long", "suggested"), [(3, 2, True), (2, 2, False), (0, 1, False)])
+def test_short_recordings_have_a_preset(tmp_path: Path, short: int, long: int, suggested: bool) -> None:
+    for i in range(short + long):
+        write(tmp_path / "audio" / f"{i}.wav", 0.4 if i < short else 0.6, seed=i)
+    lake = Lake.at(str(tmp_path / "lake"))
+    found = plan(lake, tmp_path / "audio")
+    said: list[str] = []
+    messages.plan(found, said.append)
+    lines = [line.strip() for line in said if "oneshots" in line]
+    hint = (
+        f"{short}  of these recordings are shorter than half a second, and most of a window of 2 s would be padding: "
+        "--spec oneshots has shorter windows"
+    )
+    assert found["suggested_spec"] == ("oneshots" if suggested else None)
+    assert lines == ([hint] if suggested else [])
+
+
+def test_a_corpus_of_less_than_a_second_has_an_estimate(tmp_path: Path) -> None:
+    write(tmp_path / "audio" / "a.wav", 0.2)
+    found = plan(Lake.at(str(tmp_path / "lake")), tmp_path / "audio")
+    said: list[str] = []
+    messages.plan(found, said.append)
+    assert found["estimate"]["cpu_s"] > 0
+    assert [line for line in said if line.startswith("estimate: ")]
+
+
+def test_whoever_asks_for_short_windows_is_not_told_of_them(tmp_path: Path) -> None:
+    write(tmp_path / "audio" / "a.wav", 0.1)
+    found = commands.plan(Lake.at(str(tmp_path / "lake")), str(tmp_path / "audio"), spec=PRESETS["oneshots"])
+    assert (found["short_recordings"], found["suggested_spec"]) == (1, None)
