@@ -438,7 +438,7 @@ def export(vae: Any, directory: Path, *, mean: Array, std: Array, examples: Arra
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory))
     vae.save_weights(directory / WEIGHTS)
     raw = keras.Input((vae.config.n_frames, vae.config.n_mels), name="log_mel")
-    encoded = vae.encoded((raw - mean) / std)
+    encoded = vae.encoded((raw - mean) / std, nats=raw)
     # A layer of its own where the embedding is the mean: one output cannot have two names.
     outputs = [encoded.mean, encoded.log_variance, keras.layers.Identity()(encoded.embedding)]
     encoder = keras.Model(raw, outputs, name="encode")

@@ -346,9 +346,16 @@ class VAE(keras.Model):
         if self.log_variance_scaled is not None:
             self.log_variance_scaled.assign(math.log(max(mse, LEAST_VARIANCE)) / OBSERVATION_SCALE)
 
-    def encoded(self, x: Any) -> Encoded:
-        """What the encoder makes of normalised windows (batch, n_frames, n_mels)."""
-        mean, log_variance, *likeness = self.encoder(x)
+    def encoded(self, x: Any, *, nats: Any = None) -> Encoded:
+        """What the encoder makes of normalised windows (batch, n_frames, n_mels).
+
+        `nats` are the same windows before they were normalised, for a caller who has them: else they are computed.
+        """
+        encoder, inputs = self.encoder, x
+        if nats is not None and self.config.likeness_dim:
+            encoder = keras.Model([encoder.input, encoder.get_layer("nats").output], encoder.outputs)
+            inputs = [x, nats]
+        mean, log_variance, *likeness = encoder(inputs)
         log_variance = ops.clip(log_variance, -LOG_VARIANCE_LIMIT, LOG_VARIANCE_LIMIT)
         return Encoded(mean, log_variance, likeness[0] if likeness else None)
 
