@@ -1,4 +1,4 @@
-"""Encode against the bare model on ready batches, on one core.
+"""Encode against the bare model on ready batches, and the similarity vector against log-mel, on one core.
 
 `python -m benches.encode` · about three minutes
 
@@ -6,17 +6,24 @@ A table holds each window's reconstruction error, so the bare model is encoder a
 Runtime on float32 batches that lie in memory. The command's time holds all else, from the ledger to the index: reading
 shards, rows, fragments, commit. Both sides have loaded what they import before the clock runs. The model is the default
 preset after three steps: what its weights are changes no speed.
+
+The similarity vector's time is that of the encoder less that of the same graph without it, for the windows of a minute
+of sound as one batch; log-mel's is of that minute.
 """
 
+import math
 import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from benches.harness import faster, figure, pin, report
+from benches.harness import Figure, faster, figure, interleaved, on_processor, pin, report
 from benches.sides import Side, in_turn
+from benches.sounds import sound
 
 HOURS, ROUNDS = 5, 3
+# Of encoder and log-mel.
+SHORT_ROUNDS = 100
 
 
 def command(lake: str) -> Callable[[], Callable[[], None]]:
@@ -65,6 +72,46 @@ def model(lake: str, parts: str) -> Callable[[], None]:
     return job
 
 
+def similarity(lake: str) -> list[Figure]:
+    """The encoder of a lake's model and its parts, as shares of the time of log-mel of the same sound."""
+    import numpy as np
+    import onnx
+    from onnx.utils import Extractor
+
+    from model import artifact
+    from model.features import LogMel, windows
+    from pipelines import lookup
+    from pipelines.encoder import BATCH_WINDOWS
+    from pipelines.lake import Lake
+
+    found = lookup.find_model(Lake.at(lake), None)
+    spec, whole = found.spec, found.encoder()
+    graph = onnx.load(found.directory / artifact.ENCODER)
+    given, made = ([value.name for value in values] for values in (graph.graph.input, graph.graph.output))
+    path = Path(lake, "without.onnx")
+    onnx.save(Extractor(graph).extract_model(given, made[:2]), path)
+    without = artifact.Encoder(path, 1)
+    frames = (BATCH_WINDOWS - 1) * spec.window_step + spec.window_frames
+    seconds = 10 * math.ceil(frames * spec.hop_length / spec.sample_rate / 10)
+    samples = np.concatenate(list(sound(rate=spec.sample_rate, seconds=seconds, channels=1)))[:, 0]
+    samples = samples[: (frames - 1) * spec.hop_length].copy()
+    log_mel = LogMel(spec)
+    batch = windows(log_mel(samples), spec)
+    assert len(batch) == BATCH_WINDOWS
+    sides: dict[str, Callable[[], object]] = {
+        "log-mel": lambda: log_mel(samples),
+        "whole": lambda: whole.run(batch),
+        "without": lambda: without.run(batch),
+    }
+    took = interleaved({name: on_processor(side) for name, side in sides.items()}, rounds=SHORT_ROUNDS)
+    rounds = list(zip(*(took[name] for name in sides), strict=True))
+    return [
+        figure("similarity vector, part of log-mel's time", [(a - b) / mel for mel, a, b in rounds], most=0.1),
+        figure("rest of the encoder, part of log-mel's time", [b / mel for mel, _, b in rounds]),
+        figure("log-mel, ms a window", [1000 * mel / BATCH_WINDOWS for mel, _, _ in rounds]),
+    ]
+
+
 def main() -> None:
     """Measure all sides in turn; print and write the table."""
     from benches import lakes
@@ -85,12 +132,14 @@ def main() -> None:
         wall, processor = in_turn(sides, rounds=ROUNDS)
         for (side,) in sides.values():
             side.close()
+        beside_log_mel = similarity(lake)
     figures = [
         faster("encode, part of the bare model's rate", wall["both"], wall["command"], least=0.85),
         faster("    by time of processors", processor["both"], processor["command"], note="whatever else runs beside"),
         faster("encode, part of the bare encoder's rate", wall["encoder"], wall["command"], note="no decoder"),
         figure("encode, windows a second", [windows / seconds for seconds in wall["command"]]),
         figure("encode, seconds a run", wall["command"]),
+        *beside_log_mel,
     ]
     report("encode", f"Encode, {windows:,} windows, default preset, one core", figures)
 

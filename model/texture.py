@@ -84,10 +84,11 @@ def _texture(x: Any) -> list[Any]:
     modulation along frequency, a number a rate and group of bands.
     """
     _, frames, bands = x.shape
-    parts = [mean_over_time(x)]
-    for one in (x, x[:, 1:] - x[:, :-1]):
-        variance = mean_over_time(ops.square(one)) - ops.square(mean_over_time(one))
-        parts.append(ops.sqrt(ops.maximum(variance, 0) + VARIANCE_FLOOR))
+    mean, change = mean_over_time(x), x[:, 1:] - x[:, :-1]
+    variance = mean_over_time(ops.square(x - mean[:, None]))
+    # A mean change is next to nothing: its square taken off costs no precision. The square of a mean would.
+    of_change = mean_over_time(ops.square(change)) - ops.square(mean_over_time(change))
+    parts = [mean, *(ops.sqrt(ops.maximum(one, 0) + VARIANCE_FLOOR) for one in (variance, of_change))]
     parts.append(ops.max(x, axis=1))
     # A product is faster than a difference of slices: rows of a few bands are copied one by one.
     step = np.eye(bands, k=-1, dtype=np.float32) - np.eye(bands, dtype=np.float32)

@@ -18,8 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from model import texture
 from model.texture import mean_over_time
 
-# Part of a model's identity: raised when the same settings come to train another network or another loss.
-VERSION = 8
+# Part of a model's identity: raised when the same settings come to train another network or another loss, or when its
+# layers come in another order, by which checkpoints find their weights.
+VERSION = 9
 # exp(±10) bounds the posterior's variance; beyond that float32 sums of exp() lose the rest.
 LOG_VARIANCE_LIMIT = 10.0
 OBSERVATION_SCALE = 10.0

@@ -51,6 +51,15 @@ def test_statistics_are_numpys(together: int) -> None:
         np.testing.assert_allclose(part, one, rtol=1e-3, atol=1e-4)
 
 
+def test_what_hardly_varies_keeps_its_deviation() -> None:
+    """Far from zero, where float32 has few digits left for it."""
+    x = np.random.default_rng(8).normal(5, 2e-3, (3, 128, 32)).astype(np.float32)
+    exact = x.astype(np.float64)
+    wanted = [np.sqrt(one.var(axis=1) + VARIANCE_FLOOR) for one in (exact, np.diff(exact, axis=1))]
+    for found, one in zip(statistics_of(x, x)[1:3], wanted, strict=True):
+        np.testing.assert_allclose(found, one, rtol=1e-4)
+
+
 def test_statistics_of_any_shape() -> None:
     zeros = np.zeros((1, 24, 32), np.float32)
     assert all(np.isfinite(part).all() for part in statistics_of(zeros, zeros - 11))
