@@ -29,7 +29,7 @@ MEASURES = {"linear": "linear probe", "knn": "5 nearest", "map": "retrieval mAP"
 # Windows, at most, of a run that search compares with a query.
 MOST_RUN = 32
 # Embeddings that are shown beside the model's, and are parts of it: no baseline that somebody would use instead.
-PARTS = ("latent", "untrained")
+PARTS = ("latent", "statistics", "untrained")
 DISTURBANCES = {"level": "at −6 dB", "noise": "noise at 20 dB", "later": "a quarter later", "cut": "a clip by its last"}
 # How recordings are laid out on a plane, and how many of them at least.
 PLANE_METHOD, PLANE_CLIPS = "t-SNE", 8

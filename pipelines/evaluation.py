@@ -73,6 +73,13 @@ def _untrained(model: Model) -> Embed:
     return lambda windows: np.asarray(network.encoded(model.normalise(windows)).embedding, np.float32)
 
 
+def _statistics(model: Model) -> Embed:
+    """What the embedding is a map of, without the map; of a model that has no such statistics, too."""
+    from model import texture
+
+    return lambda windows: np.concatenate(texture.statistics_of(model.normalise(windows), windows), axis=1)
+
+
 def _errors(clips: Sequence[Clip], model: Model, rebuilt: Embed, *, name: str) -> list[tuple[float, int]]:
     """Of each recording the sum over its frames of sound of the mean square error, of unit variance, and the frames."""
 
@@ -204,6 +211,7 @@ def evaluation(lake: Lake, model: Model, *, folds: Mapping[str, str] | None = No
         "latent": lambda windows: encoder.encode(windows).mean,
         "log-mel": lambda windows: windows.mean(axis=1),
         "PCA": components.embed,
+        "statistics": _statistics(model),
         "untrained": _untrained(model),
     }
     embedded = {
@@ -269,7 +277,7 @@ def folds_of(
 
 def _pooling(name: str, model: Model) -> Pooling:
     """As the model has it for its own embedding; else as serves most."""
-    return model.pooling if name in ("embedding", "untrained") else "mean and deviation"
+    return model.pooling if name in ("embedding", "statistics", "untrained") else "mean and deviation"
 
 
 def _probes(

@@ -331,8 +331,10 @@ class Searcher:
             kept = said.get(table.RANDOM_PAIRS)
             if isinstance(kept, dict):
                 self._scales[count] = random_pairs.scale_of(count, {int(length): kept[length] for length in kept})
+            elif isinstance(kept, list) and count == 1:
+                self._scales[count] = kept
             else:
-                # Encoded by a version that kept none, or but those of windows.
+                # Encoded by a version that kept none, or those of windows alone.
                 self._scales[count] = random_pairs.distances(self.dataset, count)
         return self._scales[count]
 

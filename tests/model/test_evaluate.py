@@ -120,7 +120,7 @@ def test_found_again() -> None:
 
 def test_points_ahead() -> None:
     """Of the baselines; parts of the model are none."""
-    values = {"embedding": 0.6, "latent": 0.9, "untrained": 0.9, "MFCC": 0.5, "PCA": 0.3}
+    values = {"embedding": 0.6, "latent": 0.9, "statistics": 0.9, "untrained": 0.9, "MFCC": 0.5, "PCA": 0.3}
     scores = {name: {"knn": evaluate.Score(value, 0, 1)} for name, value in values.items()}
     assert evaluate.baselines(scores) == ["MFCC", "PCA"]
     assert evaluate.beaten(scores) == {"knn": pytest.approx(0.1)}

@@ -107,6 +107,7 @@ def test_figures_by_other_routes(lake: Lake, clips: list[sampling.Clip]) -> None
         "latent",
         "log-mel",
         "PCA",
+        "statistics",
         "untrained",
         "log-mel, 3 statistics",
         "MFCC",
