@@ -110,8 +110,9 @@ def _for_the_embedding(
     if settings["contrastive"]:
         return f"{more}; so may training without --contrastive, or for longer: `{longer}`."
     return (
-        f"{more}; longer training does not change it. Options of `soundlake train` to try: --pitch 0 if labels differ "
-        "by pitch, --contrastive if the sound changes within recordings (docs/experiments.md)."
+        f"{more}; longer training does not change it. Options to try: `soundlake extract --spec oneshots` if most "
+        "recordings last less than half a second; of `soundlake train` --pitch 0 if labels differ by pitch, "
+        "--contrastive if the sound changes within recordings (docs/experiments.md)."
     )
 
 
