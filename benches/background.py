@@ -22,11 +22,8 @@ from model.features import FeatureSpec, dequantise, log_mel, quantise
 from pipelines import synth
 from pipelines.query import decoded, later
 
-NOISE_SET, NOISES, MADE_NOISES = (
-    "esc10",
-    ("crackling_fire", "helicopter", "rain", "sea_waves"),
-    ("wind", "rain", "engine"),
-)
+NOISE_SET, NOISES = "esc10", ("crackling_fire", "helicopter", "rain", "sea_waves")
+MADE_NOISES = ("wind", "rain", "engine")
 DECIBELS, MOST, SEED = (20, 10, 5), 300, 0
 # Seconds: the most that is taken of a recording, background between two events, a piece of background, a fade between
 # two pieces, and a long recording.

@@ -25,6 +25,7 @@ from unittest import mock
 import numpy as np
 import numpy.typing as npt
 
+from benches.background import DECIBELS, MOST, NOISE_SET, NOISES, SEED, precision
 from benches.experiments import development_folds
 from benches.harness import RESULTS, pin
 from benches.learning import LAKES, own_folds
@@ -32,8 +33,8 @@ from model import augment, changes, dataset, evaluate, splits, texture
 from model.features import FeatureSpec, dequantise
 from model.trainer import TrainSettings
 
-NOISE_SET, NOISES = "esc10", ("rain", "sea_waves", "crackling_fire", "helicopter")
-DECIBELS, MOST, SIZE, SEED = (20, 10, 5), 300, 128, 0
+# Numbers of the vector.
+SIZE = 128
 
 Array = npt.NDArray[np.float32]
 # Windows in nats, and the set that they are of → vectors.
@@ -192,12 +193,6 @@ def tried(one: Set, noise: Set, names: Sequence[str], *, seed: int) -> Iterator[
 
             found = judged(one, noise, one.pooled(embed(one.nats)), embed)
             yield {"variant": name, "set": one.name, "seed": seed, **found}
-
-
-def precision(near: npt.NDArray[np.bool_]) -> float:
-    """Average precision of a ranking, given which places are right."""
-    places = np.flatnonzero(near)
-    return float(np.mean(np.arange(1, len(places) + 1) / (places + 1))) if len(places) else float("nan")
 
 
 def in_background(one: Set, noise: Set, embed: Embed) -> dict[str, float]:
