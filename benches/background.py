@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from model.features import FeatureSpec, dequantise, log_mel, quantise
+from model.features import FeatureSpec, dequantise, log_mel, quantise, windows
 from pipelines import synth
 from pipelines.query import decoded, later
 
@@ -79,15 +79,6 @@ def frames_of(samples: Array, spec: FeatureSpec) -> Array:
     return dequantise(quantise(log_mel(samples, spec), spec), spec)
 
 
-def windows_of(frames: Array, spec: FeatureSpec) -> Array:
-    """Windows on the grid of `extract`, the last filled up with silence."""
-    size, step = spec.window_frames, spec.window_step
-    count = max(1, -(-(len(frames) - size) // step) + 1)
-    padded = np.full((size + (count - 1) * step, spec.n_mels), spec.floor, np.float32)
-    padded[: len(frames)] = frames[: len(padded)]
-    return np.stack([padded[first : first + size] for first in range(0, count * step, step)])
-
-
 def rows_of(corpus: Path) -> list[dict[str, str]]:
     """The labelled recordings of a set."""
     with open(corpus / "labels.csv", newline="") as file:
@@ -97,8 +88,8 @@ def rows_of(corpus: Path) -> list[dict[str, str]]:
 def event_of(row: Mapping[str, str], samples: Array, spec: FeatureSpec) -> Event | None:
     """The event of a recording; None if it is silent."""
     frames = frames_of(samples, spec)
-    windows = windows_of(frames, spec)
-    power = np.exp(windows).mean(axis=2) - np.float32(spec.log_offset)
+    cut = windows(frames, spec)
+    power = np.exp(cut).mean(axis=2) - np.float32(spec.log_offset)
     loudest = int(power.mean(axis=1).argmax())
     sounding = np.flatnonzero(power[loudest] > power[loudest].max() * 10 ** (-SOUNDING_DB / 10))
     if power.max() <= 0 or not len(sounding):
@@ -109,7 +100,7 @@ def event_of(row: Mapping[str, str], samples: Array, spec: FeatureSpec) -> Event
         row["label"],
         row["group"],
         samples,
-        np.stack([windows[loudest], *later(frames, spec)]),
+        np.stack([cut[loudest], *later(frames, spec)]),
         (first + sounding[0]) / second,
         (first + sounding[-1] + 1) / second,
     )
@@ -159,7 +150,7 @@ def background(seconds: float, pieces: list[Array], spec: FeatureSpec, rng: np.r
 def gallery_of(events: list[Event], pieces: list[Array], spec: FeatureSpec, *, decibels: float) -> Gallery:
     """All events mixed into long recordings, in random order, so many decibels above the background."""
     rng, rate = np.random.default_rng(SEED), spec.sample_rate
-    windows, held = [], []
+    parts, held = [], []
     waiting = rng.permutation(len(events)).tolist()
     while waiting:
         placed, place = [], rng.uniform(*GAP)
@@ -174,15 +165,15 @@ def gallery_of(events: list[Event], pieces: list[Array], spec: FeatureSpec, *, d
             gain = np.sqrt(np.mean(np.square(around)) / np.mean(np.square(heard))) * 10 ** (decibels / 20)
             sound[first : first + len(event.samples)] += np.float32(gain) * event.samples[: len(sound) - first]
         # At the loudest as loud as a recording may be: a level of its own says nothing.
-        windows.append(windows_of(frames_of(sound * np.float32(0.9 / np.abs(sound).max()), spec), spec))
-        begin = np.arange(len(windows[-1])) * spec.window_step * spec.hop_length / rate
+        parts.append(windows(frames_of(sound * np.float32(0.9 / np.abs(sound).max()), spec), spec))
+        begin = np.arange(len(parts[-1])) * spec.window_step * spec.hop_length / rate
         end = begin + spec.window_frames * spec.hop_length / rate
         inside = np.zeros((len(events), len(begin)), bool)
         for number, seconds in placed:
             start, stop = seconds + events[number].start, seconds + events[number].end
             inside[number] = np.minimum(end, stop) - np.maximum(begin, start) >= (stop - start) / 2
         held.append(inside)
-    return Gallery(np.concatenate(windows), np.concatenate(held, axis=1))
+    return Gallery(np.concatenate(parts), np.concatenate(held, axis=1))
 
 
 def precision(right: npt.NDArray[np.bool_]) -> float:

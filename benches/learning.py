@@ -192,7 +192,7 @@ def bars(rows: list[Row], means: Mapping[str, Mapping[str, Any]], plain: list[st
         for key, title in MEASURES.items():
             ahead = row.found["ahead_of"][key]
             if ahead["value"] < 0:
-                points = f"{100 * ahead['value']:+.1f} [{100 * ahead['low']:+.1f}, {100 * ahead['high']:+.1f}]"
+                points = _points(ahead)
                 lines.append(
                     f"{row.name}: {title}, points ahead of {ahead['baseline']}: {points}, "
                     f"{'within the interval' if ahead['high'] >= 0 else 'BEHIND'}"
@@ -200,7 +200,7 @@ def bars(rows: list[Row], means: Mapping[str, Mapping[str, Any]], plain: list[st
         for key, one in row.background.get("embedding", {}).items():
             for name, score in one.items() if isinstance(one, dict) else ():
                 if score["value"] < 0:
-                    points = f"{100 * score['value']:+.1f} [{100 * score['low']:+.1f}, {100 * score['high']:+.1f}]"
+                    points = _points(score)
                     lines.append(f"{row.name}: in a background, {key} dB, points ahead of {name}: {points}")
     for key, title in MEASURES.items():
         own, best = means["embedding"][key], max(plain, key=lambda name: means[name][key])
@@ -220,6 +220,11 @@ def _table(title: str, *headings: str) -> Any:
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     return table
+
+
+def _points(score: Mapping[str, float]) -> str:
+    """A difference and its interval, in points."""
+    return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * score[name] for name in ("value", "low", "high")))
 
 
 def _numbers(values: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from model.errors import InputError, storage_errors
 from model.evaluate import MOST_RUN
-from model.features import FeatureSpec, dequantise, log_mel, quantise
+from model.features import FeatureSpec, dequantise, log_mel, quantise, windows
 from pipelines.audio import REASONS, Rejected, opened, probe
 from pipelines.corpus import at_hand, uri_of
 from pipelines.resampling import resampled
@@ -281,13 +281,9 @@ def later(frames: Frames, spec: FeatureSpec) -> list[Frames]:
     size, step = spec.window_frames, spec.window_step
     if len(frames) > SHORT * size:
         return []
-    found = []
-    for first in range(step // LATER, step, step // LATER):
-        part = frames[: size - first]
-        seen = np.full((size, spec.n_mels), spec.floor, np.float32)
-        seen[first : first + len(part)] = part
-        found.append(seen)
-    return found
+    places = range(step // LATER, step, step // LATER)
+    padded = (np.pad(frames, ((first, 0), (0, 0)), constant_values=spec.floor) for first in places)
+    return [windows(part, spec)[0] for part in padded]
 
 
 def _later(query: Query) -> list[Cut]:
