@@ -39,17 +39,19 @@ def test_the_same_is_the_same() -> None:
 
 @pytest.mark.parametrize("kind", ["bird", "engine", "rain", "voice", "wind"])
 def test_copies_are_near(kind: str) -> None:
-    # Not every seed will do: Vorbis changes some dry birds and voices, 7 of the first 20, by more than NEAR.
-    original = sound(kind, 3)
-    a = features(original)
-    changed = {
-        "trimmed": original[4321:],
-        "3 dB softer": 0.7 * original,
-        "MP3": encoded(original, "MP3", "MPEG_LAYER_III"),
-        "Vorbis, trimmed": encoded(original[512 : 2 * RATE], "OGG", "VORBIS"),
-    }
-    for how, other in changed.items():
-        assert copies.difference(a, features(other), floor=FLOOR) < copies.NEAR, how
+    """What is trimmed or softer is always near; what a codec changed is so in three of four cases (see NEAR)."""
+    near = []
+    for seed in range(12):
+        original = sound(kind, seed)
+        a = features(original)
+        for how, other in {"trimmed": original[4321:], "3 dB softer": 0.7 * original}.items():
+            assert copies.difference(a, features(other), floor=FLOOR) < copies.NEAR, (how, seed)
+        for other in (
+            encoded(original, "MP3", "MPEG_LAYER_III"),
+            encoded(original[512 : 2 * RATE], "OGG", "VORBIS"),
+        ):
+            near.append(copies.difference(a, features(other), floor=FLOOR) < copies.NEAR)
+    assert np.mean(near) >= 0.75
 
 
 def test_other_sounds_are_not() -> None:
