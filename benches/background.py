@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from model.features import FeatureSpec, dequantise, log_mel, quantise, windows
-from pipelines import synth
-from pipelines.query import decoded, later
+from soundlake.model.features import FeatureSpec, dequantise, log_mel, quantise, windows
+from soundlake.pipelines import synth
+from soundlake.pipelines.query import decoded, later
 
 NOISE_SET, NOISES = "esc10", ("crackling_fire", "helicopter", "rain", "sea_waves")
 MADE_NOISES = ("wind", "rain", "engine")

@@ -13,10 +13,10 @@ import soundfile
 
 from benches.harness import Figure, faster, figure, interleaved, on_processor, pin, report
 from benches.sounds import sound
-from model.features import PRESETS, log_mel
-from pipelines.audio import probe
-from pipelines.resampling import resampled
-from pipelines.windows import SegmentWindows
+from soundlake.model.features import PRESETS, log_mel
+from soundlake.pipelines.audio import probe
+from soundlake.pipelines.resampling import resampled
+from soundlake.pipelines.windows import SegmentWindows
 
 SPEC = PRESETS["general"]
 RATE, SECONDS, CHANNELS = 44_100, 300, 2

@@ -28,8 +28,8 @@ SHORT_ROUNDS = 100
 
 def command(lake: str) -> Callable[[], Callable[[], None]]:
     """The job of a side: encode a lake whose table was taken away."""
-    from pipelines import commands
-    from pipelines.lake import Lake
+    from soundlake.pipelines import commands
+    from soundlake.pipelines.lake import Lake
 
     def clear() -> None:
         shutil.rmtree(Path(lake, "tables"))
@@ -47,10 +47,10 @@ def model(lake: str, parts: str) -> Callable[[], None]:
     """The job of a side: all windows of a lake through the model, as ready batches."""
     import numpy as np
 
-    from model.features import dequantise
-    from pipelines import lookup
-    from pipelines.encoder import BATCH_WINDOWS, read_shard
-    from pipelines.lake import Lake
+    from soundlake.model.features import dequantise
+    from soundlake.pipelines import lookup
+    from soundlake.pipelines.encoder import BATCH_WINDOWS, read_shard
+    from soundlake.pipelines.lake import Lake
 
     where = Lake.at(lake)
     found = lookup.find_model(where, None)
@@ -78,11 +78,11 @@ def similarity(lake: str) -> list[Figure]:
     import onnx
     from onnx.utils import Extractor
 
-    from model import artifact
-    from model.features import LogMel, windows
-    from pipelines import lookup
-    from pipelines.encoder import BATCH_WINDOWS
-    from pipelines.lake import Lake
+    from soundlake.model import artifact
+    from soundlake.model.features import LogMel, windows
+    from soundlake.pipelines import lookup
+    from soundlake.pipelines.encoder import BATCH_WINDOWS
+    from soundlake.pipelines.lake import Lake
 
     found = lookup.find_model(Lake.at(lake), None)
     spec, whole = found.spec, found.encoder()
@@ -115,8 +115,8 @@ def similarity(lake: str) -> list[Figure]:
 def main() -> None:
     """Measure all sides in turn; print and write the table."""
     from benches import lakes
-    from pipelines.lake import Lake
-    from pipelines.status import status
+    from soundlake.pipelines.lake import Lake
+    from soundlake.pipelines.status import status
 
     cores = pin(1)
     with tempfile.TemporaryDirectory() as name:

@@ -65,11 +65,11 @@ def development_folds(corpus: Path, target: Path) -> str:
 
 def measured(corpus: Path, variant: str, seed: int, steps: int, settings: dict[str, Any]) -> dict[str, Any]:
     """One training, judged; from the notes if it is there."""
-    from model import vae
-    from model.evaluate import baselines
-    from pipelines import lookup
-    from pipelines.evaluation import evaluation
-    from pipelines.labels import read_folds
+    from soundlake.model import vae
+    from soundlake.model.evaluate import baselines
+    from soundlake.pipelines import lookup
+    from soundlake.pipelines.evaluation import evaluation
+    from soundlake.pipelines.labels import read_folds
 
     key = {"set": corpus.name, "variant": variant, "seed": seed, "steps": steps, "settings": settings}
     key["vae_version"] = vae.VERSION

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from benches.harness import faster, figure, pin, report
 from benches.sides import KEEP_MEMORY, Side, in_turn
-from model.features import PRESETS
+from soundlake.model.features import PRESETS
 
 SPEC = PRESETS["general"]
 FILES, ROUNDS = 200, 3
@@ -25,8 +25,8 @@ FILES, ROUNDS = 200, 3
 
 def pipeline(corpus: str, warm: str, folder: str, workers: str, *beam: str) -> Callable[[], Callable[[], None]]:
     """The job of a side: extract `corpus` into a fresh lake in `folder`, with Beam's options `beam`."""
-    from pipelines import commands
-    from pipelines.lake import Lake
+    from soundlake.pipelines import commands
+    from soundlake.pipelines.lake import Lake
 
     def extract(audio: str) -> str:
         lake = tempfile.mkdtemp(dir=folder)
@@ -44,10 +44,10 @@ def pipeline(corpus: str, warm: str, folder: str, workers: str, *beam: str) -> C
 
 def loop(corpus: str, warm: str, folder: str, part: str, parts: str) -> Callable[[], Callable[[], None]]:
     """The job of a side: every `parts`-th file of `corpus`, from the `part`-th on, to shards in `folder`."""
-    from model.records import Record, encode, write_framed
-    from pipelines import plan
-    from pipelines.audio import Probe, probe
-    from pipelines.windows import SegmentWindows
+    from soundlake.model.records import Record, encode, write_framed
+    from soundlake.pipelines import plan
+    from soundlake.pipelines.audio import Probe, probe
+    from soundlake.pipelines.windows import SegmentWindows
 
     def bundles(found: dict[str, tuple[str, Probe, int]]) -> Iterator[tuple[plan.Segment, ...]]:
         """As the pipeline plans them."""

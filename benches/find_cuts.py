@@ -27,13 +27,13 @@ from numpy.typing import NDArray
 
 from benches.harness import RESULTS
 from benches.lakes import soundlake
-from model.errors import InputError
-from pipelines import ledger, lookup, table
-from pipelines.audio import mono_blocks, probe
-from pipelines.corpus import corpus_root, local_path
-from pipelines.lake import Lake
-from pipelines.query import load_query
-from pipelines.search import Hit, Searcher
+from soundlake.model.errors import InputError
+from soundlake.pipelines import ledger, lookup, table
+from soundlake.pipelines.audio import mono_blocks, probe
+from soundlake.pipelines.corpus import corpus_root, local_path
+from soundlake.pipelines.lake import Lake
+from soundlake.pipelines.query import load_query
+from soundlake.pipelines.search import Hit, Searcher
 
 SETS = ("esc10", "instruments", "drums", "digits", "berklee")
 LENGTHS = (0.05, 0.1, 0.3, 0.5, 1.0, 2.0)

@@ -22,7 +22,7 @@ import numpy as np
 from benches import rows
 from benches.growth import Grown, apart
 from benches.harness import Figure, pin, report
-from model.features import PRESETS
+from soundlake.model.features import PRESETS
 
 SPEC = PRESETS["general"]
 ROWS, PART, RECORDINGS_A_BUNDLE, PIECES = 1_000_000, 5, 40, 5_000
@@ -30,9 +30,9 @@ ROWS, PART, RECORDINGS_A_BUNDLE, PIECES = 1_000_000, 5, 40, 5_000
 
 def filled(lake: str, first: int, count: int) -> list[str]:
     """Fragments of a ledger with rows of its own, as workers write them."""
-    from pipelines import ledger, plan
-    from pipelines.extract import PART_ROWS
-    from pipelines.lake import Lake
+    from soundlake.pipelines import ledger, plan
+    from soundlake.pipelines.extract import PART_ROWS
+    from soundlake.pipelines.lake import Lake
 
     numbers = np.arange(first, first + count, dtype=np.uint64)
     found, written = [], []
@@ -53,8 +53,8 @@ def filled(lake: str, first: int, count: int) -> list[str]:
 
 def committed(lake: str, count: int) -> dict[str, float]:
     """Write and commit `count` rows; seconds and bytes of it."""
-    from pipelines import fragments, ledger
-    from pipelines.lake import Lake
+    from soundlake.pipelines import fragments, ledger
+    from soundlake.pipelines.lake import Lake
 
     where, step = Lake.at(lake), 100_000
     written = [text for at in range(0, count, step) for text in filled(lake, at, min(step, count - at))]
@@ -74,9 +74,9 @@ def committed(lake: str, count: int) -> dict[str, float]:
 
 def reading(lake: str, what: str) -> tuple[float, float]:
     """Megabytes and seconds that reading the whole ledger takes in one process, for one purpose."""
-    from model import splits
-    from pipelines import ledger
-    from pipelines.lake import Lake
+    from soundlake.model import splits
+    from soundlake.pipelines import ledger
+    from soundlake.pipelines.lake import Lake
 
     def open_ledger() -> Any:
         return ledger.open_ledger(Lake.at(lake), SPEC.spec_id)
@@ -108,7 +108,7 @@ PURPOSES = (
 
 def labels(folder: str, count: int) -> tuple[float, float]:
     """The same of a label file of so many rows."""
-    from pipelines.labels import read_labels
+    from soundlake.pipelines.labels import read_labels
 
     path = Path(folder, "labels.csv")
     with open(path, "w") as file:
@@ -123,8 +123,8 @@ def labels(folder: str, count: int) -> tuple[float, float]:
 
 def pieces(lake: str, count: int) -> dict[str, float]:
     """Seconds that a look at how far a run is takes, and reading what pieces of encode say, one after the other."""
-    from pipelines.lake import Lake
-    from pipelines.progress import Progress, Watch
+    from soundlake.pipelines.lake import Lake
+    from soundlake.pipelines.progress import Progress, Watch
 
     where = Lake.at(lake)
     progress = Progress(where, "runs/one")

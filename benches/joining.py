@@ -13,11 +13,11 @@ import numpy as np
 
 from benches import rows
 from benches.growth import Grown
-from model.features import PRESETS
-from pipelines import account, joins, ledger, plan, survey
-from pipelines.account import Candidate, Work
-from pipelines.audio import Probe
-from pipelines.bundle import OUTCOMES
+from soundlake.model.features import PRESETS
+from soundlake.pipelines import account, joins, ledger, plan, survey
+from soundlake.pipelines.account import Candidate, Work
+from soundlake.pipelines.audio import Probe
+from soundlake.pipelines.bundle import OUTCOMES
 
 SPEC = PRESETS["general"]
 CORPUS, MTIME_NS = "s3://a-large-corpus/audio", 1_790_000_000_000_000_000

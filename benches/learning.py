@@ -83,8 +83,8 @@ def parse_settings(given: list[str]) -> dict[str, Any]:
 
 def trained(corpus: Path, lakes: Path, settings: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """The lake of a set, and what training on it told."""
-    from pipelines import commands, lookup
-    from pipelines.lake import Lake
+    from soundlake.pipelines import commands, lookup
+    from soundlake.pipelines.lake import Lake
 
     lake = Lake.at(str(lakes / corpus.name))
     lakes.mkdir(parents=True, exist_ok=True)
@@ -94,10 +94,10 @@ def trained(corpus: Path, lakes: Path, settings: dict[str, Any]) -> tuple[Any, d
 
 def learned(corpus: Path, settings: dict[str, Any]) -> Row:
     """Train on a set, and judge."""
-    from model import evaluate
-    from pipelines.evaluation import evaluation, folds_of
-    from pipelines.labels import read_folds
-    from pipelines.lookup import find_model
+    from soundlake.model import evaluate
+    from soundlake.pipelines.evaluation import evaluation, folds_of
+    from soundlake.pipelines.labels import read_folds
+    from soundlake.pipelines.lookup import find_model
 
     lake, told = trained(corpus, LAKES, settings)
     model = find_model(lake, told["model_id"], None)
@@ -115,7 +115,7 @@ def learned(corpus: Path, settings: dict[str, Any]) -> Row:
 
 def in_background(corpus: Path, model: Any) -> dict[str, dict[str, Any]]:
     """What the model's embedding and the baselines find in a background: see `Row`."""
-    from model import evaluate
+    from soundlake.model import evaluate
 
     encoder = model.encoder(threads=0)
     embedders: dict[str, background.Embed] = {
@@ -148,7 +148,7 @@ def show(rows: list[Row]) -> None:
     """Print the tables, and against what was promised."""
     from rich.console import Console
 
-    from model.evaluate import MEASURES, PARTS, baselines
+    from soundlake.model.evaluate import MEASURES, PARTS, baselines
 
     console = Console(width=200)
     errors = _table("Reconstruction of held-out recordings", "minutes", "steps", "error", "PCA", "ratio")
@@ -182,7 +182,7 @@ def show(rows: list[Row]) -> None:
 
 def bars(rows: list[Row], means: Mapping[str, Mapping[str, Any]], plain: list[str]) -> list[str]:
     """What was promised, and whether it is met, a line each."""
-    from model.evaluate import MEASURES
+    from soundlake.model.evaluate import MEASURES
 
     verdict = {True: "met", False: "SHORT"}
     lines = []

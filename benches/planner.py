@@ -26,9 +26,9 @@ from benches import joining, rows
 from benches.growth import apart, megabytes
 from benches.harness import Figure, pin, report
 from benches.joining import Told
-from model.features import PRESETS
-from pipelines import plan
-from pipelines.plan import Segment
+from soundlake.model.features import PRESETS
+from soundlake.pipelines import plan
+from soundlake.pipelines.plan import Segment
 
 SPEC = PRESETS["general"]
 ROWS, FEWER = 100_000_000, 1_000_000
@@ -170,7 +170,7 @@ def _spread(values: npt.NDArray[Any]) -> dict[str, float]:
 
 def bucket_sizes(count: int) -> npt.NDArray[np.int64]:
     """Rows of each bucket of the join by uri."""
-    from pipelines import joins
+    from soundlake.pipelines import joins
 
     sizes = np.zeros(joins.BUCKETS, np.int64)
     for numbers in chunks(count, CHUNK, 0):
@@ -181,7 +181,7 @@ def bucket_sizes(count: int) -> npt.NDArray[np.int64]:
 
 def main() -> None:
     """Measure; print and write the table."""
-    from pipelines import joins
+    from soundlake.pipelines import joins
 
     parser = argparse.ArgumentParser()
     parser.add_argument("--rows", type=int, default=ROWS)

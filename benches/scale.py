@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benches import rows
-from model.features import PRESETS
-from pipelines import plan
-from pipelines.extract import PART_ROWS
+from soundlake.model.features import PRESETS
+from soundlake.pipelines import plan
+from soundlake.pipelines.extract import PART_ROWS
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "scale.md"
 HOURS = (1, 100, 10_000, 1_000_000)

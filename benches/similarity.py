@@ -29,9 +29,9 @@ from benches.background import DECIBELS, MOST, NOISE_SET, NOISES, SEED, precisio
 from benches.experiments import development_folds
 from benches.harness import RESULTS, pin
 from benches.learning import LAKES, own_folds
-from model import augment, changes, dataset, evaluate, splits, texture
-from model.features import FeatureSpec, dequantise
-from model.trainer import TrainSettings
+from soundlake.model import augment, changes, dataset, evaluate, splits, texture
+from soundlake.model.features import FeatureSpec, dequantise
+from soundlake.model.trainer import TrainSettings
 
 # Numbers of the vector.
 SIZE = 128
@@ -101,11 +101,11 @@ class Set:
 
 def read(corpus: Path, *, all_folds: bool, preset: str = "general") -> Set:
     """A set by its lake: for `general` that of ``make bench-learning``, else one of the spec alone."""
-    from pipelines import commands, ledger, lookup
-    from pipelines.evaluation import folds_of
-    from pipelines.labels import read_folds
-    from pipelines.lake import Lake
-    from pipelines.sampling import sample
+    from soundlake.pipelines import commands, ledger, lookup
+    from soundlake.pipelines.evaluation import folds_of
+    from soundlake.pipelines.labels import read_folds
+    from soundlake.pipelines.lake import Lake
+    from soundlake.pipelines.sampling import sample
 
     spec = lookup.parse_spec(preset)
     lakes = LAKES if preset == "general" else LAKES.with_name("similarity") / spec.spec_id

@@ -23,11 +23,11 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 import numpy.typing as npt
 
-from model import durable
-from model.errors import NO_LOCKS, InputError, TryLaterError, number_of, storage_errors
-from model.features import FeatureSpec
-from model.paths import checked_id, inside, is_id, no_links, regular
-from model.reports import Report, unheard
+from soundlake.model import durable
+from soundlake.model.errors import NO_LOCKS, InputError, TryLaterError, number_of, storage_errors
+from soundlake.model.features import FeatureSpec
+from soundlake.model.paths import checked_id, inside, is_id, no_links, regular
+from soundlake.model.reports import Report, unheard
 
 FORMAT_VERSION = 5
 MANIFEST, WEIGHTS, ENCODER, DECODER, TRAINED, REPORT = (

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import numpy.typing as npt
 
-from model.reports import Report, unheard
+from soundlake.model.reports import Report, unheard
 
 # Windows of other recordings that each recording is laid against, those with the most alike statistics.
 CANDIDATES = 3

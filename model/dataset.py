@@ -10,11 +10,11 @@ import numpy.typing as npt
 import tensorflow as tf
 from keras import ops
 
-from model import augment, changes, splits, texture, vae
-from model.errors import InputError
-from model.features import dequantise
-from model.places import Places
-from model.reports import Report, unheard
+from soundlake.model import augment, changes, splits, texture, vae
+from soundlake.model.errors import InputError
+from soundlake.model.features import dequantise
+from soundlake.model.places import Places
+from soundlake.model.reports import Report, unheard
 
 # Windows that a shuffle holds: 128 MB at 128 x 128.
 SHUFFLE_WINDOWS = 4096

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from model.errors import InputError
-from model.features import FeatureSpec
+from soundlake.model.errors import InputError
+from soundlake.model.features import FeatureSpec
 
 # Of the probes: regularisation of the linear one, neighbours of the other, folds.
 LINEAR_C, NEIGHBOURS, FOLDS = 0.1, 5, 5

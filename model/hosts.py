@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from model.errors import InputError, TryLaterError
+from soundlake.model.errors import InputError, TryLaterError
 
 # Seconds that hosts wait for the last of them to come, and for a sign of life of each.
 JOINING, SILENCE = 600, 30

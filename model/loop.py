@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from model import durable, evaluate
-from model.errors import InputError
-from model.hosts import Hosts
-from model.reports import Report
-from model.trainer import Trainer
+from soundlake.model import durable, evaluate
+from soundlake.model.errors import InputError
+from soundlake.model.hosts import Hosts
+from soundlake.model.reports import Report
+from soundlake.model.trainer import Trainer
 
 log = logging.getLogger(__name__)
 

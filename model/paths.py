@@ -8,7 +8,7 @@ import os
 import re
 import stat
 
-from model.errors import InputError
+from soundlake.model.errors import InputError
 
 # Ids are digests in hexadecimal. Whatever else is of this form does no harm either.
 _ID = re.compile(r"[0-9a-z]{1,64}")

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from model import splits
-from model.errors import InputError
-from model.features import FeatureSpec
-from model.hosts import Hosts
-from model.paths import regular
-from model.records import DamagedShardError, Record, decode, read_framed
-from model.reports import Report, unheard
+from soundlake.model import splits
+from soundlake.model.errors import InputError
+from soundlake.model.features import FeatureSpec
+from soundlake.model.hosts import Hosts
+from soundlake.model.paths import regular
+from soundlake.model.records import DamagedShardError, Record, decode, read_framed
+from soundlake.model.reports import Report, unheard
 
 # Local paths of shards, and the recording_ids that are to be read from each: a shard may hold more.
 Shards = Mapping[str, Collection[str]]

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from model import artifact, evaluate
-from model.features import FeatureSpec
-from model.inversion import sound_of
+from soundlake.model import artifact, evaluate
+from soundlake.model.features import FeatureSpec
+from soundlake.model.inversion import sound_of
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 # Rates that MP3 knows, Hz; sound at any other is written as WAV, ten times as large.

@@ -20,13 +20,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from model import artifact, dataset, evaluate, hosts, places, splits, vae
-from model import report as page
-from model.errors import InputError, TryLaterError
-from model.features import FeatureSpec
-from model.loop import Loop
-from model.reports import Report, unheard
-from model.trainer import Trainer, TrainSettings, fresh, training_input
+from soundlake.model import artifact, dataset, evaluate, hosts, places, splits, vae
+from soundlake.model import report as page
+from soundlake.model.errors import InputError, TryLaterError
+from soundlake.model.features import FeatureSpec
+from soundlake.model.loop import Loop
+from soundlake.model.reports import Report, unheard
+from soundlake.model.trainer import Trainer, TrainSettings, fresh, training_input
 
 log = logging.getLogger(__name__)
 

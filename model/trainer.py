@@ -13,10 +13,10 @@ import numpy as np
 import tensorflow as tf
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from model import augment, dataset, objective, vae
-from model.errors import InputError
-from model.features import FeatureSpec
-from model.places import Places
+from soundlake.model import augment, dataset, objective, vae
+from soundlake.model.errors import InputError
+from soundlake.model.features import FeatureSpec
+from soundlake.model.places import Places
 
 # What the presets differ in, beside the network: the seed is trained as in the article, by the ELBO alone.
 _OF_PRESET: dict[str, dict[str, Any]] = {

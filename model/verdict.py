@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from model.evaluate import MEASURES
+from soundlake.model.evaluate import MEASURES
 
 # The baselines, in words.
 BASELINES = {

@@ -10,11 +10,11 @@ from dataclasses import dataclass, fields, replace
 from operator import attrgetter
 from typing import Any
 
-from model.features import FeatureSpec
-from pipelines import ledger, plan
-from pipelines.audio import DECODER_VERSION, Probe
-from pipelines.ledger import DONE, REJECTED, Row
-from pipelines.plan import Segment
+from soundlake.model.features import FeatureSpec
+from soundlake.pipelines import ledger, plan
+from soundlake.pipelines.audio import DECODER_VERSION, Probe
+from soundlake.pipelines.ledger import DONE, REJECTED, Row
+from soundlake.pipelines.plan import Segment
 
 # Columns of a ledger row that tell about the bytes, whatever the file is called.
 CONTENT = ["recording_id", "status", "stage", "reason", "detail", "container", "codec", "sample_rate", "channels"]

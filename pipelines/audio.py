@@ -19,10 +19,10 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from model.errors import OF_THE_MACHINE
-from pipelines import containers, ffmpeg
-from pipelines.blocks import BLOCK_FRAMES, Blocks, mean
-from pipelines.recording import CHANNELS_RANGE, NOTES, RATE_RANGE, REASONS, Probe, Rejected
+from soundlake.model.errors import OF_THE_MACHINE
+from soundlake.pipelines import containers, ffmpeg
+from soundlake.pipelines.blocks import BLOCK_FRAMES, Blocks, mean
+from soundlake.pipelines.recording import CHANNELS_RANGE, NOTES, RATE_RANGE, REASONS, Probe, Rejected
 
 __all__ = [
     "BLOCK_FRAMES",

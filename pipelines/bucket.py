@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import IO, Any, BinaryIO, cast
 
-from pipelines import patience
-from pipelines.patience import patiently
-from pipelines.store import Info
+from soundlake.pipelines import patience
+from soundlake.pipelines.patience import patiently
+from soundlake.pipelines.store import Info
 
 # Of what is sent in parts, one part; of a long file, what one request reads.
 BLOCK = 8 << 20
@@ -255,7 +255,7 @@ class Bucket:
     @contextlib.contextmanager
     def locked(self, name: str, *, wait: bool = True) -> Iterator[Callable[[], None]]:
         """Keep others out by a lease (`pipelines.lease`); that of a killed one ends by itself."""
-        from pipelines.lease import held
+        from soundlake.pipelines.lease import held
 
         with held(self, f"{name}.lock", wait=wait) as still_held:
             yield still_held

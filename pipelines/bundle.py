@@ -11,16 +11,16 @@ from dataclasses import astuple, replace
 
 import pyarrow as pa
 
-from model.errors import OF_THE_MACHINE, InputError, number_of
-from model.features import FeatureSpec
-from pipelines import plan
-from pipelines.account import Work
-from pipelines.audio import DECODER_VERSION, Rejected
-from pipelines.corpus import at_hand
-from pipelines.isolation import Sandbox, sandbox
-from pipelines.lake import Lake
-from pipelines.ledger import DONE, REJECTED, Row
-from pipelines.windows import write_segment
+from soundlake.model.errors import OF_THE_MACHINE, InputError, number_of
+from soundlake.model.features import FeatureSpec
+from soundlake.pipelines import plan
+from soundlake.pipelines.account import Work
+from soundlake.pipelines.audio import DECODER_VERSION, Rejected
+from soundlake.pipelines.corpus import at_hand
+from soundlake.pipelines.isolation import Sandbox, sandbox
+from soundlake.pipelines.lake import Lake
+from soundlake.pipelines.ledger import DONE, REJECTED, Row
+from soundlake.pipelines.windows import write_segment
 
 OUTCOMES = pa.schema(
     [

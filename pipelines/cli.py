@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from model.errors import HeldError
-from pipelines import cli_table
-from pipelines.options import (
+from soundlake.model.errors import HeldError
+from soundlake.pipelines import cli_table
+from soundlake.pipelines.options import (
     BEAM,
     Accelerator,
     Audio,
@@ -42,7 +42,7 @@ from pipelines.options import (
     Xla,
     finite,
 )
-from pipelines.terminal import lake_at, out, say, tell
+from soundlake.pipelines.terminal import lake_at, out, say, tell
 
 app = typer.Typer(
     name="soundlake",
@@ -84,7 +84,7 @@ def run_command(
     verbose: Verbose = False,
 ) -> None:
     """Do the whole job: extract, train and evaluate unless the spec has a model, encode, index."""
-    from pipelines import commands, lookup, messages
+    from soundlake.pipelines import commands, lookup, messages
 
     result = commands.run(
         lake_at(lake),
@@ -134,7 +134,7 @@ def plan_command(
     verbose: Verbose = False,
 ) -> None:
     """Show what extract would do and what it would cost. Decodes at most a few samples."""
-    from pipelines import commands, lookup, messages
+    from soundlake.pipelines import commands, lookup, messages
 
     result = commands.plan(
         lake_at(lake),
@@ -187,7 +187,7 @@ def extract_command(
     verbose: Verbose = False,
 ) -> None:
     """Turn new and changed files into shards of log-mel windows, and account for every file."""
-    from pipelines import commands, ledger, lookup, messages
+    from soundlake.pipelines import commands, ledger, lookup, messages
 
     found = lookup.parse_spec(spec)
     where = lake_at(lake)
@@ -238,7 +238,7 @@ def partitions_command(
     verbose: Verbose = False,
 ) -> None:
     """List the parts of a corpus for --partition: its folders, removed folders, and . for files outside folders."""
-    from pipelines import commands, lookup
+    from soundlake.pipelines import commands, lookup
 
     result = commands.partitions(lake_at(lake), audio, spec=lookup.parse_spec(spec))
     if as_json:
@@ -293,7 +293,7 @@ def train_command(
 
     On several hosts run the same command on each, with TensorFlow's TF_CONFIG in the environment.
     """
-    from pipelines import commands, messages
+    from soundlake.pipelines import commands, messages
 
     settings = {"preset": preset, "max_steps": steps, "batch_size": batch_size, "learning_rate": learning_rate}
     settings |= {"latent_dim": latent_dim, "likeness_dim": likeness_dim, "patience": patience, "seed": seed}
@@ -325,7 +325,7 @@ def promote_command(
     verbose: Verbose = False,
 ) -> None:
     """Make encode and search use this model for its spec; refused (exit 3) if it is worse than the one in use."""
-    from pipelines import judging, messages
+    from soundlake.pipelines import judging, messages
 
     try:
         result = judging.promote(lake_at(lake), model_id, force=force, folds=folds)
@@ -353,7 +353,7 @@ def encode_command(
     verbose: Verbose = False,
 ) -> None:
     """Encode every window that the table lacks, and remove rows of deleted files."""
-    from pipelines import commands, messages
+    from soundlake.pipelines import commands, messages
 
     result = commands.encode(
         lake_at(lake),
@@ -381,7 +381,7 @@ def evaluate_command(
     verbose: Verbose = False,
 ) -> None:
     """Evaluate a model against baselines: statistics of log-mel and of MFCCs, and principal components."""
-    from pipelines import judging, messages
+    from soundlake.pipelines import judging, messages
 
     result = judging.evaluate(lake_at(lake), spec=spec, model_id=model, folds=folds)
     if as_json:
@@ -400,8 +400,8 @@ def status_command(
     verbose: Verbose = False,
 ) -> None:
     """Show what is in the lake: recordings, rejects by reason, models, tables."""
-    from pipelines import messages
-    from pipelines.status import status
+    from soundlake.pipelines import messages
+    from soundlake.pipelines.status import status
 
     result = status(lake_at(lake), spec=spec)
     if as_json:
@@ -428,7 +428,7 @@ def synth_command(
     verbose: Verbose = False,
 ) -> None:
     """Write the demo corpus: eight kinds of synthetic sound, with labels."""
-    from pipelines.synth import synthesise
+    from soundlake.pipelines.synth import synthesise
 
     files = synthesise(folder, recordings=recordings, seed=seed)
     if as_json:

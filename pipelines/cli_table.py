@@ -4,9 +4,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from model.errors import HeldError, storage_errors
-from pipelines.options import Json, LakeAt, ModelId, SpecToRead, Verbose
-from pipelines.terminal import lake_at, out, say, tell
+from soundlake.model.errors import HeldError, storage_errors
+from soundlake.pipelines.options import Json, LakeAt, ModelId, SpecToRead, Verbose
+from soundlake.pipelines.terminal import lake_at, out, say, tell
 
 
 def search(
@@ -29,9 +29,9 @@ def search(
     verbose: Verbose = False,
 ) -> None:
     """Find what sounds like QUERY: first the very same sound (marked =), then the nearest."""
-    from pipelines import commands, messages
-    from pipelines.playlist import playlist
-    from pipelines.search import as_json as hits_as_json
+    from soundlake.pipelines import commands, messages
+    from soundlake.pipelines.playlist import playlist
+    from soundlake.pipelines.search import as_json as hits_as_json
 
     result = commands.search(lake_at(lake), query or [], k=k, where=where, by=by, spec=spec, model_id=model)
     if play_list is not None:
@@ -61,7 +61,7 @@ def export(
     verbose: Verbose = False,
 ) -> None:
     """Write the table to a file for other tools."""
-    from pipelines import commands
+    from soundlake.pipelines import commands
 
     result = commands.export(lake_at(lake), target, where=where, by=by, spec=spec, model_id=model)
     if as_json:
@@ -86,9 +86,9 @@ def forget(
     verbose: Verbose = False,
 ) -> None:
     """Erase recordings from all that the lake keeps; the next extract leaves them out."""
-    from pipelines.forget import forget as erase
-    from pipelines.forget import read_list
-    from pipelines.messages_forget import forgotten
+    from soundlake.pipelines.forget import forget as erase
+    from soundlake.pipelines.forget import read_list
+    from soundlake.pipelines.messages_forget import forgotten
 
     where = lake_at(lake)
     names = read_list(listed) if listed is not None else []
@@ -115,8 +115,8 @@ def maintain(
     verbose: Verbose = False,
 ) -> None:
     """Clean up after killed runs, compact ledgers and tables, check the index."""
-    from pipelines.maintain import maintain as keep_in_order
-    from pipelines.messages_maintain import maintained
+    from soundlake.pipelines.maintain import maintain as keep_in_order
+    from soundlake.pipelines.messages_maintain import maintained
 
     where, held = lake_at(lake), None
     try:

@@ -9,23 +9,23 @@ import shlex
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-from model.errors import HeldError, InputError
-from model.features import FeatureSpec
-from pipelines import fragments, ledger, models, table
-from pipelines.display import stage
-from pipelines.judging import evaluate, promote
-from pipelines.lake import Lake, run_manifest
-from pipelines.lookup import find_model, find_table
-from pipelines.options import is_template, refuse_template
-from pipelines.progress import Progress, watching
-from pipelines.training import train
+from soundlake.model.errors import HeldError, InputError
+from soundlake.model.features import FeatureSpec
+from soundlake.pipelines import fragments, ledger, models, table
+from soundlake.pipelines.display import stage
+from soundlake.pipelines.judging import evaluate, promote
+from soundlake.pipelines.lake import Lake, run_manifest
+from soundlake.pipelines.lookup import find_model, find_table
+from soundlake.pipelines.options import is_template, refuse_template
+from soundlake.pipelines.progress import Progress, watching
+from soundlake.pipelines.training import train
 
 log = logging.getLogger(__name__)
 
 
 def _root_of(lake: Lake, audio: str, *, may_be_gone: bool = False) -> str:
     """The uri of a corpus, checked."""
-    from pipelines import corpus
+    from soundlake.pipelines import corpus
 
     root = corpus.corpus_root(audio, may_be_gone=may_be_gone)
     corpus_place, lake_place = (os.path.realpath(one) if "://" not in one else one for one in (root, lake.root))
@@ -48,8 +48,8 @@ def _gone(lake: Lake, root: str, spec_id: str) -> None:
 
 def _retried(reason: str | None) -> frozenset[str]:
     """The reasons whose rejects are tried again: what may pass by itself, and the one named, or ``"all"``."""
-    from pipelines import plan as planning
-    from pipelines.audio import REASONS
+    from soundlake.pipelines import plan as planning
+    from soundlake.pipelines.audio import REASONS
 
     if reason not in (None, "all", *REASONS):
         raise InputError(
@@ -62,7 +62,7 @@ def _partition_of(lake: Lake, root: str, partition: str | None, spec_id: str) ->
     """Raise `InputError` if a corpus has no such partition, and the ledger knows of none that it had."""
     if partition is None:
         return
-    from pipelines import corpus
+    from soundlake.pipelines import corpus
 
     there = corpus.partitions(root)
     if partition not in (*there, *ledger.partitions(ledger.open_ledger(lake, spec_id), root)):
@@ -79,7 +79,7 @@ def partitions(lake: Lake, audio: str, *, spec: FeatureSpec) -> dict[str, Any]:
         ``corpus``, ``spec_id``, ``partitions`` by name, and those of them that have ``gone``: the ledger knows files of
         them, and they are not there now.
     """
-    from pipelines import corpus
+    from soundlake.pipelines import corpus
 
     root = _root_of(lake, audio)
     there = set(corpus.partitions(root))
@@ -128,15 +128,15 @@ def extract(
     root = _root_of(lake, audio, may_be_gone=allow_empty)
     _gone(lake, root, spec.spec_id)
     retried = _retried(retry)
-    from pipelines import estimate, finish
-    from pipelines.labels import find_labels
-    from pipelines.runners import beam_options
+    from soundlake.pipelines import estimate, finish
+    from soundlake.pipelines.labels import find_labels
+    from soundlake.pipelines.runners import beam_options
 
     engine = beam_options(beam, workers=workers)
     found = find_labels(root, labels)
     lake.initialise()
     _partition_of(lake, root, partition, spec.spec_id)
-    from pipelines.extract import extract as extract_features
+    from soundlake.pipelines.extract import extract as extract_features
 
     settings = {"audio": root, "labels": found, "spec_id": spec.spec_id, "retry": retry, "beam": list(beam)}
     settings["partition"] = partition
@@ -162,13 +162,13 @@ def extract(
             rates = estimate.rates_of(*(_by_container(watch.first, name) for name in ("cpu_s ", "audio_s ")))
         finish.note_extract(run, spec.spec_id, totals, rates=rates)
         if recheck:
-            from pipelines.recheck import recheck as recheck_files
+            from soundlake.pipelines.recheck import recheck as recheck_files
 
             lake.remove(run.folder)
             with watching(Progress(lake, run.folder), verb="rechecking"):
                 totals["recheck"] = recheck_files(lake, spec, root, partition=partition, run=run, engine=engine)
         if repair:
-            from pipelines.repair import repair as repair_shards
+            from soundlake.pipelines.repair import repair as repair_shards
 
             lake.remove(run.folder)
             with watching(Progress(lake, run.folder), verb="checking shards"):
@@ -209,10 +209,10 @@ def plan(
     """
     refuse_template(beam, "plan")
     root = _root_of(lake, audio)
-    from pipelines import estimate
-    from pipelines.labels import find_labels
-    from pipelines.plan import suggested_spec
-    from pipelines.runners import beam_options
+    from soundlake.pipelines import estimate
+    from soundlake.pipelines.labels import find_labels
+    from soundlake.pipelines.plan import suggested_spec
+    from soundlake.pipelines.runners import beam_options
 
     engine = beam_options(beam, workers=workers)
     found_labels = find_labels(root, labels)
@@ -295,9 +295,9 @@ def encode(
         now["row_format"] = table.ROW_FORMAT
         if {name: done.get(name) for name in now} == now:
             return done | {"encoded": 0, "renamed": 0, "stale_recordings": 0, "run_id": None}
-    from pipelines import finish
-    from pipelines.encode import encode as encode_windows
-    from pipelines.runners import beam_options
+    from soundlake.pipelines import finish
+    from soundlake.pipelines.encode import encode as encode_windows
+    from soundlake.pipelines.runners import beam_options
 
     engine = beam_options(beam, workers=workers)
     settings = {"model_id": model.model_id, "under": under, "accelerator": accelerator, "beam": list(beam)}
@@ -345,7 +345,7 @@ def run(
         ``extract``, ``train`` (None if a model was there), ``held`` (why its model is not the one in use, or None),
         ``encode``, ``evaluation`` (of a model that had none, else None), ``ledger`` (its summary), ``report``.
     """
-    from model import artifact, hosts
+    from soundlake.model import artifact, hosts
 
     if hosts.from_environment().count > 1:
         raise InputError(
@@ -416,8 +416,8 @@ def search(
     dict
         ``results``: for each query its text and ``hits`` (`pipelines.search.Hit`); ``notes``: what to know about them.
     """
-    from pipelines.query import load_query
-    from pipelines.search import Searcher
+    from soundlake.pipelines.query import load_query
+    from soundlake.pipelines.search import Searcher
 
     if not queries and where is None:
         raise InputError("nothing to search for: give a file, a recording_id, or a filter with --where")
@@ -454,7 +454,7 @@ def export(
     model_id: str | None = None,
 ) -> dict[str, Any]:
     """Write a model's table to a file; see `pipelines.export.export`."""
-    from pipelines.export import export as write
+    from soundlake.pipelines.export import export as write
 
     found_id, dataset = find_table(lake, model_id, spec)
     rows = write(dataset, target, where=where, by=by)

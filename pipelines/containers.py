@@ -12,7 +12,7 @@ import struct
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
-from pipelines.isolation import alive
+from soundlake.pipelines.isolation import alive
 
 # No honest file chains more streams: a radio station recorded for a month.
 MOST_LINKS = 10_000

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
-from model.errors import PASSING, InputError, storage_errors
-from pipelines import store
-from pipelines.secrecy import refuse_secrets
-from pipelines.store import Store
+from soundlake.model.errors import PASSING, InputError, storage_errors
+from soundlake.pipelines import store
+from soundlake.pipelines.secrecy import refuse_secrets
+from soundlake.pipelines.store import Store
 
 # Left out by name: what lies beside audio and never is. All else is listed, and the decoder judges by content.
 OTHER = frozenset(

@@ -15,17 +15,17 @@ import apache_beam as beam
 from apache_beam.ml.inference.base import RunInference
 from apache_beam.pvalue import AsList, AsSingleton, TaggedOutput
 
-from model.errors import InputError
-from pipelines import finish, fragments, ledger, table, traces
-from pipelines.account import packed
-from pipelines.corpus import in_partition
-from pipelines.encoder import EncoderHandler, Name, Piece, Recording
-from pipelines.forgotten import Memory
-from pipelines.joins import joined
-from pipelines.lake import Lake, Run
-from pipelines.machine import keep_freed_memory
-from pipelines.progress import Progress
-from pipelines.runners import Engine, run_pipeline
+from soundlake.model.errors import InputError
+from soundlake.pipelines import finish, fragments, ledger, table, traces
+from soundlake.pipelines.account import packed
+from soundlake.pipelines.corpus import in_partition
+from soundlake.pipelines.encoder import EncoderHandler, Name, Piece, Recording
+from soundlake.pipelines.forgotten import Memory
+from soundlake.pipelines.joins import joined
+from soundlake.pipelines.lake import Lake, Run
+from soundlake.pipelines.machine import keep_freed_memory
+from soundlake.pipelines.progress import Progress
+from soundlake.pipelines.runners import Engine, run_pipeline
 
 # Runs that commit to one table at the same time plan again; more often than this is no coincidence.
 ATTEMPTS = 3

@@ -12,13 +12,13 @@ import numpy.typing as npt
 import pyarrow as pa
 from apache_beam.ml.inference.base import ModelHandler
 
-from model import artifact
-from model.errors import InputError
-from model.features import FeatureSpec, dequantise
-from model.records import DamagedShardError, Record, decode, read_framed
-from pipelines import fragments, models, table
-from pipelines.lake import Lake
-from pipelines.progress import Progress
+from soundlake.model import artifact
+from soundlake.model.errors import InputError
+from soundlake.model.features import FeatureSpec, dequantise
+from soundlake.model.records import DamagedShardError, Record, decode, read_framed
+from soundlake.pipelines import fragments, models, table
+from soundlake.pipelines.lake import Lake
+from soundlake.pipelines.progress import Progress
 
 BATCH_WINDOWS = 64
 # Asked of a runner that chooses machines, for one of two cores.

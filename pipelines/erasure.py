@@ -15,17 +15,17 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from model.paths import is_id
-from model.records import DamagedShardError, read_framed, recording_of, write_framed
-from pipelines import finish, fragments, ledger, models, table, traces
-from pipelines.bundle import read_outcomes, write_outcomes
-from pipelines.encoder import read_shard, unreadable
-from pipelines.forgotten import Memory
-from pipelines.lake import Lake
-from pipelines.ledger import Row
-from pipelines.lookup import spec_of_lake
-from pipelines.plan import Segment, bundle_id
-from pipelines.tidying import INDEX, without_index
+from soundlake.model.paths import is_id
+from soundlake.model.records import DamagedShardError, read_framed, recording_of, write_framed
+from soundlake.pipelines import finish, fragments, ledger, models, table, traces
+from soundlake.pipelines.bundle import read_outcomes, write_outcomes
+from soundlake.pipelines.encoder import read_shard, unreadable
+from soundlake.pipelines.forgotten import Memory
+from soundlake.pipelines.lake import Lake
+from soundlake.pipelines.ledger import Row
+from soundlake.pipelines.lookup import spec_of_lake
+from soundlake.pipelines.plan import Segment, bundle_id
+from soundlake.pipelines.tidying import INDEX, without_index
 
 log = logging.getLogger(__name__)
 

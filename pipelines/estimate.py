@@ -15,23 +15,23 @@ import apache_beam as beam
 import numpy as np
 from apache_beam.pvalue import AsSingleton
 
-from model.features import FeatureSpec
-from model.records import Record, encode
-from pipelines import ledger, plan
-from pipelines.account import Work
-from pipelines.audio import Rejected
-from pipelines.corpus import at_hand
-from pipelines.display import stage
-from pipelines.extract import summarise
-from pipelines.finish import totalled
-from pipelines.isolation import sandbox
-from pipelines.labels import without_file
-from pipelines.lake import Lake, Run, manifests
-from pipelines.ledger import REJECTED, Row
-from pipelines.progress import Progress, watching
-from pipelines.runners import Engine, run_pipeline
-from pipelines.survey import bundles, survey, weight
-from pipelines.windows import write_segment
+from soundlake.model.features import FeatureSpec
+from soundlake.model.records import Record, encode
+from soundlake.pipelines import ledger, plan
+from soundlake.pipelines.account import Work
+from soundlake.pipelines.audio import Rejected
+from soundlake.pipelines.corpus import at_hand
+from soundlake.pipelines.display import stage
+from soundlake.pipelines.extract import summarise
+from soundlake.pipelines.finish import totalled
+from soundlake.pipelines.isolation import sandbox
+from soundlake.pipelines.labels import without_file
+from soundlake.pipelines.lake import Lake, Run, manifests
+from soundlake.pipelines.ledger import REJECTED, Row
+from soundlake.pipelines.progress import Progress, watching
+from soundlake.pipelines.runners import Engine, run_pipeline
+from soundlake.pipelines.survey import bundles, survey, weight
+from soundlake.pipelines.windows import write_segment
 
 # Recordings of a container that are decoded where no run has told a rate, and seconds that all of it may take.
 SAMPLES, BUDGET_S = 3, 20.0

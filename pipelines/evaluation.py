@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from model import evaluate, splits
-from model.artifact import Model, Pooling, pooled
-from model.dataset import COMPONENT_WINDOWS
-from model.errors import InputError
-from model.features import FeatureSpec, dequantise
-from model.trainer import TrainSettings, fresh
-from pipelines import ledger
-from pipelines.display import stage
-from pipelines.lake import Lake
-from pipelines.sampling import BATCH_WINDOWS, Clip, apart, batches, by_clip, held_out_of, near_copies, sample
+from soundlake.model import evaluate, splits
+from soundlake.model.artifact import Model, Pooling, pooled
+from soundlake.model.dataset import COMPONENT_WINDOWS
+from soundlake.model.errors import InputError
+from soundlake.model.features import FeatureSpec, dequantise
+from soundlake.model.trainer import TrainSettings, fresh
+from soundlake.pipelines import ledger
+from soundlake.pipelines.display import stage
+from soundlake.pipelines.lake import Lake
+from soundlake.pipelines.sampling import BATCH_WINDOWS, Clip, apart, batches, by_clip, held_out_of, near_copies, sample
 
 # Recordings whose windows are disturbed, and are to be found again.
 DISTURBED = 500
@@ -75,7 +75,7 @@ def _untrained(model: Model) -> Embed:
 
 def _statistics(model: Model) -> Embed:
     """What the embedding is a map of, without the map; of a model that has no such statistics, too."""
-    from model import texture
+    from soundlake.model import texture
 
     return lambda windows: np.concatenate(texture.statistics_of(model.normalise(windows), windows), axis=1)
 

@@ -10,11 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from model.artifact import Pooling, pooled_width
-from model.errors import InputError, storage_errors
-from pipelines.display import Stage, stage
-from pipelines.store import Folder
-from pipelines.table import filter_error, pooling_of, whole
+from soundlake.model.artifact import Pooling, pooled_width
+from soundlake.model.errors import InputError, storage_errors
+from soundlake.pipelines.display import Stage, stage
+from soundlake.pipelines.store import Folder
+from soundlake.pipelines.table import filter_error, pooling_of, whole
 
 log = logging.getLogger(__name__)
 

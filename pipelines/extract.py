@@ -15,17 +15,17 @@ import apache_beam as beam
 from apache_beam.metrics import Metrics
 from apache_beam.pvalue import AsDict, AsList, AsSingleton, TaggedOutput
 
-from model.features import FeatureSpec
-from pipelines import account, erasure, finish, fragments, isolation, ledger, plan
-from pipelines.account import Candidate, Work, packed
-from pipelines.bundle import write_bundle
-from pipelines.joins import joined
-from pipelines.lake import Lake, Run
-from pipelines.ledger import DONE, REJECTED, Row
-from pipelines.machine import keep_freed_memory
-from pipelines.progress import Progress
-from pipelines.runners import Concurrently, Engine, run_pipeline
-from pipelines.survey import bundles, survey, weight
+from soundlake.model.features import FeatureSpec
+from soundlake.pipelines import account, erasure, finish, fragments, isolation, ledger, plan
+from soundlake.pipelines.account import Candidate, Work, packed
+from soundlake.pipelines.bundle import write_bundle
+from soundlake.pipelines.joins import joined
+from soundlake.pipelines.lake import Lake, Run
+from soundlake.pipelines.ledger import DONE, REJECTED, Row
+from soundlake.pipelines.machine import keep_freed_memory
+from soundlake.pipelines.progress import Progress
+from soundlake.pipelines.runners import Concurrently, Engine, run_pipeline
+from soundlake.pipelines.survey import bundles, survey, weight
 
 # Rows that wait in a worker to be written as one file.
 PART_ROWS = 2048

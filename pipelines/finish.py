@@ -8,14 +8,14 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from model.errors import InputError, TryLaterError
-from pipelines import account, forgotten, fragments, ledger, plan, random_pairs, table
-from pipelines.corpus import listing
-from pipelines.display import stage
-from pipelines.forgotten import Memory
-from pipelines.labels import without_file
-from pipelines.lake import Lake, Run
-from pipelines.ledger import DONE, REJECTED, Row
+from soundlake.model.errors import InputError, TryLaterError
+from soundlake.pipelines import account, forgotten, fragments, ledger, plan, random_pairs, table
+from soundlake.pipelines.corpus import listing
+from soundlake.pipelines.display import stage
+from soundlake.pipelines.forgotten import Memory
+from soundlake.pipelines.labels import without_file
+from soundlake.pipelines.lake import Lake, Run
+from soundlake.pipelines.ledger import DONE, REJECTED, Row
 
 # How many missing files an error names.
 NAMED = 5
@@ -178,7 +178,7 @@ def _missing(
 
 def note_extract(run: Run, spec_id: str, totals: dict[str, Any], *, rates: dict[str, float]) -> None:
     """Add to the totals what extract was estimated to take, by `rates`, and took; keep them in the manifest."""
-    from pipelines import estimate
+    from soundlake.pipelines import estimate
 
     totals["rates"] = estimate.rates_of(totals["cpu_s"], totals["audio_s"])
     took = sum(totals["cpu_s"].values())

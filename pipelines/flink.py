@@ -4,8 +4,8 @@ import json
 import urllib.request
 from collections.abc import Sequence
 
-from model.errors import TryLaterError
-from pipelines.machine import cores
+from soundlake.model.errors import TryLaterError
+from soundlake.pipelines.machine import cores
 
 # A cluster in the job server itself.
 EMBEDDED = "[local]"

@@ -15,11 +15,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from model.errors import InputError
-from model.paths import is_id, no_links
-from pipelines import corpus, erasure, forgotten, ledger, leftovers, remnants, traces
-from pipelines.forgotten import Memory
-from pipelines.lake import Lake, run_manifest
+from soundlake.model.errors import InputError
+from soundlake.model.paths import is_id, no_links
+from soundlake.pipelines import corpus, erasure, forgotten, ledger, leftovers, remnants, traces
+from soundlake.pipelines.forgotten import Memory
+from soundlake.pipelines.lake import Lake, run_manifest
 
 _RECORDING = re.compile(r"[0-9a-f]{64}")
 

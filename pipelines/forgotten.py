@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
-from model.errors import InputError
-from pipelines.bucket import Bucket
-from pipelines.lake import FORGOTTEN, Lake
+from soundlake.model.errors import InputError
+from soundlake.pipelines.bucket import Bucket
+from soundlake.pipelines.lake import FORGOTTEN, Lake
 
 _SETS = ("names", "recordings", "files", "former")
 

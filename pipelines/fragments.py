@@ -16,11 +16,11 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from model.errors import InputError, number_of, storage_errors
-from model.paths import no_links
-from pipelines.bucket import lance_options
-from pipelines.lake import Lake
-from pipelines.patience import patiently
+from soundlake.model.errors import InputError, number_of, storage_errors
+from soundlake.model.paths import no_links
+from soundlake.pipelines.bucket import lance_options
+from soundlake.pipelines.lake import Lake
+from soundlake.pipelines.patience import patiently
 
 Result = TypeVar("Result")
 

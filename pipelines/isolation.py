@@ -19,8 +19,8 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from model.errors import TryLaterError, of_system
-from pipelines.recording import Rejected
+from soundlake.model.errors import TryLaterError, of_system
+from soundlake.pipelines.recording import Rejected
 
 # Without a sign of life for so long the decoder hangs: it gives one with every block, each some milliseconds' work.
 SECONDS = 60.0
@@ -30,7 +30,8 @@ MEMORY_BYTES = 1 << 30
 RAM = "5GB"
 
 # Loaded once, in the server that the children are forked from: a child then starts in some milliseconds.
-PRELOADED = ["pipelines.windows", "soundfile", "soxr", "av", "scipy.fft", "scipy.signal", "librosa.filters", "typer"]
+PRELOADED = ["soundlake.pipelines.windows", "soundfile", "soxr", "av", "typer"]
+PRELOADED += ["scipy.fft", "scipy.signal", "librosa.filters"]
 
 # Signals by which somebody else stops a process: they say nothing about the recording.
 _STOPPED = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}

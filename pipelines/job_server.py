@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from model.errors import InputError, TryLaterError
+from soundlake.model.errors import InputError, TryLaterError
 
 # Spark and Flink look into packages of Java that Java 17 keeps shut.
 OPENED = (

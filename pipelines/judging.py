@@ -3,13 +3,13 @@
 import logging
 from typing import Any
 
-from model.errors import HeldError, InputError
-from pipelines import models
-from pipelines.display import stage
-from pipelines.forgotten import Memory
-from pipelines.lake import Lake, forgotten_meanwhile, run_manifest
-from pipelines.lookup import find_model
-from pipelines.quiet import quiet
+from soundlake.model.errors import HeldError, InputError
+from soundlake.pipelines import models
+from soundlake.pipelines.display import stage
+from soundlake.pipelines.forgotten import Memory
+from soundlake.pipelines.lake import Lake, forgotten_meanwhile, run_manifest
+from soundlake.pipelines.lookup import find_model
+from soundlake.pipelines.quiet import quiet
 
 log = logging.getLogger(__name__)
 
@@ -39,9 +39,9 @@ def evaluate(
         raise InputError(f"{error}; train one that can be judged, run: {lake.command('train')}") from error
     given = _folds(folds)
     with stage("loading TensorFlow"), quiet():
-        from pipelines.evaluation import evaluation
-    from model import artifact, verdict
-    from pipelines.showing import report
+        from soundlake.pipelines.evaluation import evaluation
+    from soundlake.model import artifact, verdict
+    from soundlake.pipelines.showing import report
 
     with run_manifest(lake, "evaluate", {"model_id": model.model_id, "folds": folds}) as run:
         before = Memory.of(lake).mark
@@ -101,7 +101,7 @@ def _through_the_gate(
 ) -> None:
     """Compare with the model in use, log what came of it, and refuse one that is worse or cannot be compared."""
     with stage("loading TensorFlow"), quiet():
-        from pipelines import gate
+        from soundlake.pipelines import gate
     by_force = f"to promote it anyway run: {lake.command(f'promote {model.model_id} --force')}"
     try:
         current = models.load(lake, there)
@@ -123,13 +123,13 @@ def _through_the_gate(
 
 
 def _log(lake: Lake, model: Any, entry: dict[str, Any]) -> None:
-    from model import promotion
+    from soundlake.model import promotion
 
     promotion.log_promotion(model, entry)
     models.keep(lake, model, promotion.PROMOTIONS)
 
 
 def _folds(path: str | None) -> dict[str, str] | None:
-    from pipelines.labels import read_folds
+    from soundlake.pipelines.labels import read_folds
 
     return None if path is None else read_folds(path)

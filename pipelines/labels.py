@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, NamedTuple
 
-from model.errors import InputError
-from pipelines.corpus import is_file, listing, local_path, read_whole, uri_of
-from pipelines.secrecy import refuse_secrets
-from pipelines.store import is_bucket
+from soundlake.model.errors import InputError
+from soundlake.pipelines.corpus import is_file, listing, local_path, read_whole, uri_of
+from soundlake.pipelines.secrecy import refuse_secrets
+from soundlake.pipelines.store import is_bucket
 
 NAMES = ("labels.csv", "labels.parquet")
 COLUMNS = ("label", "group")

@@ -18,12 +18,12 @@ from importlib import metadata
 from typing import IO, Any, BinaryIO
 from urllib.parse import unquote_to_bytes
 
-from model.errors import InputError, TryLaterError, storage_errors
-from model.paths import checked_id, inside, regular
-from pipelines import store
-from pipelines.display import stage
-from pipelines.secrecy import refuse_secrets, without_secrets
-from pipelines.store import Store
+from soundlake.model.errors import InputError, TryLaterError, storage_errors
+from soundlake.model.paths import checked_id, inside, regular
+from soundlake.pipelines import store
+from soundlake.pipelines.display import stage
+from soundlake.pipelines.secrecy import refuse_secrets, without_secrets
+from soundlake.pipelines.store import Store
 
 FORMAT_VERSION = 1
 # Keyed digests of what the lake has forgotten (`pipelines.forgotten`).

@@ -18,8 +18,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from model.errors import TryLaterError
-from pipelines.bucket import Bucket, Token
+from soundlake.model.errors import TryLaterError
+from soundlake.pipelines.bucket import Bucket, Token
 
 log = logging.getLogger(__name__)
 

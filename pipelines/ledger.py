@@ -14,12 +14,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from model.errors import InputError, TryLaterError
-from model.paths import is_id
-from pipelines import fragments
-from pipelines.audio import DECODER_VERSION
-from pipelines.bucket import lance_options
-from pipelines.lake import Lake
+from soundlake.model.errors import InputError, TryLaterError
+from soundlake.model.paths import is_id
+from soundlake.pipelines import fragments
+from soundlake.pipelines.audio import DECODER_VERSION
+from soundlake.pipelines.bucket import lance_options
+from soundlake.pipelines.lake import Lake
 
 log = logging.getLogger(__name__)
 
@@ -232,7 +232,7 @@ def _older(dataset: Any) -> dict[str, int]:
     """How many files of each corpus an older decoder read; those that no decoder could read do not count."""
     import pyarrow.compute as pc
 
-    from pipelines.plan import TRANSIENT
+    from soundlake.pipelines.plan import TRANSIENT
 
     where = f"(reason IS NULL OR NOT {fragments.in_list('reason', sorted(TRANSIENT))})"
     if "decoder" in dataset.schema.names:
@@ -264,7 +264,7 @@ def _notes(dataset: Any) -> dict[str, Any]:
 
 def partitions(dataset: Any, corpus: str) -> set[str]:
     """Partitions of a corpus (`pipelines.corpus.partitions`) that a ledger knows files of; None for no ledger yet."""
-    from pipelines.corpus import partition_of
+    from soundlake.pipelines.corpus import partition_of
 
     found: set[str] = set()
     if dataset is not None:

@@ -3,11 +3,11 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from model import artifact
-from model.errors import storage_errors
-from model.paths import is_id
-from pipelines.lake import Lake
-from pipelines.store import Store
+from soundlake.model import artifact
+from soundlake.model.errors import storage_errors
+from soundlake.model.paths import is_id
+from soundlake.pipelines.lake import Lake
+from soundlake.pipelines.store import Store
 
 # Files half written, folders of runs and of what encode had not committed, and the two files of a bundle.
 PARTS, RUNS, STAGED, OUTCOMES, SHARDS = KINDS = ("parts", "runs", "staged", "outcomes", "shards")

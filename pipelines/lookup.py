@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from model.artifact import FormatError
-from model.errors import InputError, storage_errors
-from model.features import PRESETS, FeatureSpec
-from model.paths import is_id
-from pipelines import ledger, models, table
-from pipelines.lake import Lake
+from soundlake.model.artifact import FormatError
+from soundlake.model.errors import InputError, storage_errors
+from soundlake.model.features import PRESETS, FeatureSpec
+from soundlake.model.paths import is_id
+from soundlake.pipelines import ledger, models, table
+from soundlake.pipelines.lake import Lake
 
 
 def parse_spec(name: str) -> FeatureSpec:

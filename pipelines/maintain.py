@@ -13,14 +13,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from model.errors import HeldError, InputError, TryLaterError, storage_errors
-from model.paths import is_id, no_links
-from pipelines import fragments, ledger, leftovers, table
-from pipelines.display import stage
-from pipelines.lake import Lake, run_manifest
-from pipelines.leftovers import Left, Sweep
-from pipelines.lookup import find_model
-from pipelines.tidying import Tidying
+from soundlake.model.errors import HeldError, InputError, TryLaterError, storage_errors
+from soundlake.model.paths import is_id, no_links
+from soundlake.pipelines import fragments, ledger, leftovers, table
+from soundlake.pipelines.display import stage
+from soundlake.pipelines.lake import Lake, run_manifest
+from soundlake.pipelines.leftovers import Left, Sweep
+from soundlake.pipelines.lookup import find_model
+from soundlake.pipelines.tidying import Tidying
 
 # Hours that a run may take without a sign, and be safe whatever it does; what an index is to find of the true nearest.
 GRACE_H, RECALL_FLOOR = 48.0, 0.9

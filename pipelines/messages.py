@@ -5,12 +5,12 @@ import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from model.evaluate import DISTURBANCES, MEASURES, PARTS, baselines
-from model.features import PRESETS
-from pipelines.audio import NOTES, REASONS
-from pipelines.display import duration
-from pipelines.lake import Lake
-from pipelines.terminal import visible
+from soundlake.model.evaluate import DISTURBANCES, MEASURES, PARTS, baselines
+from soundlake.model.features import PRESETS
+from soundlake.pipelines.audio import NOTES, REASONS
+from soundlake.pipelines.display import duration
+from soundlake.pipelines.lake import Lake
+from soundlake.pipelines.terminal import visible
 
 
 def files(totals: dict[str, Any]) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from pipelines.leftovers import OUTCOMES, PARTS, RUNS, SHARDS, STAGED
+from soundlake.pipelines.leftovers import OUTCOMES, PARTS, RUNS, SHARDS, STAGED
 
 _KINDS = {
     PARTS: "unfinished file(s)",

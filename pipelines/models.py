@@ -15,13 +15,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from model import artifact, promotion
-from model.errors import InputError, TryLaterError, storage_errors
-from model.paths import checked_id, is_id
-from pipelines import store
-from pipelines.bucket import Bucket, endpoint
-from pipelines.lake import Lake
-from pipelines.store import Info
+from soundlake.model import artifact, promotion
+from soundlake.model.errors import InputError, TryLaterError, storage_errors
+from soundlake.model.paths import checked_id, is_id
+from soundlake.pipelines import store
+from soundlake.pipelines.bucket import Bucket, endpoint
+from soundlake.pipelines.lake import Lake
+from soundlake.pipelines.store import Info
 
 CURRENT = f"models/{promotion.CURRENT}"
 CHECKPOINTS = "checkpoints"

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from model.errors import InputError
+from soundlake.model.errors import InputError
 
 # Options of Beam's own follow `--`.
 BEAM = {"allow_extra_args": True}
@@ -26,7 +26,7 @@ class RetryCommand(TyperCommand):
         end = args.index("--") if "--" in args else len(args)
         if RETRY not in args[:end]:
             return args
-        from pipelines.audio import REASONS
+        from soundlake.pipelines.audio import REASONS
 
         place = args.index(RETRY) + 1
         without = [*args[:place], "all", *args[place:]]

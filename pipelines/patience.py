@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from model.errors import OF_THE_MACHINE, OF_THE_NETWORK, InputError, TryLaterError, number_of, of_system
+from soundlake.model.errors import OF_THE_MACHINE, OF_THE_NETWORK, InputError, TryLaterError, number_of, of_system
 
 # Seconds: what one request may take, and how long a bucket may not answer before a command gives up.
 REQUEST_S = float(os.environ.get("SOUNDLAKE_REQUEST_SECONDS", "30"))
@@ -125,7 +125,7 @@ def patiently(where: str, call: Callable[[], Result]) -> Result:
                 _answers = False
                 if number_of(error) in OF_THE_MACHINE and (ours := of_system(error, where)) is not None:
                     raise ours from error  # the bucket is not to blame
-                from pipelines.bucket import endpoint
+                from soundlake.pipelines.bucket import endpoint
 
                 raise TryLaterError(
                     f"no answer from {endpoint(where)} for {waited:.0f} s ({_cause(error)}), at {where}: "

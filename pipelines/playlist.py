@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from pipelines.corpus import local_path
+from soundlake.pipelines.corpus import local_path
 
 if TYPE_CHECKING:
-    from pipelines.search import Hit
+    from soundlake.pipelines.search import Hit
 
 
 def playlist(hits: "Sequence[Hit]") -> str:

@@ -13,13 +13,13 @@ from typing import Any
 
 import typer
 
-from model.errors import HeldError, InputError, TryLaterError, is_of_lance, of_system
-from pipelines.cli import app
-from pipelines.display import at_work
-from pipelines.lake import MANIFEST, HandedOver, interrupted
-from pipelines.options import verbose
-from pipelines.terminal import OURS, Answer, Told, say, say_all
-from pipelines.worker_boot import WORKER, work
+from soundlake.model.errors import HeldError, InputError, TryLaterError, is_of_lance, of_system
+from soundlake.pipelines.cli import app
+from soundlake.pipelines.display import at_work
+from soundlake.pipelines.lake import MANIFEST, HandedOver, interrupted
+from soundlake.pipelines.options import verbose
+from soundlake.pipelines.terminal import OURS, Answer, Told, say, say_all
+from soundlake.pipelines.worker_boot import WORKER, work
 
 # After a Ctrl-C another one is part of the same wish for so long: `timeout`, for one, always signals twice.
 ONE_WISH_S = 10.0
@@ -149,7 +149,7 @@ def _sentence(text: str) -> str:
 
 def _of_storage(error: BaseException) -> InputError | TryLaterError | None:
     """What the system, a bucket or Lance says where nothing nearer to it has told it; None of an internal error."""
-    from pipelines.patience import is_of_storage
+    from soundlake.pipelines.patience import is_of_storage
 
     if (clear := of_system(error)) is not None:
         return clear

@@ -11,9 +11,9 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from model.errors import TryLaterError
-from pipelines.display import Stage, stage
-from pipelines.lake import Lake
+from soundlake.model.errors import TryLaterError
+from soundlake.pipelines.display import Stage, stage
+from soundlake.pipelines.lake import Lake
 
 # Seconds between two looks; and between two words of a worker about files that it lists or probes.
 LOCAL_LOOK, REMOTE_LOOK, TALLY = 0.5, 15.0, 2.0

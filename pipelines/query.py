@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from model.errors import InputError, storage_errors
-from model.evaluate import MOST_RUN
-from model.features import FeatureSpec, dequantise, log_mel, quantise, windows
-from pipelines.audio import REASONS, Rejected, opened, probe
-from pipelines.corpus import at_hand, uri_of
-from pipelines.resampling import resampled
-from pipelines.secrecy import refuse_secrets
-from pipelines.store import is_bucket
+from soundlake.model.errors import InputError, storage_errors
+from soundlake.model.evaluate import MOST_RUN
+from soundlake.model.features import FeatureSpec, dequantise, log_mel, quantise, windows
+from soundlake.pipelines.audio import REASONS, Rejected, opened, probe
+from soundlake.pipelines.corpus import at_hand, uri_of
+from soundlake.pipelines.resampling import resampled
+from soundlake.pipelines.secrecy import refuse_secrets
+from soundlake.pipelines.store import is_bucket
 
 # Shifts of the query to a step of the table's windows, and in all; windows of the query on the table's own grid.
 SHIFTS_A_STEP = 16

@@ -19,24 +19,24 @@ import apache_beam as beam
 import numpy as np
 from apache_beam.pvalue import TaggedOutput
 
-from model.errors import InputError
-from model.features import FeatureSpec
-from model.records import Record, decode, read_framed
-from pipelines import account, erasure, finish, fragments, isolation, ledger, plan
-from pipelines.account import Candidate, Work, packed
-from pipelines.audio import Rejected, probe
-from pipelines.bundle import begun, write_bundle
-from pipelines.corpus import at_hand, in_partition
-from pipelines.encoder import read_shard
-from pipelines.extract import ATTEMPTS, Keep, summarise
-from pipelines.forgotten import Memory
-from pipelines.isolation import sandbox
-from pipelines.joins import joined
-from pipelines.lake import Lake, Run
-from pipelines.ledger import DONE, REPLACES, Row
-from pipelines.progress import Progress
-from pipelines.runners import Concurrently, Engine, run_pipeline
-from pipelines.windows import write_segment
+from soundlake.model.errors import InputError
+from soundlake.model.features import FeatureSpec
+from soundlake.model.records import Record, decode, read_framed
+from soundlake.pipelines import account, erasure, finish, fragments, isolation, ledger, plan
+from soundlake.pipelines.account import Candidate, Work, packed
+from soundlake.pipelines.audio import Rejected, probe
+from soundlake.pipelines.bundle import begun, write_bundle
+from soundlake.pipelines.corpus import at_hand, in_partition
+from soundlake.pipelines.encoder import read_shard
+from soundlake.pipelines.extract import ATTEMPTS, Keep, summarise
+from soundlake.pipelines.forgotten import Memory
+from soundlake.pipelines.isolation import sandbox
+from soundlake.pipelines.joins import joined
+from soundlake.pipelines.lake import Lake, Run
+from soundlake.pipelines.ledger import DONE, REPLACES, Row
+from soundlake.pipelines.progress import Progress
+from soundlake.pipelines.runners import Concurrently, Engine, run_pipeline
+from soundlake.pipelines.windows import write_segment
 
 # Windows of a round, after which the ledger is committed: a killed call loses no more than one.
 ROUND_WINDOWS = 256 * plan.MAX_BUNDLE_WINDOWS

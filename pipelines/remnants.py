@@ -12,14 +12,14 @@ from urllib.parse import quote
 
 import numpy as np
 
-from model import artifact, splits
-from model.errors import InputError
-from model.paths import is_id
-from model.promotion import PROMOTIONS
-from model.records import DamagedShardError, read_framed, recording_of
-from pipelines import corpus, leftovers, models
-from pipelines.forgotten import Memory
-from pipelines.lake import Lake
+from soundlake.model import artifact, splits
+from soundlake.model.errors import InputError
+from soundlake.model.paths import is_id
+from soundlake.model.promotion import PROMOTIONS
+from soundlake.model.records import DamagedShardError, read_framed, recording_of
+from soundlake.pipelines import corpus, leftovers, models
+from soundlake.pipelines.forgotten import Memory
+from soundlake.pipelines.lake import Lake
 
 # In place of a name in a text.
 GONE = "(forgotten)"

@@ -14,21 +14,21 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.pvalue import TaggedOutput
 
-from model.errors import InputError, TryLaterError
-from model.features import FeatureSpec
-from model.records import DamagedShardError, read_framed
-from pipelines import fragments, ledger, plan
-from pipelines.account import Candidate, Work, packed
-from pipelines.audio import Probe, Rejected, probe
-from pipelines.bundle import make_bundle, read_outcomes, restore_shard
-from pipelines.corpus import at_hand
-from pipelines.extract import summarise
-from pipelines.isolation import sandbox
-from pipelines.lake import Lake, Run
-from pipelines.ledger import DONE, Row
-from pipelines.plan import Segment
-from pipelines.progress import Progress
-from pipelines.runners import Concurrently, Engine, run_pipeline
+from soundlake.model.errors import InputError, TryLaterError
+from soundlake.model.features import FeatureSpec
+from soundlake.model.records import DamagedShardError, read_framed
+from soundlake.pipelines import fragments, ledger, plan
+from soundlake.pipelines.account import Candidate, Work, packed
+from soundlake.pipelines.audio import Probe, Rejected, probe
+from soundlake.pipelines.bundle import make_bundle, read_outcomes, restore_shard
+from soundlake.pipelines.corpus import at_hand
+from soundlake.pipelines.extract import summarise
+from soundlake.pipelines.isolation import sandbox
+from soundlake.pipelines.lake import Lake, Run
+from soundlake.pipelines.ledger import DONE, Row
+from soundlake.pipelines.plan import Segment
+from soundlake.pipelines.progress import Progress
+from soundlake.pipelines.runners import Concurrently, Engine, run_pipeline
 
 
 class _ReadRows(beam.DoFn):

@@ -19,14 +19,16 @@ from apache_beam.pipeline import PipelineVisitor
 from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.windowed_value import WindowedValue
 
-from model.errors import InputError, TryLaterError
-from pipelines import flink, isolation, job_server, worker_boot
-from pipelines.lake import HandedOver
-from pipelines.machine import cores
-from pipelines.options import is_template
+from soundlake.model.errors import InputError, TryLaterError
+from soundlake.pipelines import flink, isolation, job_server, worker_boot
+from soundlake.pipelines.lake import HandedOver
+from soundlake.pipelines.machine import cores
+from soundlake.pipelines.options import is_template
 
 # How long a worker of Spark or Flink may be idle between steps of its pipeline.
 WORKER_MILLISECONDS = 300_000
+# One of our errors as Java repeats it, and the step that Beam adds.
+OUR_ERROR = r"soundlake\.model\.errors\.(InputError|TryLaterError): (.*?)(?: \[while running .*)?$"
 
 
 @dataclass(frozen=True)
@@ -338,7 +340,7 @@ def _worker_error(error: Exception, endpoint: str | None = None) -> Exception:
     if isinstance(error, InputError | TryLaterError):
         return type(error)(re.sub(r" \[while running .*\]$", "", str(error)))
     text = str(error)
-    found = re.findall(r"model\.errors\.(InputError|TryLaterError): (.*?)(?: \[while running .*)?$", text, re.MULTILINE)
+    found = re.findall(OUR_ERROR, text, re.MULTILINE)
     if found:
         kind, message = found[-1]
         return (InputError if kind == "InputError" else TryLaterError)(message)

@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from model.errors import InputError, TryLaterError
-from model.features import PRESETS, FeatureSpec, dequantise, log_mel
-from model.records import DamagedShardError, Record, decode, read_framed
-from pipelines import align, ledger, table
-from pipelines.audio import Rejected
-from pipelines.corpus import at_hand
-from pipelines.lake import Lake
-from pipelines.query import Query, decoded, digest, loudness
+from soundlake.model.errors import InputError, TryLaterError
+from soundlake.model.features import PRESETS, FeatureSpec, dequantise, log_mel
+from soundlake.model.records import DamagedShardError, Record, decode, read_framed
+from soundlake.pipelines import align, ledger, table
+from soundlake.pipelines.audio import Rejected
+from soundlake.pipelines.corpus import at_hand
+from soundlake.pipelines.lake import Lake
+from soundlake.pipelines.query import Query, decoded, digest, loudness
 
 # Mean square difference of log-mel, nats², below which half a second or more of it is the same sound, if shared among
 # the values that are clear in either of the two. Of cuts of files of four labelled sets 97 of 100 were below 0.14, half

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from model import copies, splits
-from model.artifact import Model
-from model.features import FeatureSpec, dequantise
-from pipelines import ledger, table
-from pipelines.display import stage
-from pipelines.encoder import read_shard
-from pipelines.lake import Lake
+from soundlake.model import copies, splits
+from soundlake.model.artifact import Model
+from soundlake.model.features import FeatureSpec, dequantise
+from soundlake.pipelines import ledger, table
+from soundlake.pipelines.display import stage
+from soundlake.pipelines.encoder import read_shard
+from soundlake.pipelines.lake import Lake
 
 # Windows that are looked at, in whole recordings; of a recording, evenly spread.
 WINDOWS, WINDOWS_EACH = 8192, 64

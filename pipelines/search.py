@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from model.errors import InputError
-from model.evaluate import MOST_RUN, run_means
-from model.features import FeatureSpec
-from pipelines import fragments, random_pairs, table
-from pipelines.lake import Lake
-from pipelines.query import MAX_SHIFTS, SHORT, Query, cuts
-from pipelines.same_sound import Judge, Key, Mark, Row, key
+from soundlake.model.errors import InputError
+from soundlake.model.evaluate import MOST_RUN, run_means
+from soundlake.model.features import FeatureSpec
+from soundlake.pipelines import fragments, random_pairs, table
+from soundlake.pipelines.lake import Lake
+from soundlake.pipelines.query import MAX_SHIFTS, SHORT, Query, cuts
+from soundlake.pipelines.same_sound import Judge, Key, Mark, Row, key
 
 MIN_CANDIDATES, MIN_CANDIDATES_SHORT = 128, 2048
 # Recordings whose runs of windows are compared with the query: so many times those asked for, and so many at least.

@@ -6,7 +6,7 @@ They belong into the environment (``AWS_SECRET_ACCESS_KEY`` and its like), which
 import re
 from typing import Any
 
-from model.errors import InputError
+from soundlake.model.errors import InputError
 
 # Names of options and of parameters of a URI that hold one.
 _SECRET = re.compile(

@@ -8,17 +8,17 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from model import evaluate
-from model.artifact import REPORT, Model
-from model.errors import InputError, TryLaterError
-from model.features import dequantise
-from model.inversion import sound_of
-from model.report import Heard, Pair, Worth, write
-from pipelines.audio import Rejected, opened
-from pipelines.corpus import at_hand, local_path
-from pipelines.evaluation import Judged
-from pipelines.query import stretch
-from pipelines.sampling import Clip
+from soundlake.model import evaluate
+from soundlake.model.artifact import REPORT, Model
+from soundlake.model.errors import InputError, TryLaterError
+from soundlake.model.features import dequantise
+from soundlake.model.inversion import sound_of
+from soundlake.model.report import Heard, Pair, Worth, write
+from soundlake.pipelines.audio import Rejected, opened
+from soundlake.pipelines.corpus import at_hand, local_path
+from soundlake.pipelines.evaluation import Judged
+from soundlake.pipelines.query import stretch
+from soundlake.pipelines.sampling import Clip
 
 log = logging.getLogger(__name__)
 

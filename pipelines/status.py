@@ -2,14 +2,14 @@
 
 from typing import Any
 
-from model import artifact
-from model.errors import InputError
-from model.features import PRESETS
-from model.paths import is_id
-from pipelines import ledger, models, table
-from pipelines.forgotten import Memory
-from pipelines.lake import Lake, manifests
-from pipelines.lookup import spec_of_lake
+from soundlake.model import artifact
+from soundlake.model.errors import InputError
+from soundlake.model.features import PRESETS
+from soundlake.model.paths import is_id
+from soundlake.pipelines import ledger, models, table
+from soundlake.pipelines.forgotten import Memory
+from soundlake.pipelines.lake import Lake, manifests
+from soundlake.pipelines.lookup import spec_of_lake
 
 
 def status(lake: Lake, *, spec: str | None = None) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import IO, BinaryIO, Protocol
 
-from model.durable import make_folders, replace
-from model.errors import NO_LOCKS, InputError, storage_errors
+from soundlake.model.durable import make_folders, replace
+from soundlake.model.errors import NO_LOCKS, InputError, storage_errors
 
 # What buckets are known by; a root without a scheme is a folder.
 SCHEMES = ("gs", "s3")
@@ -108,7 +108,7 @@ def at(root: str) -> Store:
         return Folder(os.path.abspath(root.removeprefix("file://")))
     if root.partition("://")[0] not in SCHEMES or not root.partition("://")[2].partition("/")[0]:
         raise InputError(f"cannot open {root}: name a folder, or a place in a bucket as s3://BUCKET/… or gs://BUCKET/…")
-    from pipelines.bucket import Bucket
+    from soundlake.pipelines.bucket import Bucket
 
     return Bucket(root.rstrip("/"))
 
@@ -203,7 +203,7 @@ class Folder:
         """
         import fcntl
 
-        from model.errors import TryLaterError
+        from soundlake.model.errors import TryLaterError
 
         path = self._path(f"{name}.lock")
         with storage_errors(path):

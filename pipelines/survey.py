@@ -15,20 +15,20 @@ from typing import Any, NamedTuple
 import apache_beam as beam
 from apache_beam.pvalue import AsSingleton, TaggedOutput
 
-from model.errors import OF_THE_MACHINE
-from model.features import FeatureSpec
-from pipelines import account, fragments, isolation, ledger, plan
-from pipelines.account import Candidate, Work, packed
-from pipelines.audio import Probe, Rejected, probe
-from pipelines.bundle import read_outcomes
-from pipelines.corpus import Entry, at_hand, in_partition, listing, partition_of, partitions
-from pipelines.forgotten import Memory
-from pipelines.isolation import sandbox
-from pipelines.joins import joined
-from pipelines.labels import NAMED, read_labels
-from pipelines.lake import Lake
-from pipelines.progress import LISTED, PROBED, Progress, Tally
-from pipelines.runners import Concurrently
+from soundlake.model.errors import OF_THE_MACHINE
+from soundlake.model.features import FeatureSpec
+from soundlake.pipelines import account, fragments, isolation, ledger, plan
+from soundlake.pipelines.account import Candidate, Work, packed
+from soundlake.pipelines.audio import Probe, Rejected, probe
+from soundlake.pipelines.bundle import read_outcomes
+from soundlake.pipelines.corpus import Entry, at_hand, in_partition, listing, partition_of, partitions
+from soundlake.pipelines.forgotten import Memory
+from soundlake.pipelines.isolation import sandbox
+from soundlake.pipelines.joins import joined
+from soundlake.pipelines.labels import NAMED, read_labels
+from soundlake.pipelines.lake import Lake
+from soundlake.pipelines.progress import LISTED, PROBED, Progress, Tally
+from soundlake.pipelines.runners import Concurrently
 
 
 class _Split(beam.DoFn):

@@ -20,9 +20,9 @@ from typing import IO
 import numpy as np
 import numpy.typing as npt
 
-from model.errors import InputError, storage_errors
-from pipelines.display import stage
-from pipelines.store import Folder
+from soundlake.model.errors import InputError, storage_errors
+from soundlake.pipelines.display import stage
+from soundlake.pipelines.store import Folder
 
 Signal = npt.NDArray[np.float64]
 Rng = np.random.Generator

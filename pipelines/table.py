@@ -13,11 +13,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from model.artifact import Model, Pooling
-from model.errors import InputError, is_of_lance, number_of
-from pipelines import fragments
-from pipelines.display import stage
-from pipelines.lake import Lake
+from soundlake.model.artifact import Model, Pooling
+from soundlake.model.errors import InputError, is_of_lance, number_of
+from soundlake.pipelines import fragments
+from soundlake.pipelines.display import stage
+from soundlake.pipelines.lake import Lake
 
 # Below this an exact scan takes milliseconds; an index would cost more than it gives.
 INDEX_ROWS = 65_536

@@ -30,7 +30,7 @@ def parameters(command: str) -> dict[str, Any]:
     """
     from typer.main import get_command
 
-    from pipelines.cli import app
+    from soundlake.pipelines.cli import app
 
     group: Any = get_command(app)
     short = {option: parameter for parameter, option in RENAMED.items()}
@@ -89,6 +89,6 @@ def main(command: str, given: Sequence[str] | None = None) -> int:
     given : sequence of str or None
         By default what this process was started with.
     """
-    from pipelines import program
+    from soundlake.pipelines import program
 
     return program.main(command_line(command, sys.argv[1:] if given is None else given))

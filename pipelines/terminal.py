@@ -10,16 +10,16 @@ import unicodedata
 from collections.abc import Iterator
 from typing import Any, TextIO
 
-from model.errors import TryLaterError
-from pipelines import display
+from soundlake.model.errors import TryLaterError
+from soundlake.pipelines import display
 
 # Whose log records are ours.
-OURS = ("model.", "pipelines.")
+OURS = ("soundlake.",)
 
 
 def lake_at(root: str) -> Any:
     """The lake of a command's ``--lake``."""
-    from pipelines.lake import Lake
+    from soundlake.pipelines.lake import Lake
 
     return Lake.at(root)
 

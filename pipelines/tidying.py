@@ -6,10 +6,10 @@ Small fragments are put together, parts of the index, too, and versions that nob
 from itertools import pairwise
 from typing import Any
 
-from model.errors import TryLaterError
-from pipelines import fragments, table
-from pipelines.display import stage
-from pipelines.patience import patiently
+from soundlake.model.errors import TryLaterError
+from soundlake.pipelines import fragments, table
+from soundlake.pipelines.display import stage
+from soundlake.pipelines.patience import patiently
 
 # Fragments with fewer rows are put together, to at most twice as many. Not Lance's million: pipelines read fragments
 # side by side, and `pipelines.export.recordings` holds all recordings of one.

@@ -12,12 +12,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from model.errors import InputError, number_of, storage_errors
-from pipelines import fragments
-from pipelines.bucket import lance_options
-from pipelines.forgotten import Memory
-from pipelines.lake import Lake
-from pipelines.patience import patiently
+from soundlake.model.errors import InputError, number_of, storage_errors
+from soundlake.pipelines import fragments
+from soundlake.pipelines.bucket import lance_options
+from soundlake.pipelines.forgotten import Memory
+from soundlake.pipelines.lake import Lake
+from soundlake.pipelines.patience import patiently
 
 # Columns that say what a row of a ledger or table is about.
 URI, RECORDING_ID = ABOUT = ["uri", "recording_id"]

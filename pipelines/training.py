@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from model import hosts
-from model.errors import InputError
-from pipelines import ledger, models
-from pipelines.display import stage
-from pipelines.forgotten import Memory
-from pipelines.lake import Lake, run_manifest
-from pipelines.lookup import spec_of_lake
-from pipelines.quiet import quiet
+from soundlake.model import hosts
+from soundlake.model.errors import InputError
+from soundlake.pipelines import ledger, models
+from soundlake.pipelines.display import stage
+from soundlake.pipelines.forgotten import Memory
+from soundlake.pipelines.lake import Lake, run_manifest
+from soundlake.pipelines.lookup import spec_of_lake
+from soundlake.pipelines.quiet import quiet
 
 log = logging.getLogger(__name__)
 
@@ -62,10 +62,10 @@ def train(
             return _told(lake, known, trained=False, run_id=None) | grown
     bundles, groups = ledger.training_input(dataset)
     with stage("loading TensorFlow"), quiet():
-        from model.artifact import model_id as id_of
-        from model.places import BadShardError
-        from model.train import TrainSettings, identity
-        from model.train import train as train_model
+        from soundlake.model.artifact import model_id as id_of
+        from soundlake.model.places import BadShardError
+        from soundlake.model.train import TrainSettings, identity
+        from soundlake.model.train import train as train_model
     # TensorFlow writes modules among the temporary files, and takes them away at the end, but not their bytecode.
     sys.dont_write_bytecode = True
 
@@ -121,7 +121,7 @@ def _strike_off(lake: Lake, model_id: str, groups: Iterable[str]) -> None:
     memory = Memory.of(lake)
     gone = [recording_id for recording_id in groups if memory.holds(recording_id=recording_id)]
     if gone:
-        from pipelines import remnants
+        from soundlake.pipelines import remnants
 
         remnants.clear_model(lake, model_id, gone)
         log.warning(
@@ -133,7 +133,7 @@ def _strike_off(lake: Lake, model_id: str, groups: Iterable[str]) -> None:
 
 
 def _told(lake: Lake, model: Any, *, trained: bool, run_id: str | None) -> dict[str, Any]:
-    from model import promotion
+    from soundlake.model import promotion
 
     return {
         "model_id": model.model_id,

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from model.features import BLOCK_FRAMES, FeatureSpec, LogMel, quantise
-from model.records import Record, encode, write_framed
-from pipelines.audio import Probe, Rejected
-from pipelines.isolation import alive
-from pipelines.plan import Segment
-from pipelines.resampling import resampled
+from soundlake.model.features import BLOCK_FRAMES, FeatureSpec, LogMel, quantise
+from soundlake.model.records import Record, encode, write_framed
+from soundlake.pipelines.audio import Probe, Rejected
+from soundlake.pipelines.isolation import alive
+from soundlake.pipelines.plan import Segment
+from soundlake.pipelines.resampling import resampled
 
 # Frames computed at a time: whole blocks of `log_mel`, counted from the recording's first frame.
 CHUNK_FRAMES = 2 * BLOCK_FRAMES

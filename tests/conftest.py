@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from pipelines import commands, lookup
-from pipelines.lake import Lake
-from pipelines.synth import synthesise
+from soundlake.pipelines import commands, lookup
+from soundlake.pipelines.lake import Lake
+from soundlake.pipelines.synth import synthesise
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

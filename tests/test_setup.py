@@ -41,8 +41,11 @@ def test_the_wheel_gives_the_command(tmp_path: Path) -> None:
     )
     wheel = tmp_path / done.stdout.strip().splitlines()[-1]
     names = zipfile.ZipFile(wheel).namelist()
-    assert "model/report.html.j2" in names
-    assert not [name for name in names if name.startswith(("tests/", "dags/", "benches/"))]
+    assert "soundlake/model/report.html.j2" in names
+    assert {name.split("/")[0] for name in names} == {
+        "soundlake",
+        Path(done.stdout.strip()).name.split("-py3")[0] + ".dist-info",
+    }
     site = tmp_path / "site"
     pip = [
         sys.executable,
@@ -58,8 +61,8 @@ def test_the_wheel_gives_the_command(tmp_path: Path) -> None:
     ]
     subprocess.run(pip, check=True)
     # -I and an explicit path: the source tree is not on it.
-    run = f"import sys; sys.path.insert(0, {str(site)!r}); import pipelines; print(pipelines.__file__)\n"
-    run += "from pipelines.program import main; main(['--help'])"
+    run = f"import sys; sys.path.insert(0, {str(site)!r}); import soundlake; print(soundlake.__file__)\n"
+    run += "from soundlake.pipelines.program import main; main(['--help'])"
     done = subprocess.run([sys.executable, "-I", "-c", run], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.startswith(str(site))
     assert "search" in done.stdout

@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
-from pipelines import commands
-from pipelines.forget import forget
-from pipelines.lake import Lake
+from soundlake.pipelines import commands
+from soundlake.pipelines.forget import forget
+from soundlake.pipelines.lake import Lake
 from tests.buckets.server import Server
 from tests.buckets.twins import Trained
 from tests.pipelines.opened import holding

@@ -8,11 +8,11 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from model.errors import InputError, TryLaterError
-from pipelines import bucket as room
-from pipelines import fragments, lease, ledger, patience, store
-from pipelines.lake import Lake
-from pipelines.store import Info
+from soundlake.model.errors import InputError, TryLaterError
+from soundlake.pipelines import bucket as room
+from soundlake.pipelines import fragments, lease, ledger, patience, store
+from soundlake.pipelines.lake import Lake
+from soundlake.pipelines.store import Info
 from tests.buckets.faults import KINDS, FaultyProxy
 from tests.buckets.server import Server
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from model.errors import InputError, number_of, of_system
+from soundlake.model.errors import InputError, number_of, of_system
 
 Call = Callable[[Path], Callable[[], Any]]
 _LIBC = ctypes.CDLL(None)
@@ -173,7 +173,7 @@ def tensorflow_log(folder: Path) -> Callable[[], Any]:
 
 
 def audio_probe(folder: Path) -> Callable[[], Any]:
-    from pipelines.audio import probe
+    from soundlake.pipelines.audio import probe
 
     path = folder / "a.flac"
     _sound(path)
@@ -182,7 +182,7 @@ def audio_probe(folder: Path) -> Callable[[], Any]:
 
 def audio_decode(folder: Path) -> Callable[[], Any]:
     """The error comes after the first block."""
-    from pipelines.audio import mono_blocks, probe
+    from soundlake.pipelines.audio import mono_blocks, probe
 
     path = folder / "a.flac"
     _sound(path)

@@ -3,8 +3,8 @@
 import numpy as np
 import tensorflow as tf
 
-from model import augment
-from model.features import FeatureSpec, log_mel
+from soundlake.model import augment
+from soundlake.model.features import FeatureSpec, log_mel
 from tests.model.conftest import SPEC
 
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from model import copies
-from model.features import FeatureSpec, log_mel
-from pipelines.lookup import parse_spec
-from pipelines.synth import KINDS
+from soundlake.model import copies
+from soundlake.model.features import FeatureSpec, log_mel
+from soundlake.pipelines.lookup import parse_spec
+from soundlake.pipelines.synth import KINDS
 
 SPEC: FeatureSpec = parse_spec("general")
 RATE = SPEC.sample_rate

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model import dataset, splits, texture
-from model.errors import InputError
-from model.features import dequantise
-from model.places import Places, find
-from model.records import Record, encode, write_framed
+from soundlake.model import dataset, splits, texture
+from soundlake.model.errors import InputError
+from soundlake.model.features import dequantise
+from soundlake.model.places import Places, find
+from soundlake.model.records import Record, encode, write_framed
 from tests.model.conftest import SPEC, Tiny, make
 
 

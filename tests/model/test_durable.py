@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from model import artifact
-from pipelines.store import Folder
+from soundlake.model import artifact
+from soundlake.pipelines.store import Folder
 
 
 @pytest.fixture

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from model import hosts
-from model.errors import InputError, TryLaterError
+from soundlake.model import hosts
+from soundlake.model.errors import InputError, TryLaterError
 
 ROOT = Path(__file__).resolve().parents[2]
 
 SCRIPT = """
 import sys
-from model import hosts
+from soundlake.model import hosts
 here = hosts.from_environment()
 here.join()
 import numpy as np

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.errors import InputError
-from model.paths import checked_id, inside, is_id, no_links, regular
+from soundlake.model.errors import InputError
+from soundlake.model.paths import checked_id, inside, is_id, no_links, regular
 
 # What leads out, or may somewhere: on a disk, in a URI, in a shell, on a terminal.
 HOSTILE = ["../x", "..", ".", "", "/etc/passwd", "a/../../x", "a//b", "a/", "a/./b", "x\0y"]

@@ -3,7 +3,16 @@
 import numpy as np
 import pytest
 
-from model.texture import BANDS, MODULATION_FLOOR, ORDERS, RANGE_DB, RIDGE, VARIANCE_FLOOR, projection, statistics_of
+from soundlake.model.texture import (
+    BANDS,
+    MODULATION_FLOOR,
+    ORDERS,
+    RANGE_DB,
+    RIDGE,
+    VARIANCE_FLOOR,
+    projection,
+    statistics_of,
+)
 
 
 def texture(x: np.ndarray) -> list[np.ndarray]:

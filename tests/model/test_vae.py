@@ -9,8 +9,8 @@ import pytest
 from pydantic import ValidationError
 from scipy import stats
 
-from model.texture import statistics_of
-from model.vae import (
+from soundlake.model.texture import statistics_of
+from soundlake.model.vae import (
     Components,
     DepthToSpace,
     VaeConfig,

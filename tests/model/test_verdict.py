@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from model.trainer import TrainSettings
-from model.verdict import sentences
+from soundlake.model.trainer import TrainSettings
+from soundlake.model.verdict import sentences
 
 Interval = tuple[float, float, float]
 BETTER, WORSE, UNCLEAR = (-0.1, -0.2, -0.05), (0.1, 0.05, 0.2), (-0.01, -0.1, 0.1)

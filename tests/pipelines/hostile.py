@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from model.features import PRESETS
-from pipelines import options
-from pipelines.program import main
+from soundlake.model.features import PRESETS
+from soundlake.pipelines import options
+from soundlake.pipelines.program import main
 from tests.conftest import Made
 
 SPEC = PRESETS["general"].spec_id

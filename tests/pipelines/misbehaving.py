@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from pipelines import audio, windows
-from pipelines.audio import Probe, Rejected
-from pipelines.isolation import alive
+from soundlake.pipelines import audio, windows
+from soundlake.pipelines.audio import Probe, Rejected
+from soundlake.pipelines.isolation import alive
 
 # In the first bytes of a file that is to misbehave, before what it does.
 MARKER = b"misbehaves:"

@@ -10,12 +10,12 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
-from model.errors import InputError
-from pipelines import commands
-from pipelines.corpus import at_hand, listing, partitions
-from pipelines.labels import find_labels, read_labels
-from pipelines.lake import Lake
-from pipelines.runners import beam_options
+from soundlake.model.errors import InputError
+from soundlake.pipelines import commands
+from soundlake.pipelines.corpus import at_hand, listing, partitions
+from soundlake.pipelines.labels import find_labels, read_labels
+from soundlake.pipelines.lake import Lake
+from soundlake.pipelines.runners import beam_options
 from tests.pipelines.test_extract import SPEC, corpus, rows, run, shards, write
 
 KEYS = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "region_name": "us-east-1"}

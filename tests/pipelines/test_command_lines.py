@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
-from pipelines import job_server
-from pipelines.cli import app
-from pipelines.lookup import parse_spec
-from pipelines.runners import beam_options
+from soundlake.pipelines import job_server
+from soundlake.pipelines.cli import app
+from soundlake.pipelines.lookup import parse_spec
+from soundlake.pipelines.runners import beam_options
 from tests.dags.bags import DAGS, REPOSITORY, SETTINGS
 
 sys.path.append(str(DAGS))
@@ -132,7 +132,7 @@ def test_by_default_a_training_has_its_own_steps_and_preset() -> None:
 
 
 def test_what_the_form_allows_a_training_takes() -> None:
-    from model.trainer import TrainSettings
+    from soundlake.model.trainer import TrainSettings
 
     form = command_lines.TRAINING
     presets = TrainSettings.model_json_schema()["properties"]["preset"]["enum"]

@@ -24,15 +24,15 @@ from apache_beam.portability.api import beam_runner_api_pb2
 from google.cloud.dataflow import ParameterType, TemplateMetadata
 from typer.main import get_command
 
-from model.errors import InputError, TryLaterError
-from model.features import PRESETS
-from pipelines import commands, encode, fragments, isolation, ledger, program, table
-from pipelines.cli import app
-from pipelines.encoder import RAM
-from pipelines.lake import HandedOver, Lake, Run
-from pipelines.lookup import find_model
-from pipelines.runners import _known_flags, _worker_error, beam_options, run_pipeline
-from pipelines.template import LEFT_OUT, RENAMED, command_line, main, parameters
+from soundlake.model.errors import InputError, TryLaterError
+from soundlake.model.features import PRESETS
+from soundlake.pipelines import commands, encode, fragments, isolation, ledger, program, table
+from soundlake.pipelines.cli import app
+from soundlake.pipelines.encoder import RAM
+from soundlake.pipelines.lake import HandedOver, Lake, Run
+from soundlake.pipelines.lookup import find_model
+from soundlake.pipelines.runners import _known_flags, _worker_error, beam_options, run_pipeline
+from soundlake.pipelines.template import LEFT_OUT, RENAMED, command_line, main, parameters
 from tests.conftest import Made
 from tests.pipelines.loopback_google import Google, google, run_here
 
@@ -455,7 +455,7 @@ def by_command(
 ) -> subprocess.CompletedProcess[str]:
     service = [one for one in FROM_THE_LAUNCHER if not one.startswith("--template_location")]
     line = ["extract", str(audio), "--lake", lake.root, *options, "--", *service, f"--dataflow_endpoint={server.url}"]
-    return called(server, ["-c", "from pipelines.program import script; script()", *line], folder)
+    return called(server, ["-c", "from soundlake.pipelines.program import script; script()", *line], folder)
 
 
 def test_the_command_waits_and_commits(server: Google, tmp_path: Path) -> None:

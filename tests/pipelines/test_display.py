@@ -10,16 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from model import artifact
-from pipelines import display
-from pipelines.display import Stage, at_work, stage
-from pipelines.program import main
-from pipelines.terminal import say, tell
+from soundlake.model import artifact
+from soundlake.pipelines import display
+from soundlake.pipelines.display import Stage, at_work, stage
+from soundlake.pipelines.program import main
+from soundlake.pipelines.terminal import say, tell
 from tests.conftest import Made
 
 ROOT = Path(__file__).resolve().parents[2]
 # The real command, with a bar from the first moment on.
-SHOWN = "import sys; from pipelines import display, program; display.DELAY = 0.0; sys.exit(program.main(sys.argv[1:]))"
+SHOWN = "import sys; from soundlake.pipelines import display, program; display.DELAY = 0.0; "
+SHOWN += "sys.exit(program.main(sys.argv[1:]))"
 
 
 @pytest.fixture

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model import artifact
-from model.errors import InputError
-from model.features import dequantise
-from pipelines import commands, ledger, lookup, table
-from pipelines.encoder import LoadedModel, Name, Window, read_shard
-from pipelines.lake import Lake
+from soundlake.model import artifact
+from soundlake.model.errors import InputError
+from soundlake.model.features import dequantise
+from soundlake.pipelines import commands, ledger, lookup, table
+from soundlake.pipelines.encoder import LoadedModel, Name, Window, read_shard
+from soundlake.pipelines.lake import Lake
 from tests.conftest import Made
 
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import soundfile
 
-from model.errors import InputError
-from model.features import PRESETS
-from model.records import Record, encode
-from pipelines import commands, estimate, messages
-from pipelines.lake import Lake
-from pipelines.status import status
+from soundlake.model.errors import InputError
+from soundlake.model.features import PRESETS
+from soundlake.model.records import Record, encode
+from soundlake.pipelines import commands, estimate, messages
+from soundlake.pipelines.lake import Lake
+from soundlake.pipelines.status import status
 from tests.pipelines.test_extract import SPEC, corpus, run, shards, windows_of, write
 
 

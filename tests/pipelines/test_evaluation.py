@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model import artifact, splits
-from model.features import dequantise, log_mel
-from pipelines import judging, ledger, lookup, sampling, table
-from pipelines.audio import probe
-from pipelines.lake import Lake
-from pipelines.program import main
-from pipelines.resampling import resampled
+from soundlake.model import artifact, splits
+from soundlake.model.features import dequantise, log_mel
+from soundlake.pipelines import judging, ledger, lookup, sampling, table
+from soundlake.pipelines.audio import probe
+from soundlake.pipelines.lake import Lake
+from soundlake.pipelines.program import main
+from soundlake.pipelines.resampling import resampled
 from tests.conftest import Made
 
 

@@ -11,10 +11,10 @@ import pyarrow as pa
 import pytest
 from pyarrow import csv, parquet
 
-from model.artifact import pooled
-from model.errors import InputError, TryLaterError
-from pipelines import export, lookup, table
-from pipelines.program import main
+from soundlake.model.artifact import pooled
+from soundlake.model.errors import InputError, TryLaterError
+from soundlake.pipelines import export, lookup, table
+from soundlake.pipelines.program import main
 from tests.conftest import Made
 from tests.pipelines import limits
 

@@ -21,14 +21,14 @@ import soundfile
 from apache_beam.testing.test_pipeline import TestPipeline
 from apache_beam.testing.util import assert_that, equal_to
 
-from model.errors import InputError
-from model.features import PRESETS
-from model.records import decode, read_framed
-from pipelines import account, commands, extract, ledger, messages, plan, survey
-from pipelines.account import Candidate, Work
-from pipelines.audio import REASONS, Probe, probe
-from pipelines.corpus import uri_of
-from pipelines.lake import Lake
+from soundlake.model.errors import InputError
+from soundlake.model.features import PRESETS
+from soundlake.model.records import decode, read_framed
+from soundlake.pipelines import account, commands, extract, ledger, messages, plan, survey
+from soundlake.pipelines.account import Candidate, Work
+from soundlake.pipelines.audio import REASONS, Probe, probe
+from soundlake.pipelines.corpus import uri_of
+from soundlake.pipelines.lake import Lake
 from tests.conftest import SHARED
 
 SPEC = PRESETS["general"]

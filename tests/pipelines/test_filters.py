@@ -8,8 +8,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from model.errors import InputError
-from pipelines import commands, fragments, table
+from soundlake.model.errors import InputError
+from soundlake.pipelines import commands, fragments, table
 from tests.conftest import Made
 from tests.pipelines.hostile import model_of, tree
 

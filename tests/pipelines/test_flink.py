@@ -10,9 +10,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from model.errors import TryLaterError
-from pipelines.flink import EMBEDDED_PARALLELISM, with_defaults
-from pipelines.runners import beam_options
+from soundlake.model.errors import TryLaterError
+from soundlake.pipelines.flink import EMBEDDED_PARALLELISM, with_defaults
+from soundlake.pipelines.runners import beam_options
 
 RUNNER = "--runner=FlinkRunner"
 

@@ -14,16 +14,16 @@ import lance
 import numpy as np
 import pytest
 
-from model.errors import InputError
-from model.features import PRESETS
-from pipelines import commands, fragments, ledger, plan, table
-from pipelines.account import Candidate, Work
-from pipelines.audio import probe
-from pipelines.bundle import make_bundle
-from pipelines.forget import forget
-from pipelines.lake import Lake, run_manifest
-from pipelines.maintain import maintain
-from pipelines.store import Folder
+from soundlake.model.errors import InputError
+from soundlake.model.features import PRESETS
+from soundlake.pipelines import commands, fragments, ledger, plan, table
+from soundlake.pipelines.account import Candidate, Work
+from soundlake.pipelines.audio import probe
+from soundlake.pipelines.bundle import make_bundle
+from soundlake.pipelines.forget import forget
+from soundlake.pipelines.lake import Lake, run_manifest
+from soundlake.pipelines.maintain import maintain
+from soundlake.pipelines.store import Folder
 from tests.conftest import Made
 from tests.pipelines.opened import example, holding, records
 from tests.pipelines.test_extract import run, sha256, write

@@ -9,14 +9,14 @@ from typing import Any
 import lance
 import pytest
 
-from model.errors import InputError, TryLaterError
-from model.features import PRESETS
-from pipelines import commands, erasure, finish, fragments, ledger
-from pipelines.bundle import read_outcomes
-from pipelines.forget import forget
-from pipelines.forgotten import Memory
-from pipelines.lake import Lake, Run, run_manifest
-from pipelines.program import main
+from soundlake.model.errors import InputError, TryLaterError
+from soundlake.model.features import PRESETS
+from soundlake.pipelines import commands, erasure, finish, fragments, ledger
+from soundlake.pipelines.bundle import read_outcomes
+from soundlake.pipelines.forget import forget
+from soundlake.pipelines.forgotten import Memory
+from soundlake.pipelines.lake import Lake, Run, run_manifest
+from soundlake.pipelines.program import main
 from tests.conftest import Made
 from tests.pipelines.opened import holding
 from tests.pipelines.test_extract import corpus, rows, run, sha256, shards, windows_of, write

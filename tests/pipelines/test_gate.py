@@ -9,11 +9,11 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from model import artifact, promotion, splits
-from model.features import dequantise
-from pipelines import commands, gate, judging, ledger, lookup, sampling, table
-from pipelines.lake import Lake
-from pipelines.program import main
+from soundlake.model import artifact, promotion, splits
+from soundlake.model.features import dequantise
+from soundlake.pipelines import commands, gate, judging, ledger, lookup, sampling, table
+from soundlake.pipelines.lake import Lake
+from soundlake.pipelines.program import main
 from tests.conftest import Made
 
 

@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from model.errors import TryLaterError
-from pipelines import bundle, isolation, survey
-from pipelines.audio import REASONS, Rejected
-from pipelines.isolation import Sandbox
-from pipelines.lake import Lake
+from soundlake.model.errors import TryLaterError
+from soundlake.pipelines import bundle, isolation, survey
+from soundlake.pipelines.audio import REASONS, Rejected
+from soundlake.pipelines.isolation import Sandbox
+from soundlake.pipelines.lake import Lake
 from tests.pipelines import misbehaving
 from tests.pipelines.misbehaving import MARKER
 from tests.pipelines.test_extract import rows, run, sha256, windows_of, write
@@ -172,7 +172,7 @@ def test_ctrl_c_is_for_the_parent(patient: Sandbox, tmp_path: Path) -> None:
 # A server of its own, to which Ctrl-C comes as soon as it is there: long before it has loaded anything.
 EARLY = """
 import multiprocessing.forkserver, os, signal, threading, time
-from pipelines.isolation import Sandbox
+from soundlake.pipelines.isolation import Sandbox
 from tests.pipelines import misbehaving
 server = multiprocessing.forkserver._forkserver
 def interrupt():

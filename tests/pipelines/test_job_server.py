@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from model.errors import InputError, TryLaterError
-from pipelines import job_server, worker_boot
-from pipelines.job_server import CLUSTERS, JobServer, folders, need_cluster, smallest, telling
-from pipelines.runners import beam_options
+from soundlake.model.errors import InputError, TryLaterError
+from soundlake.pipelines import job_server, worker_boot
+from soundlake.pipelines.job_server import CLUSTERS, JobServer, folders, need_cluster, smallest, telling
+from soundlake.pipelines.runners import beam_options
 
 ROOT = Path(__file__).resolve().parents[2]
 SPARK = CLUSTERS["SparkRunner"]
@@ -137,8 +137,8 @@ def test_a_killed_client_leaves_no_server(tmp_path: Path, jars: Path) -> None:
     options(tmp_path, jars, LISTENS)
     client = f"""
 import os, signal
-from pipelines import job_server
-from pipelines.runners import beam_options
+from soundlake.pipelines import job_server
+from soundlake.pipelines.runners import beam_options
 given = ["--spark_job_server_jar={jars}", "--job_server_java_launcher={tmp_path}/java"]
 engine = beam_options(["--runner=SparkRunner", *given])
 server = job_server.JobServer(engine.cluster, engine.options)
@@ -199,7 +199,7 @@ def test_a_worker_is_told_what_beams_own_starter_would_tell_it() -> None:
 
 def test_a_worker_ends_with_the_process_that_started_it() -> None:
     """As an executor that is killed: its worker waits for a service that never answers."""
-    code = "from pipelines.program import script; script()"
+    code = "from soundlake.pipelines.program import script; script()"
     line = [sys.executable, "-c", code, "--id=1-1", "--provision_endpoint=127.0.0.1:1"]
     starter = f"import os, subprocess, sys, time\nprint(subprocess.Popen({line!r}).pid, flush=True)\ntime.sleep(600)\n"
     environment = os.environ | {worker_boot.WORKER: "1"}

@@ -9,12 +9,12 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from model.errors import InputError
-from model.features import PRESETS
-from pipelines import commands, ledger
-from pipelines.labels import Line, find_labels, read_folds, read_labels, resolved, without_file
-from pipelines.lake import Lake
-from pipelines.program import main
+from soundlake.model.errors import InputError
+from soundlake.model.features import PRESETS
+from soundlake.pipelines import commands, ledger
+from soundlake.pipelines.labels import Line, find_labels, read_folds, read_labels, resolved, without_file
+from soundlake.pipelines.lake import Lake
+from soundlake.pipelines.program import main
 from tests.pipelines.test_extract import rows, write
 
 NFC, NFD = unicodedata.normalize("NFC", "é"), unicodedata.normalize("NFD", "é")

@@ -12,9 +12,9 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
-from pipelines import lease
-from pipelines.lake import Lake
-from pipelines.models import CHECKPOINTS
+from soundlake.pipelines import lease
+from soundlake.pipelines.lake import Lake
+from soundlake.pipelines.models import CHECKPOINTS
 
 KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1"}
 MODEL = "0123456789abcdef"
@@ -24,9 +24,9 @@ SECONDS = "1.5"
 TRAINING = """
 import sys, time
 from pathlib import Path
-from model.errors import TryLaterError
-from pipelines import models
-from pipelines.lake import Lake
+from soundlake.model.errors import TryLaterError
+from soundlake.pipelines import models
+from soundlake.pipelines.lake import Lake
 lake = Lake.at(sys.argv[1])
 folder = models.folder(lake) / sys.argv[2] / models.CHECKPOINTS
 folder.mkdir(parents=True)

@@ -6,9 +6,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from model.errors import InputError
-from pipelines import fragments, ledger
-from pipelines.lake import Lake
+from soundlake.model.errors import InputError
+from soundlake.pipelines import fragments, ledger
+from soundlake.pipelines.lake import Lake
 
 
 @pytest.fixture

@@ -15,14 +15,14 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from model.errors import HeldError, InputError
-from model.features import PRESETS
-from pipelines import commands, fragments, ledger, table
-from pipelines.lake import Lake
-from pipelines.maintain import maintain
-from pipelines.program import main
-from pipelines.status import status
-from pipelines.table import schema
+from soundlake.model.errors import HeldError, InputError
+from soundlake.model.features import PRESETS
+from soundlake.pipelines import commands, fragments, ledger, table
+from soundlake.pipelines.lake import Lake
+from soundlake.pipelines.maintain import maintain
+from soundlake.pipelines.program import main
+from soundlake.pipelines.status import status
+from soundlake.pipelines.table import schema
 from tests.conftest import Made
 from tests.pipelines.test_bucket import KEYS, endpoint  # noqa: F401
 from tests.pipelines.test_extract import corpus, run, write

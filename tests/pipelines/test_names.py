@@ -17,11 +17,11 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from model.artifact import pooled
-from pipelines import commands, ledger, lookup, sampling, table
-from pipelines.evaluation import folds_of
-from pipelines.lake import Lake
-from pipelines.program import main
+from soundlake.model.artifact import pooled
+from soundlake.pipelines import commands, ledger, lookup, sampling, table
+from soundlake.pipelines.evaluation import folds_of
+from soundlake.pipelines.lake import Lake
+from soundlake.pipelines.program import main
 from tests.conftest import Made
 from tests.pipelines.test_extract import write
 

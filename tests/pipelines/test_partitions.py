@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from model.errors import InputError
-from pipelines import commands, ledger, lookup, table
-from pipelines.corpus import LOOSE, in_partition, listing, partition_of, partitions
-from pipelines.lake import Lake
-from pipelines.program import main
+from soundlake.model.errors import InputError
+from soundlake.pipelines import commands, ledger, lookup, table
+from soundlake.pipelines.corpus import LOOSE, in_partition, listing, partition_of, partitions
+from soundlake.pipelines.lake import Lake
+from soundlake.pipelines.program import main
 from tests.conftest import Made
 from tests.pipelines.test_extract import SPEC, rows, shards, write
 

@@ -16,8 +16,8 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from model import artifact
-from pipelines import bundle, labels
+from soundlake.model import artifact
+from soundlake.pipelines import bundle, labels
 from tests.conftest import Made
 from tests.pipelines.hostile import COMMANDS, SPEC, model_of, refused
 
@@ -96,8 +96,8 @@ def watch(event, arguments):
             frame = frame.f_back
         unpickled.add((str(arguments[0]), str(arguments[1]), " ".join(sorted(set(packages)))))
 sys.addaudithook(watch)
-from pipelines import sampling, showing
-from pipelines.program import main
+from soundlake.pipelines import sampling, showing
+from soundlake.pipelines.program import main
 sampling.WINDOWS, showing.PAIRS, showing.QUERIES, showing.NEIGHBOURS = 100, 1, 1, 1
 codes = []
 for call in calls:

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from pipelines import commands, lookup
-from pipelines.program import main
+from soundlake.pipelines import commands, lookup
+from soundlake.pipelines.program import main
 from tests.conftest import Made
 from tests.pipelines.sounds import encode, remuxed, vorbis
 

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.features import PRESETS
-from pipelines import plan
-from pipelines.audio import Probe
-from pipelines.ledger import row
-from pipelines.plan import Segment
+from soundlake.model.features import PRESETS
+from soundlake.pipelines import plan
+from soundlake.pipelines.audio import Probe
+from soundlake.pipelines.ledger import row
+from soundlake.pipelines.plan import Segment
 
 SPEC = PRESETS["general"]
 

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import display, progress
-from pipelines.lake import Lake
-from pipelines.progress import LISTED, PROBED, Progress, Tally, Watch, watching
+from soundlake.pipelines import display, progress
+from soundlake.pipelines.lake import Lake
+from soundlake.pipelines.progress import LISTED, PROBED, Progress, Tally, Watch, watching
 
 SCRIPT = """
 import sys, time
-from pipelines import display
-from pipelines.lake import Lake
-from pipelines.progress import Progress, watching
+from soundlake.pipelines import display
+from soundlake.pipelines.lake import Lake
+from soundlake.pipelines.progress import Progress, watching
 display.DELAY = 0.0
 told = Progress(Lake.at(sys.argv[1]), "runs/r")
 with display.at_work("extract"), watching(told, verb="extracting"):

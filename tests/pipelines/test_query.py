@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from model import artifact
-from model.errors import InputError
-from model.features import PRESETS, dequantise
-from pipelines import encoder, table
-from pipelines.query import cuts, load_query, parse_query
+from soundlake.model import artifact
+from soundlake.model.errors import InputError
+from soundlake.model.features import PRESETS, dequantise
+from soundlake.pipelines import encoder, table
+from soundlake.pipelines.query import cuts, load_query, parse_query
 from tests.conftest import Made
 
 

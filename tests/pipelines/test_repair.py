@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from model.errors import InputError
-from pipelines import commands, ledger, repair
-from pipelines.bundle import read_outcomes
-from pipelines.lake import Lake
+from soundlake.model.errors import InputError
+from soundlake.pipelines import commands, ledger, repair
+from soundlake.pipelines.bundle import read_outcomes
+from soundlake.pipelines.lake import Lake
 from tests.pipelines.test_extract import SPEC, corpus, rows, run, shards, windows_of, write
 
 

@@ -13,9 +13,9 @@ from apache_beam.options.pipeline_options import DirectOptions, PortableOptions,
 from apache_beam.testing.test_pipeline import TestPipeline
 from apache_beam.testing.util import assert_that, equal_to
 
-from model.errors import InputError, TryLaterError
-from pipelines.runners import Concurrently, _worker_error, beam_options, run_pipeline
-from pipelines.worker_boot import WORKER
+from soundlake.model.errors import InputError, TryLaterError
+from soundlake.pipelines.runners import Concurrently, _worker_error, beam_options, run_pipeline
+from soundlake.pipelines.worker_boot import WORKER
 
 
 @pytest.mark.parametrize("given", [[], ["--runner=DirectRunner"], ["--runner=FnApiRunner"]])
@@ -127,7 +127,7 @@ def test_a_workers_error_is_itself_again(kind: type[Exception]) -> None:
 
 JAVA = """java.lang.RuntimeException: Error received from SDK harness: Traceback (most recent call last):
   File "apache_beam/runners/common.py", line 1498, in process
-model.errors.{kind}: {message} [while running 'encode']
+soundlake.model.errors.{kind}: {message} [while running 'encode']
 During handling of the above exception, another exception occurred:
 {kind}: {message} [while running 'encode']
 
@@ -152,7 +152,7 @@ def test_a_cluster_that_fails_is_told_in_one_line() -> None:
     with pytest.raises(InputError, match="workers of the cluster have no /opt/soundlake: install"):
         raise _worker_error(RuntimeError(nothing), "localhost:1")
     # A fault of ours stays one.
-    ours = RuntimeError(JAVA.format(kind="KeyError", message="'x'").replace("model.errors.", ""))
+    ours = RuntimeError(JAVA.format(kind="KeyError", message="'x'").replace("soundlake.model.errors.", ""))
     assert _worker_error(ours, "localhost:1") is ours
 
 

@@ -11,10 +11,10 @@ import pytest
 import soundfile
 from scipy.signal import resample_poly
 
-from pipelines import commands, lookup, table
-from pipelines.lake import Lake
-from pipelines.query import load_query
-from pipelines.search import Hit, Searcher
+from soundlake.pipelines import commands, lookup, table
+from soundlake.pipelines.lake import Lake
+from soundlake.pipelines.query import load_query
+from soundlake.pipelines.search import Hit, Searcher
 from tests.conftest import Made
 
 RATE = 16_000

@@ -9,10 +9,10 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.features import PRESETS
-from pipelines import account, joins, plan, survey
-from pipelines.account import Candidate, Work
-from pipelines.audio import Probe
+from soundlake.model.features import PRESETS
+from soundlake.pipelines import account, joins, plan, survey
+from soundlake.pipelines.account import Candidate, Work
+from soundlake.pipelines.audio import Probe
 
 SPEC = PRESETS["general"]
 Files = list[tuple[float, bool]]

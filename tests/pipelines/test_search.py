@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import soundfile
 
-from model import artifact
-from model.errors import InputError
-from model.features import PRESETS
-from pipelines import commands, corpus, lookup, search, table
-from pipelines.lake import Lake
-from pipelines.playlist import playlist
-from pipelines.search import Hit
+from soundlake.model import artifact
+from soundlake.model.errors import InputError
+from soundlake.model.features import PRESETS
+from soundlake.pipelines import commands, corpus, lookup, search, table
+from soundlake.pipelines.lake import Lake
+from soundlake.pipelines.playlist import playlist
+from soundlake.pipelines.search import Hit
 from tests.conftest import Made
 
 
@@ -267,7 +267,7 @@ def test_search_needs_no_tensorflow(made: Made) -> None:
     import sys
 
     code = (
-        "import sys; from pipelines.program import main; "
+        "import sys; from soundlake.pipelines.program import main; "
         f"main(['search', {str(sorted(made.audio.glob('bell/*'))[0])!r}, '--lake', {made.lake.root!r}]); "
         "print(sorted({'tensorflow', 'keras', 'apache_beam'} & set(sys.modules)))"
     )

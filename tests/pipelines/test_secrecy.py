@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.lake import Lake, run_manifest
-from pipelines.secrecy import refuse_secrets, without_secrets
+from soundlake.pipelines.lake import Lake, run_manifest
+from soundlake.pipelines.secrecy import refuse_secrets, without_secrets
 from tests.conftest import Made
 from tests.pipelines.hostile import call
 

@@ -17,13 +17,13 @@ import pyarrow as pa
 import pytest
 from lance import DatasetBasePath
 
-from model import artifact
-from model.errors import InputError
-from model.features import PRESETS
-from pipelines import commands, encoder, fragments, ledger, search, showing, table
-from pipelines.evaluation import Clip
-from pipelines.lake import Lake
-from pipelines.playlist import playlist
+from soundlake.model import artifact
+from soundlake.model.errors import InputError
+from soundlake.model.features import PRESETS
+from soundlake.pipelines import commands, encoder, fragments, ledger, search, showing, table
+from soundlake.pipelines.evaluation import Clip
+from soundlake.pipelines.lake import Lake
+from soundlake.pipelines.playlist import playlist
 from tests.conftest import Made
 from tests.pipelines.hostile import COMMANDS, SPEC, call, model_of, refused, tree
 

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import soundfile
 
-from model import artifact
-from model.errors import InputError
-from model.features import PRESETS
-from pipelines import commands, labels, table
-from pipelines.export import export
-from pipelines.program import main
-from pipelines.terminal import Told, visible
+from soundlake.model import artifact
+from soundlake.model.errors import InputError
+from soundlake.model.features import PRESETS
+from soundlake.pipelines import commands, labels, table
+from soundlake.pipelines.export import export
+from soundlake.pipelines.program import main
+from soundlake.pipelines.terminal import Told, visible
 from tests.conftest import Made
 from tests.pipelines.hostile import NASTY, call, model_of
 
@@ -115,7 +115,7 @@ def test_what_a_hostile_lake_says_of_its_tables(made: Made, tmp_path: Path, caps
 def test_what_is_logged(capsys: pytest.CaptureFixture[str]) -> None:
     main(["status", "--lake", "/nonexistent"])  # sets up the log
     capsys.readouterr()
-    handler, log = Told(), logging.getLogger("pipelines.x")
+    handler, log = Told(), logging.getLogger("soundlake.pipelines.x")
     log.addHandler(handler)
     log.propagate = False
     try:
@@ -164,7 +164,7 @@ def test_an_export_writes_through_no_link(made: Made, tmp_path: Path) -> None:
 def test_a_report_shows_names_and_runs_none(nasty: Made, tmp_path: Path) -> None:
     from html.parser import HTMLParser
 
-    from model.report import Pair, Worth, write
+    from soundlake.model.report import Pair, Worth, write
 
     names = [path.name for path in nasty.audio.iterdir()] + ['"><script>alert(1)</script>', "x' onmouseover='alert(1)"]
     model = artifact.find(Path(nasty.lake.root, "models"), model_of(nasty))

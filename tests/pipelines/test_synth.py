@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from model.errors import InputError, TryLaterError
-from pipelines import synth
-from pipelines.synth import KINDS, synthesise
+from soundlake.model.errors import InputError, TryLaterError
+from soundlake.pipelines import synth
+from soundlake.pipelines.synth import KINDS, synthesise
 from tests.pipelines import limits
 
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from model.features import PRESETS, log_mel, quantise, windows
-from pipelines.audio import Rejected, probe
-from pipelines.resampling import resampled
-from pipelines.windows import CHUNK_FRAMES, SegmentWindows
+from soundlake.model.features import PRESETS, log_mel, quantise, windows
+from soundlake.pipelines.audio import Rejected, probe
+from soundlake.pipelines.resampling import resampled
+from soundlake.pipelines.windows import CHUNK_FRAMES, SegmentWindows
 
 
 def write(path: Path, seconds: float, rate: int, subtype: str = "PCM_16", form: str = "WAV") -> Path:

@@ -13,14 +13,14 @@ import lance
 import pytest
 from lance.dataset import DatasetOptimizer
 
-from model.features import PRESETS
-from pipelines import commands, fragments, ledger
-from pipelines.lake import Lake
-from pipelines.maintain import maintain
-from pipelines.program import main
-from pipelines.status import status
-from pipelines.synth import synthesise
-from pipelines.tidying import Tidying
+from soundlake.model.features import PRESETS
+from soundlake.pipelines import commands, fragments, ledger
+from soundlake.pipelines.lake import Lake
+from soundlake.pipelines.maintain import maintain
+from soundlake.pipelines.program import main
+from soundlake.pipelines.status import status
+from soundlake.pipelines.synth import synthesise
+from soundlake.pipelines.tidying import Tidying
 from tests.conftest import Made
 from tests.pipelines.test_extract import corpus, run
 from tests.system.lakes import Command, done, half_made, ledger_rows, outcomes, shards, table_rows, temporary
@@ -128,8 +128,8 @@ def test_two_at_once(made: Made, tmp_path: Path) -> None:
 
 def after_pipeline(monkeypatch: pytest.MonkeyPatch, command: str, do: Callable[[], Any]) -> None:
     """Have the next pipeline of a command followed by something."""
-    module = f"pipelines.{command}.run_pipeline"
-    from pipelines.runners import run_pipeline
+    module = f"soundlake.pipelines.{command}.run_pipeline"
+    from soundlake.pipelines.runners import run_pipeline
 
     def once(build: Any, engine: Any) -> None:
         run_pipeline(build, engine)

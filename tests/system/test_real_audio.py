@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from pipelines import commands, ledger, lookup
-from pipelines.lake import Lake
+from soundlake.pipelines import commands, ledger, lookup
+from soundlake.pipelines.lake import Lake
 from tests.conftest import need_corpus
 
 EACH = 12

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model import artifact
-from model.report import Heard, Pair, Worth, write
-from pipelines import commands, judging, lookup
+from soundlake.model import artifact
+from soundlake.model.report import Heard, Pair, Worth, write
+from soundlake.pipelines import commands, judging, lookup
 from tests.conftest import Made
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import ledger, lookup, models
-from pipelines.program import main
+from soundlake.pipelines import ledger, lookup, models
+from soundlake.pipelines.program import main
 from tests.upgrade.conftest import MODELS, SPEC_ID, Old, unpacked
 
 Capture = pytest.CaptureFixture[str]

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from pipelines import commands, ledger, lookup, models
-from pipelines.lake import Lake
-from pipelines.program import main
+from soundlake.pipelines import commands, ledger, lookup, models
+from soundlake.pipelines.lake import Lake
+from soundlake.pipelines.program import main
 from tests.upgrade.conftest import MODELS, SPEC_ID, Old, unpacked
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "operating.md"

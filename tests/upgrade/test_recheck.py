@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import soundfile
 
-from model.records import decode, read_framed
-from pipelines import commands, ledger, lookup, plan, recheck
-from pipelines.lake import Lake
-from pipelines.program import main
+from soundlake.model.records import decode, read_framed
+from soundlake.pipelines import commands, ledger, lookup, plan, recheck
+from soundlake.pipelines.lake import Lake
+from soundlake.pipelines.program import main
 from tests.upgrade.conftest import SPEC_ID, Old
 
 

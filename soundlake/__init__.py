@@ -1,0 +1,1 @@
+"""soundlake: a folder of raw audio in, a searchable table of embeddings out."""
