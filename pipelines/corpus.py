@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from soundlake.model.errors import PASSING, InputError, storage_errors
-from soundlake.pipelines import store
-from soundlake.pipelines.secrecy import refuse_secrets
-from soundlake.pipelines.store import Store
+from soundlake.pipelines.storage import opening
+from soundlake.pipelines.storage.secrecy import refuse_secrets
+from soundlake.pipelines.storage.store import Store, is_bucket
 
 # Left out by name: what lies beside audio and never is. All else is listed, and the decoder judges by content.
 OTHER = frozenset(
@@ -160,7 +160,7 @@ def partitions(root: str) -> list[str]:
     found = set()
     if start is None:
         with storage_errors(root):
-            for info in store.at(root).below("", recursive=False):
+            for info in opening.at(root).below("", recursive=False):
                 if not info.is_folder:
                     found |= set() if _left_out(info.name.encode()) else {LOOSE}
                 elif not info.name.startswith("."):
@@ -181,7 +181,7 @@ def listing(root: str, partition: str | None = None) -> Iterator[tuple[str, Entr
     Follows links to folders, each real folder once, so a link to a folder above ends. Hidden names are left out.
     A folder that may not be read is an entry of its own, with size -1, and ends as a rejection.
     """
-    if store.is_bucket(root):
+    if is_bucket(root):
         yield from _remote_listing(root, partition)
         return
     start = local_path(root)
@@ -233,7 +233,7 @@ def _remote_listing(root: str, partition: str | None = None) -> Iterator[tuple[s
     """The same for a bucket."""
     under = "" if partition in (None, LOOSE) else str(partition)
     with storage_errors(root):
-        for info in store.at(root).below(under, recursive=partition != LOOSE):
+        for info in opening.at(root).below(under, recursive=partition != LOOSE):
             *folders, name = info.name.split("/")
             if info.is_folder or any(folder.startswith(".") for folder in folders):
                 continue
@@ -247,7 +247,7 @@ def _placed(uri: str) -> tuple[Store, str]:
     """The store of a uri's folder, and its name there."""
     path = local_path(uri)
     folder, _, name = (uri if path is None else os.fsdecode(os.path.abspath(path))).rpartition("/")
-    return store.at(folder or "/"), name
+    return opening.at(folder or "/"), name
 
 
 def is_file(uri: str) -> bool:

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from soundlake.model.artifact import Pooling, pooled_width
 from soundlake.model.errors import InputError, storage_errors
 from soundlake.pipelines.display import Stage, stage
-from soundlake.pipelines.store import Folder
+from soundlake.pipelines.storage.folder import Folder
 from soundlake.pipelines.table import filter_error, pooling_of, whole
 
 log = logging.getLogger(__name__)

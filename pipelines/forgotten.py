@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from soundlake.model.errors import InputError
-from soundlake.pipelines.bucket import Bucket
 from soundlake.pipelines.lake import FORGOTTEN, Lake
+from soundlake.pipelines.storage.bucket import Bucket
 
 _SETS = ("names", "recordings", "files", "former")
 

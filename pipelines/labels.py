@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 from soundlake.model.errors import InputError
 from soundlake.pipelines.corpus import is_file, listing, local_path, read_whole, uri_of
-from soundlake.pipelines.secrecy import refuse_secrets
-from soundlake.pipelines.store import is_bucket
+from soundlake.pipelines.storage.secrecy import refuse_secrets
+from soundlake.pipelines.storage.store import is_bucket
 
 NAMES = ("labels.csv", "labels.parquet")
 COLUMNS = ("label", "group")

@@ -1,7 +1,7 @@
 """The lake: where everything lies, on a disk or a bucket; whole writes only; a manifest of every run.
 
 A `Lake` is a root and nothing else, so that it travels to workers as it is. Names are relative to the root and use
-``/``; `pipelines.store` knows how files are kept there.
+``/``; `pipelines.storage.store` knows how files are kept there.
 """
 
 import contextlib
@@ -20,10 +20,10 @@ from urllib.parse import unquote_to_bytes
 
 from soundlake.model.errors import InputError, TryLaterError, storage_errors
 from soundlake.model.paths import checked_id, inside, regular
-from soundlake.pipelines import store
 from soundlake.pipelines.display import stage
-from soundlake.pipelines.secrecy import refuse_secrets, without_secrets
-from soundlake.pipelines.store import Store
+from soundlake.pipelines.storage import opening
+from soundlake.pipelines.storage.secrecy import refuse_secrets, without_secrets
+from soundlake.pipelines.storage.store import Store, is_bucket
 
 FORMAT_VERSION = 1
 # Keyed digests of what the lake has forgotten (`pipelines.forgotten`).
@@ -73,12 +73,12 @@ class Lake:
     @property
     def is_local(self) -> bool:
         """Whether the lake is a folder that this machine mounts."""
-        return not store.is_bucket(self.root)
+        return not is_bucket(self.root)
 
     @property
     def store(self) -> Store:
         """Its files."""
-        return store.at(self.root)
+        return opening.at(self.root)
 
     def command(self, words: str) -> str:
         """A command line for this lake, such as ``soundlake encode --lake '/my lake'``, for messages to name."""

@@ -18,8 +18,8 @@ from soundlake.model.errors import InputError, TryLaterError
 from soundlake.model.paths import is_id
 from soundlake.pipelines import fragments
 from soundlake.pipelines.audio import DECODER_VERSION
-from soundlake.pipelines.bucket import lance_options
 from soundlake.pipelines.lake import Lake
+from soundlake.pipelines.storage.bucket import lance_options
 
 log = logging.getLogger(__name__)
 

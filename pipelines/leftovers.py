@@ -7,7 +7,7 @@ from soundlake.model import artifact
 from soundlake.model.errors import storage_errors
 from soundlake.model.paths import is_id
 from soundlake.pipelines.lake import Lake
-from soundlake.pipelines.store import Store
+from soundlake.pipelines.storage.store import Store
 
 # Files half written, folders of runs and of what encode had not committed, and the two files of a bundle.
 PARTS, RUNS, STAGED, OUTCOMES, SHARDS = KINDS = ("parts", "runs", "staged", "outcomes", "shards")

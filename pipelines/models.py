@@ -18,10 +18,11 @@ from typing import Any
 from soundlake.model import artifact, promotion
 from soundlake.model.errors import InputError, TryLaterError, storage_errors
 from soundlake.model.paths import checked_id, is_id
-from soundlake.pipelines import store
-from soundlake.pipelines.bucket import Bucket, endpoint
 from soundlake.pipelines.lake import Lake
-from soundlake.pipelines.store import Info
+from soundlake.pipelines.storage import opening
+from soundlake.pipelines.storage.bucket import Bucket
+from soundlake.pipelines.storage.patience import endpoint
+from soundlake.pipelines.storage.store import Info
 
 CURRENT = f"models/{promotion.CURRENT}"
 CHECKPOINTS = "checkpoints"
@@ -152,7 +153,7 @@ def _fetch(lake: Lake, model_id: str, *, only_manifest: bool = False) -> None:
         data = lake.read(f"{name}/{artifact.MANIFEST}")
     except FileNotFoundError as error:
         raise InputError(f"no finished model at {lake.uri(name)}: {artifact.MANIFEST} is missing") from error
-    here = store.at(str(directory))
+    here = opening.at(str(directory))
     if not only_manifest:
         try:
             digests = dict(json.loads(data)["files"])
@@ -172,7 +173,7 @@ def _copy(lake: Lake, name: str, directory: Path, names: Iterable[str], *, if_th
 
     def one(base: str) -> None:
         try:
-            with storage_errors(directory / base), store.at(str(directory)).create(base) as file:
+            with storage_errors(directory / base), opening.at(str(directory)).create(base) as file:
                 lake.store.copy_to(f"{name}/{base}", file)
         except InputError as error:
             if not (if_there and isinstance(error.__cause__, FileNotFoundError)):
@@ -294,7 +295,7 @@ def shards(lake: Lake, spec_id: str, bundles: Mapping[str, Collection[str]]) -> 
         )
 
     def one(info: Info) -> None:
-        with storage_errors(base / info.name), store.at(str(base)).create(info.name) as file:
+        with storage_errors(base / info.name), opening.at(str(base)).create(info.name) as file:
             lake.store.copy_to(info.name, file)
         # By its time, too: a shard that was damaged and made again has the size that it had.
         os.utime(base / info.name, ns=(info.changed_ns, info.changed_ns))

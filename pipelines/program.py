@@ -149,7 +149,7 @@ def _sentence(text: str) -> str:
 
 def _of_storage(error: BaseException) -> InputError | TryLaterError | None:
     """What the system, a bucket or Lance says where nothing nearer to it has told it; None of an internal error."""
-    from soundlake.pipelines.patience import is_of_storage
+    from soundlake.pipelines.storage.patience import is_of_storage
 
     if (clear := of_system(error)) is not None:
         return clear

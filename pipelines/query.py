@@ -19,8 +19,8 @@ from soundlake.model.features import FeatureSpec, dequantise, log_mel, quantise,
 from soundlake.pipelines.audio import REASONS, Rejected, opened, probe
 from soundlake.pipelines.corpus import at_hand, uri_of
 from soundlake.pipelines.resampling import resampled
-from soundlake.pipelines.secrecy import refuse_secrets
-from soundlake.pipelines.store import is_bucket
+from soundlake.pipelines.storage.secrecy import refuse_secrets
+from soundlake.pipelines.storage.store import is_bucket
 
 # Shifts of the query to a step of the table's windows, and in all; windows of the query on the table's own grid.
 SHIFTS_A_STEP = 16

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from soundlake.model.errors import InputError, storage_errors
 from soundlake.pipelines.display import stage
-from soundlake.pipelines.store import Folder
+from soundlake.pipelines.storage.folder import Folder
 
 Signal = npt.NDArray[np.float64]
 Rng = np.random.Generator

@@ -14,10 +14,10 @@ import pyarrow.compute as pc
 
 from soundlake.model.errors import InputError, number_of, storage_errors
 from soundlake.pipelines import fragments
-from soundlake.pipelines.bucket import lance_options
 from soundlake.pipelines.forgotten import Memory
 from soundlake.pipelines.lake import Lake
-from soundlake.pipelines.patience import patiently
+from soundlake.pipelines.storage.bucket import lance_options
+from soundlake.pipelines.storage.patience import patiently
 
 # Columns that say what a row of a ledger or table is about.
 URI, RECORDING_ID = ABOUT = ["uri", "recording_id"]

@@ -58,7 +58,7 @@ def bucket(server: Server, request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def here(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     """This process uses the server, and so does every command that it starts."""
-    from soundlake.pipelines import bucket as room
+    from soundlake.pipelines.storage import bucket as room
 
     for name, value in server.environment(SOUNDLAKE_CACHE=str(tmp_path / "cache")).items():
         monkeypatch.setenv(name, value)

@@ -9,10 +9,11 @@ import pyarrow as pa
 import pytest
 
 from soundlake.model.errors import InputError, TryLaterError
-from soundlake.pipelines import bucket as room
-from soundlake.pipelines import fragments, lease, ledger, patience, store
+from soundlake.pipelines import fragments, ledger
 from soundlake.pipelines.lake import Lake
-from soundlake.pipelines.store import Info
+from soundlake.pipelines.storage import bucket as room
+from soundlake.pipelines.storage import lease, opening, patience
+from soundlake.pipelines.storage.store import Info
 from tests.buckets.faults import KINDS, FaultyProxy
 from tests.buckets.server import Server
 
@@ -30,7 +31,7 @@ def side_by_side(work: Callable[[int], None], who: range) -> None:
 
 
 def test_files(here: Server, bucket: str) -> None:
-    files = store.at(f"s3://{bucket}/a lake/ü")
+    files = opening.at(f"s3://{bucket}/a lake/ü")
     long = bytes(range(256)) * 100_000
     for name, data in {"deep/long": long, "deep/empty": b"", "deep/er/a%20b#?+&.txt": b"odd", ".hidden": b"1"}.items():
         with files.create(name) as file:
@@ -55,7 +56,7 @@ def test_files(here: Server, bucket: str) -> None:
 
 
 def test_a_file_that_changes_while_it_is_read(here: Server, bucket: str) -> None:
-    files = store.at(f"s3://{bucket}")
+    files = opening.at(f"s3://{bucket}")
     with files.create("x") as file:
         file.write(b"a" * 100_000)
     with files.open("x", block=1000) as file:
@@ -72,7 +73,7 @@ def test_whole_or_not_there(
 ) -> None:
     """A file of several parts, sent and read, every second request spoiled; who looks meanwhile sees all or none."""
     monkeypatch.setattr(patience, "REQUEST_S", 2.0)
-    data, looker = bytes(range(251)) * 100_000, store.at(f"s3://{bucket}")
+    data, looker = bytes(range(251)) * 100_000, opening.at(f"s3://{bucket}")
     seen: set[int] = set()
     over = threading.Event()
     direct = here.client()
@@ -109,7 +110,7 @@ def test_of_many_that_swap_no_change_is_lost_or_made_twice(
 ) -> None:
     """Four writers add marks to one list; an answer that is lost is found out about by the mark."""
     monkeypatch.setattr(patience, "REQUEST_S", 2.0)
-    files = store.at(f"s3://{bucket}")
+    files = opening.at(f"s3://{bucket}")
     assert isinstance(files, room.Bucket)
     with here.faulty(share=0.4, seed=1) as proxy:
         through(proxy, monkeypatch)
@@ -134,7 +135,7 @@ def test_of_many_that_swap_no_change_is_lost_or_made_twice(
 
 def test_a_lease(here: Server, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "LENGTH_S", 3.0)
-    files = store.at(f"s3://{bucket}")
+    files = opening.at(f"s3://{bucket}")
     inside, most = [0], [0]
 
     def work(who: int) -> None:
@@ -231,13 +232,13 @@ def test_columns_are_added_once_whatever_becomes_of_the_answer(
 
 def test_names_that_cannot_be(here: Server, bucket: str) -> None:
     with pytest.raises(InputError, match="no part of it"):
-        store.at(f"s3://{bucket}").read("a//b")
+        opening.at(f"s3://{bucket}").read("a//b")
     with pytest.raises(InputError, match="there is no bucket s3://nowhere-at-all"):
-        store.at("s3://nowhere-at-all/x").exists("y")
+        opening.at("s3://nowhere-at-all/x").exists("y")
 
 
 def test_no_time_of_a_folder(here: Server, bucket: str) -> None:
-    files = store.at(f"s3://{bucket}")
+    files = opening.at(f"s3://{bucket}")
     with files.create("a/b") as file:
         file.write(b"1")
     assert list(files.below("", recursive=False)) == [Info("a", 0, 0, is_folder=True)]

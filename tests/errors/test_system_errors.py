@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from soundlake.model.errors import InputError, TryLaterError, number_of, of_system, storage_errors
-from soundlake.pipelines.patience import patiently
 from soundlake.pipelines.program import main
+from soundlake.pipelines.storage.patience import patiently
 from tests.conftest import Made
 from tests.errors.faulty import CASES
 from tests.system.lakes import Command
@@ -213,7 +213,7 @@ def test_what_may_pass_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
             raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
         return "done"
 
-    monkeypatch.setattr("soundlake.pipelines.patience.FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr("soundlake.pipelines.storage.patience.FIRST_PAUSE_S", 0.001)
     assert patiently("s3://bucket/x", call) == "done"
     assert len(calls) == 3
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from soundlake.model import artifact
-from soundlake.pipelines.store import Folder
+from soundlake.pipelines.storage.folder import Folder
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from soundlake.pipelines.bundle import make_bundle
 from soundlake.pipelines.forget import forget
 from soundlake.pipelines.lake import Lake, run_manifest
 from soundlake.pipelines.maintain import maintain
-from soundlake.pipelines.store import Folder
+from soundlake.pipelines.storage.folder import Folder
 from tests.conftest import Made
 from tests.pipelines.opened import example, holding, records
 from tests.pipelines.test_extract import run, sha256, write

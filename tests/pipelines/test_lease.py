@@ -12,9 +12,9 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
-from soundlake.pipelines import lease
 from soundlake.pipelines.lake import Lake
 from soundlake.pipelines.models import CHECKPOINTS
+from soundlake.pipelines.storage import lease
 
 KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1"}
 MODEL = "0123456789abcdef"

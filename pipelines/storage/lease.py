@@ -3,8 +3,8 @@
 Each change of it is a conditional put, so of two that would have it one gets it. The holder writes it anew every third
 of its length. Who waits takes it over when it has seen the same version for all of that length, by its own clock: no
 two machines' clocks are compared. A lease is no fence, since a holder may sleep and wake up after another took over:
-what is done under it checks for itself (`pipelines.fragments.commit`, `pipelines.bucket.Bucket.swap`), or asks the
-lease again right before it writes (`pipelines.models.being_trained`).
+what is done under it checks for itself (`pipelines.fragments.commit`, `pipelines.storage.bucket.Bucket.swap`), or asks
+the lease again right before it writes (`pipelines.models.being_trained`).
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from soundlake.model.errors import TryLaterError
-from soundlake.pipelines.bucket import Bucket, Token
+from soundlake.pipelines.storage.store import Token, Versioned
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ LOOK_S = 1.0
 class _Lease:
     """What this process writes into the object, each time a little different."""
 
-    def __init__(self, bucket: Bucket, name: str) -> None:
+    def __init__(self, bucket: Versioned, name: str) -> None:
         self._bucket, self._name = bucket, name
         self._beat = 0
         self._says = {"owner": f"{socket.gethostname()} {os.getpid()}", "id": secrets.token_hex(8)}
@@ -70,7 +70,7 @@ class _Lease:
         return self.token is not None
 
 
-def _read(bucket: Bucket, name: str) -> tuple[dict[str, Any], Token | None]:
+def _read(bucket: Versioned, name: str) -> tuple[dict[str, Any], Token | None]:
     try:
         data, token = bucket.read_version(name)
         # Empty: a lock of a lake that was copied from a disk. Whoever takes it writes it by its version.
@@ -80,12 +80,12 @@ def _read(bucket: Bucket, name: str) -> tuple[dict[str, Any], Token | None]:
 
 
 @contextlib.contextmanager
-def held(bucket: Bucket, name: str, *, wait: bool = True) -> Iterator[Callable[[], None]]:
+def held(bucket: Versioned, name: str, *, wait: bool = True) -> Iterator[Callable[[], None]]:
     """Hold a lease for the length of the block.
 
     Parameters
     ----------
-    bucket : Bucket
+    bucket : Versioned
     name : str
         Of the object.
     wait : bool
@@ -127,7 +127,7 @@ def held(bucket: Bucket, name: str, *, wait: bool = True) -> Iterator[Callable[[
                 lease.write(lease.token, free=True)
 
 
-def _take(lease: _Lease, bucket: Bucket, name: str, *, wait: bool) -> None:
+def _take(lease: _Lease, bucket: Versioned, name: str, *, wait: bool) -> None:
     seen: Token | None = None
     since = time.monotonic()
     while True:

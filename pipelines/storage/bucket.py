@@ -1,8 +1,8 @@
 """A store in a bucket, by obstore: the library below it (Rust's object_store) is the one that Lance works with, too.
 
 Both read the clouds' own environment variables; `lance_options` hands Lance what they do not say, and no secret. A
-request that fails is sent again (`pipelines.patience`). What was sent with a condition is looked at before: its answer
-may have been lost, and it would be refused for what it has done itself.
+request that fails is sent again (`pipelines.storage.patience`). What was sent with a condition is looked at before: its
+answer may have been lost, and it would be refused for what it has done itself.
 """
 
 import contextlib
@@ -15,26 +15,17 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import IO, Any, BinaryIO, cast
 
-from soundlake.pipelines import patience
-from soundlake.pipelines.patience import patiently
-from soundlake.pipelines.store import Info
+from soundlake.pipelines.storage import patience
+from soundlake.pipelines.storage.lease import held
+from soundlake.pipelines.storage.patience import patiently
+from soundlake.pipelines.storage.store import Info, Token
 
 # Of what is sent in parts, one part; of a long file, what one request reads.
 BLOCK = 8 << 20
 # Tries that the library makes by itself before `patiently` comes in.
 TRIES = 3
 
-# A version of an object, as the conditional put wants it back.
-Token = dict[str, Any]
-
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
-
-def endpoint(root: str) -> str:
-    """Where a bucket is asked for: the address of a store of one's own, or the cloud's name."""
-    if root.startswith("gs:"):
-        return "Google Cloud Storage"
-    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS S3"
 
 
 def lance_options(uri: str) -> dict[str, str] | None:
@@ -254,9 +245,7 @@ class Bucket:
 
     @contextlib.contextmanager
     def locked(self, name: str, *, wait: bool = True) -> Iterator[Callable[[], None]]:
-        """Keep others out by a lease (`pipelines.lease`); that of a killed one ends by itself."""
-        from soundlake.pipelines.lease import held
-
+        """Keep others out by a lease (`pipelines.storage.lease`); that of a killed one ends by itself."""
         with held(self, f"{name}.lock", wait=wait) as still_held:
             yield still_held
 

@@ -88,6 +88,13 @@ def _cause(error: Exception) -> str:
     return f"{status} {code}".strip() or said[:120] or type(error).__name__
 
 
+def endpoint(root: str) -> str:
+    """Where a bucket is asked for: the address of a store of one's own, or the cloud's name."""
+    if root.startswith("gs:"):
+        return "Google Cloud Storage"
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS S3"
+
+
 def patiently(where: str, call: Callable[[], Result]) -> Result:
     """What a call gives that reads or writes in a bucket; it is called again as long as what it raises may pass.
 
@@ -125,8 +132,6 @@ def patiently(where: str, call: Callable[[], Result]) -> Result:
                 _answers = False
                 if number_of(error) in OF_THE_MACHINE and (ours := of_system(error, where)) is not None:
                     raise ours from error  # the bucket is not to blame
-                from soundlake.pipelines.bucket import endpoint
-
                 raise TryLaterError(
                     f"no answer from {endpoint(where)} for {waited:.0f} s ({_cause(error)}), at {where}: "
                     "run the same command again"

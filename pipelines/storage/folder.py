@@ -1,116 +1,17 @@
-"""The one layer under lake and corpus: files below a root, in a folder on a disk or below a prefix of a bucket.
-
-`at` gives the store of a root. What a reader sees is whole, always: on a disk a file appears by rename, in a bucket by
-a single put. Names are relative to the root and use ``/``. Whatever goes wrong is an ``OSError``, as on a disk; bad
-credentials and a bucket that is not there are an `InputError`, since each call would end in the same way.
-"""
+"""A store in a folder of this machine."""
 
 import contextlib
-import functools
 import os
 import secrets
 import shutil
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import IO, BinaryIO, Protocol
+from typing import IO, BinaryIO
 
 from soundlake.model.durable import make_folders, replace
-from soundlake.model.errors import NO_LOCKS, InputError, storage_errors
-
-# What buckets are known by; a root without a scheme is a folder.
-SCHEMES = ("gs", "s3")
-
-
-@dataclass(frozen=True)
-class Info:
-    """A file or folder below a root.
-
-    Attributes
-    ----------
-    name : str
-        Below the root.
-    size : int
-        Bytes.
-    changed_ns : int
-        Of its last write, nanoseconds since 1970; 0 for a folder of a bucket, which has no time.
-    is_folder : bool
-    """
-
-    name: str
-    size: int
-    changed_ns: int
-    is_folder: bool = False
-
-
-class Store(Protocol):
-    """What a folder and a bucket can do."""
-
-    @property
-    def root(self) -> str:
-        """A path, or a URI."""
-
-    def read(self, name: str) -> bytes:
-        """A whole small file; ``FileNotFoundError`` if there is none."""
-
-    def open(self, name: str, *, block: int = 8 << 20) -> BinaryIO:
-        """A file to read from, seekable; of one in a bucket `block` bytes are fetched at a time."""
-
-    def copy_to(self, name: str, target: IO[bytes]) -> None:
-        """Write a file's content to a local one."""
-
-    def create(self, name: str, *, durable: bool = True) -> contextlib.AbstractContextManager[IO[bytes]]:
-        """A file to write, not yet visible; it appears whole when the block ends without an exception.
-
-        Its `name` is a local path: another process may write it, too. If not `durable`, a power cut may undo it.
-        """
-
-    def exists(self, name: str) -> bool:
-        """Whether a file or folder of this name is there."""
-
-    def names(self, folder: str) -> list[str]:
-        """Sorted base names in a folder, without hidden ones; empty if there is no such folder."""
-
-    def below(self, folder: str, *, recursive: bool = True) -> Iterator[Info]:
-        """All files in a folder, as they are listed, and the folders that are known; none if it is not there."""
-
-    def info(self, name: str) -> Info | None:
-        """A file as it is now, or a folder of a disk; None if there is none."""
-
-    def delete(self, name: str) -> None:
-        """Remove a file, if it is there."""
-
-    def remove(self, folder: str) -> None:
-        """Remove a folder and all in it, if it is there."""
-
-    def locked(self, name: str, *, wait: bool = True) -> contextlib.AbstractContextManager[Callable[[], None]]:
-        """Keep others out of the same block; who does not `wait` gets a `TryLaterError` if another is in it.
-
-        Yields what raises `TryLaterError` once the lock is lost, as one in a bucket can be.
-        """
-
-
-def is_bucket(root: str) -> bool:
-    """Whether a path or URI names a place in a bucket."""
-    return "://" in root and not root.startswith("file://")
-
-
-@functools.lru_cache(maxsize=64)
-def at(root: str) -> Store:
-    """The store of a path or URI.
-
-    Raises
-    ------
-    InputError
-        If it is of a kind that is not known.
-    """
-    if not is_bucket(root):
-        return Folder(os.path.abspath(root.removeprefix("file://")))
-    if root.partition("://")[0] not in SCHEMES or not root.partition("://")[2].partition("/")[0]:
-        raise InputError(f"cannot open {root}: name a folder, or a place in a bucket as s3://BUCKET/… or gs://BUCKET/…")
-    from soundlake.pipelines.bucket import Bucket
-
-    return Bucket(root.rstrip("/"))
+from soundlake.model.errors import NO_LOCKS, TryLaterError, storage_errors
+from soundlake.pipelines.storage.store import Info
 
 
 @dataclass(frozen=True)
@@ -202,8 +103,6 @@ class Folder:
         On a file system without locks it does nothing, and the checks inside the block have to do.
         """
         import fcntl
-
-        from soundlake.model.errors import TryLaterError
 
         path = self._path(f"{name}.lock")
         with storage_errors(path):

@@ -1,0 +1,3 @@
+"""Storage: how do bytes lie in a folder or a bucket?"""
+
+__all__ = ["bucket", "folder", "opening", "patience", "secrecy", "store"]
