@@ -12,76 +12,12 @@ import time
 from collections.abc import Iterator
 from typing import Any, TextIO
 
+from soundlake.pipelines import stages
+
 # Seconds: between two lines, so that no log is silent for 30; before a bar appears; between two looks.
 LINE, DELAY, LOOK = 25.0, 0.5, 0.25
 
-_lock = threading.RLock()
-# The stages that are under way, each a part of the one before it. The last one is shown.
-_stages: list["Stage"] = []
 _display: "Display | None" = None
-
-
-def duration(seconds: float) -> str:
-    """Seconds in words."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
-
-
-class Stage:
-    """A part of the work; called, it takes what `model.reports.Report` says."""
-
-    def __init__(self, name: str) -> None:
-        self.name, self.note, self.done = name, "", 0.0
-        self.total: float | None = None
-        self._began, self._first = time.monotonic(), 0.0
-
-    def __call__(self, name: str, done: float = 0.0, total: float | None = None, note: str = "") -> None:
-        with _lock:
-            # What came before the total was known, such as a listing, tells nothing about the speed of what follows.
-            begins = name != self.name or (self.total is None and total is not None)
-            if begins:
-                self._began, self._first = time.monotonic(), done
-            self.name, self.done, self.total, self.note = name, done, total, note
-            if begins and _display is not None:
-                _display.show()
-
-    @property
-    def share(self) -> float | None:
-        """Of the work, what is done; None where nobody knows."""
-        return min(1.0, self.done / self.total) if self.total else None
-
-    def line(self) -> str:
-        """All of it in one line."""
-        share, seconds = self.share, time.monotonic() - self._began
-        said = [] if share is None else [f"{share:4.0%}"]
-        said += [self.note] if self.note else []
-        if share is None or not self.total:
-            said.append(f"{duration(seconds)} so far")
-        elif self._first < self.done < self.total:
-            said.append(f"{duration(seconds * (self.total - self.done) / (self.done - self._first))} left")
-        return f"{self.name}: {', '.join(said)}"
-
-
-@contextlib.contextmanager
-def stage(name: str) -> Iterator[Stage]:
-    """Say what is being done from here on to the end of the block; call what it gives to say how far it is.
-
-    Parameters
-    ----------
-    name : str
-        In the words of a user, such as ``"writing the report"``.
-    """
-    found = Stage(name)
-    with _lock:
-        _stages.append(found)
-        if _display is not None:
-            _display.show()
-    try:
-        yield found
-    finally:
-        with _lock:
-            _stages.remove(found)
 
 
 def _own_stderr() -> TextIO:
@@ -107,7 +43,7 @@ class Display:
 
     def _watch(self) -> None:
         while not self._over.wait(LOOK):
-            with _lock:
+            with stages.lock:
                 if not self._over.is_set():
                     self.show()
 
@@ -120,7 +56,7 @@ class Display:
                 self._task = self._bar.add_task("", total=None)
                 self._bar.start()
             if self._bar is not None:
-                shown, share = _stages[-1], _stages[-1].share
+                shown, share = stages.under_way[-1], stages.under_way[-1].share
                 self._bar.update(self._task, description=shown.line(), completed=share or 0.0)
                 # Rich takes None for "as it was".
                 self._bar.tasks[0].total = None if share is None else 1.0
@@ -129,12 +65,12 @@ class Display:
             self._last = now
             # Nobody may look any more.
             with contextlib.suppress(OSError, ValueError):
-                print(f"soundlake: {_stages[-1].line()}", file=self._stream, flush=True)
+                print(f"soundlake: {stages.under_way[-1].line()}", file=self._stream, flush=True)
 
     @contextlib.contextmanager
     def hidden(self) -> Iterator[None]:
         """Take the bar away while a message is written."""
-        with _lock:
+        with stages.lock:
             if self._bar is None:
                 yield
                 return
@@ -146,7 +82,7 @@ class Display:
 
     def end(self) -> None:
         """Take the bar away for good."""
-        with _lock:
+        with stages.lock:
             self._over.set()
             if self._bar is not None:
                 self._bar.stop()
@@ -187,8 +123,9 @@ def at_work(name: str) -> Iterator[None]:
     if sys.stderr is None:  # closed from the beginning
         yield
         return
-    with stage(name):
+    with stages.stage(name):
         _display = Display()
+        stages.listen(_display.show)
         try:
             yield
         finally:
@@ -198,13 +135,14 @@ def at_work(name: str) -> Iterator[None]:
 def end() -> None:
     """The work is done and the answer begins: show nothing any more."""
     global _display
-    with _lock:
+    with stages.lock:
         ended, _display = _display, None
+        stages.listen(None)
     if ended is not None:
         ended.end()
 
 
 def hidden() -> contextlib.AbstractContextManager[None]:
     """The time to write a message: no bar is in its way."""
-    with _lock:
+    with stages.lock:
         return contextlib.nullcontext() if _display is None else _display.hidden()

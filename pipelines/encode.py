@@ -22,10 +22,11 @@ from soundlake.pipelines.corpus import in_partition
 from soundlake.pipelines.encoder import EncoderHandler, Name, Piece, Recording
 from soundlake.pipelines.forgotten import Memory
 from soundlake.pipelines.joins import joined
-from soundlake.pipelines.lake import Lake, Run
+from soundlake.pipelines.lake import Lake
 from soundlake.pipelines.machine import keep_freed_memory
 from soundlake.pipelines.progress import Progress
 from soundlake.pipelines.runners import Engine, run_pipeline
+from soundlake.pipelines.runs import Run
 
 # Runs that commit to one table at the same time plan again; more often than this is no coincidence.
 ATTEMPTS = 3

@@ -21,15 +21,16 @@ from soundlake.pipelines import ledger, plan
 from soundlake.pipelines.account import Work
 from soundlake.pipelines.audio import Rejected
 from soundlake.pipelines.corpus import at_hand
-from soundlake.pipelines.display import stage
 from soundlake.pipelines.extract import summarise
 from soundlake.pipelines.finish import totalled
 from soundlake.pipelines.isolation import sandbox
 from soundlake.pipelines.labels import without_file
-from soundlake.pipelines.lake import Lake, Run, manifests
+from soundlake.pipelines.lake import Lake
 from soundlake.pipelines.ledger import REJECTED, Row
 from soundlake.pipelines.progress import Progress, watching
 from soundlake.pipelines.runners import Engine, run_pipeline
+from soundlake.pipelines.runs import Run, manifests
+from soundlake.pipelines.stages import stage
 from soundlake.pipelines.survey import bundles, survey, weight
 from soundlake.pipelines.windows import write_segment
 

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from soundlake.model.artifact import Pooling, pooled_width
 from soundlake.model.errors import InputError, storage_errors
-from soundlake.pipelines.display import Stage, stage
+from soundlake.pipelines.stages import Stage, stage
 from soundlake.pipelines.storage.folder import Folder
 from soundlake.pipelines.table import filter_error, pooling_of, whole
 

@@ -20,11 +20,12 @@ from soundlake.pipelines import account, erasure, finish, fragments, isolation, 
 from soundlake.pipelines.account import Candidate, Work, packed
 from soundlake.pipelines.bundle import write_bundle
 from soundlake.pipelines.joins import joined
-from soundlake.pipelines.lake import Lake, Run
+from soundlake.pipelines.lake import Lake
 from soundlake.pipelines.ledger import DONE, REJECTED, Row
 from soundlake.pipelines.machine import keep_freed_memory
 from soundlake.pipelines.progress import Progress
 from soundlake.pipelines.runners import Concurrently, Engine, run_pipeline
+from soundlake.pipelines.runs import Run
 from soundlake.pipelines.survey import bundles, survey, weight
 
 # Rows that wait in a worker to be written as one file.

@@ -11,11 +11,12 @@ from typing import Any
 from soundlake.model.errors import InputError, TryLaterError
 from soundlake.pipelines import account, forgotten, fragments, ledger, plan, random_pairs, table
 from soundlake.pipelines.corpus import listing
-from soundlake.pipelines.display import stage
 from soundlake.pipelines.forgotten import Memory
 from soundlake.pipelines.labels import without_file
-from soundlake.pipelines.lake import Lake, Run
+from soundlake.pipelines.lake import Lake
 from soundlake.pipelines.ledger import DONE, REJECTED, Row
+from soundlake.pipelines.runs import Run
+from soundlake.pipelines.stages import stage
 
 # How many missing files an error names.
 NAMED = 5

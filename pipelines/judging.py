@@ -5,11 +5,12 @@ from typing import Any
 
 from soundlake.model.errors import HeldError, InputError
 from soundlake.pipelines import models
-from soundlake.pipelines.display import stage
 from soundlake.pipelines.forgotten import Memory
-from soundlake.pipelines.lake import Lake, forgotten_meanwhile, run_manifest
+from soundlake.pipelines.lake import Lake
 from soundlake.pipelines.lookup import find_model
 from soundlake.pipelines.quiet import quiet
+from soundlake.pipelines.runs import forgotten_meanwhile, run_manifest
+from soundlake.pipelines.stages import stage
 
 log = logging.getLogger(__name__)
 

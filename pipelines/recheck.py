@@ -32,10 +32,11 @@ from soundlake.pipelines.extract import ATTEMPTS, Keep, summarise
 from soundlake.pipelines.forgotten import Memory
 from soundlake.pipelines.isolation import sandbox
 from soundlake.pipelines.joins import joined
-from soundlake.pipelines.lake import Lake, Run
+from soundlake.pipelines.lake import Lake
 from soundlake.pipelines.ledger import DONE, REPLACES, Row
 from soundlake.pipelines.progress import Progress
 from soundlake.pipelines.runners import Concurrently, Engine, run_pipeline
+from soundlake.pipelines.runs import Run
 from soundlake.pipelines.windows import write_segment
 
 # Windows of a round, after which the ledger is committed: a killed call loses no more than one.

@@ -24,11 +24,12 @@ from soundlake.pipelines.bundle import make_bundle, read_outcomes, restore_shard
 from soundlake.pipelines.corpus import at_hand
 from soundlake.pipelines.extract import summarise
 from soundlake.pipelines.isolation import sandbox
-from soundlake.pipelines.lake import Lake, Run
+from soundlake.pipelines.lake import Lake
 from soundlake.pipelines.ledger import DONE, Row
 from soundlake.pipelines.plan import Segment
 from soundlake.pipelines.progress import Progress
 from soundlake.pipelines.runners import Concurrently, Engine, run_pipeline
+from soundlake.pipelines.runs import Run
 
 
 class _ReadRows(beam.DoFn):

@@ -12,9 +12,9 @@ from soundlake.model import copies, splits
 from soundlake.model.artifact import Model
 from soundlake.model.features import FeatureSpec, dequantise
 from soundlake.pipelines import ledger, table
-from soundlake.pipelines.display import stage
 from soundlake.pipelines.encoder import read_shard
 from soundlake.pipelines.lake import Lake
+from soundlake.pipelines.stages import stage
 
 # Windows that are looked at, in whole recordings; of a recording, evenly spread.
 WINDOWS, WINDOWS_EACH = 8192, 64

@@ -8,8 +8,9 @@ from soundlake.model.features import PRESETS
 from soundlake.model.paths import is_id
 from soundlake.pipelines import ledger, models, table
 from soundlake.pipelines.forgotten import Memory
-from soundlake.pipelines.lake import Lake, manifests
+from soundlake.pipelines.lake import Lake
 from soundlake.pipelines.lookup import spec_of_lake
+from soundlake.pipelines.runs import manifests
 
 
 def status(lake: Lake, *, spec: str | None = None) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from soundlake.model.errors import TryLaterError
 from soundlake.pipelines import fragments, table
-from soundlake.pipelines.display import stage
+from soundlake.pipelines.stages import stage
 from soundlake.pipelines.storage.patience import patiently
 
 # Fragments with fewer rows are put together, to at most twice as many. Not Lance's million: pipelines read fragments

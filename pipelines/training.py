@@ -10,11 +10,12 @@ from typing import Any
 from soundlake.model import hosts
 from soundlake.model.errors import InputError
 from soundlake.pipelines import ledger, models
-from soundlake.pipelines.display import stage
 from soundlake.pipelines.forgotten import Memory
-from soundlake.pipelines.lake import Lake, run_manifest
+from soundlake.pipelines.lake import Lake
 from soundlake.pipelines.lookup import spec_of_lake
 from soundlake.pipelines.quiet import quiet
+from soundlake.pipelines.runs import run_manifest
+from soundlake.pipelines.stages import stage
 
 log = logging.getLogger(__name__)
 

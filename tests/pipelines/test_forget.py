@@ -21,8 +21,9 @@ from soundlake.pipelines.account import Candidate, Work
 from soundlake.pipelines.audio import probe
 from soundlake.pipelines.bundle import make_bundle
 from soundlake.pipelines.forget import forget
-from soundlake.pipelines.lake import Lake, run_manifest
+from soundlake.pipelines.lake import Lake
 from soundlake.pipelines.maintain import maintain
+from soundlake.pipelines.runs import run_manifest
 from soundlake.pipelines.storage.folder import Folder
 from tests.conftest import Made
 from tests.pipelines.opened import example, holding, records

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from soundlake.pipelines import display, progress
+from soundlake.pipelines import display, progress, stages
 from soundlake.pipelines.lake import Lake
 from soundlake.pipelines.progress import LISTED, PROBED, Progress, Tally, Watch, watching
 
@@ -64,7 +64,7 @@ def test_a_piece_counts_once(tmp_path: Path) -> None:
     told = Progress(Lake.at(str(tmp_path)), "runs/r")
     watch = Watch(told)
     watch.look()
-    shown = display.Stage("extracting")
+    shown = stages.Stage("extracting")
     watch.report(shown)
     assert shown.share is None
     told.expect(10)
@@ -78,7 +78,7 @@ def test_a_piece_counts_once(tmp_path: Path) -> None:
 
 def test_what_is_listed_and_probed_before_there_is_a_total(tmp_path: Path) -> None:
     told = Progress(Lake.at(str(tmp_path)), "runs/r")
-    watch, shown = Watch(told), display.Stage("extracting")
+    watch, shown = Watch(told), stages.Stage("extracting")
     for name, count in ((LISTED, 3), (PROBED, 2), (LISTED, 4)):
         tally = Tally(told, name)
         for _ in range(count):
