@@ -29,7 +29,7 @@ SHORT_ROUNDS = 100
 def command(lake: str) -> Callable[[], Callable[[], None]]:
     """The job of a side: encode a lake whose table was taken away."""
     from soundlake.pipelines import commands
-    from soundlake.pipelines.lake import Lake
+    from soundlake.pipelines.lake.lake import Lake
 
     def clear() -> None:
         shutil.rmtree(Path(lake, "tables"))
@@ -48,9 +48,9 @@ def model(lake: str, parts: str) -> Callable[[], None]:
     import numpy as np
 
     from soundlake.model.features import dequantise
-    from soundlake.pipelines import lookup
     from soundlake.pipelines.encoder import BATCH_WINDOWS, read_shard
-    from soundlake.pipelines.lake import Lake
+    from soundlake.pipelines.lake import lookup
+    from soundlake.pipelines.lake.lake import Lake
 
     where = Lake.at(lake)
     found = lookup.find_model(where, None)
@@ -80,9 +80,9 @@ def similarity(lake: str) -> list[Figure]:
 
     from soundlake.model import artifact
     from soundlake.model.features import LogMel, windows
-    from soundlake.pipelines import lookup
     from soundlake.pipelines.encoder import BATCH_WINDOWS
-    from soundlake.pipelines.lake import Lake
+    from soundlake.pipelines.lake import lookup
+    from soundlake.pipelines.lake.lake import Lake
 
     found = lookup.find_model(Lake.at(lake), None)
     spec, whole = found.spec, found.encoder()
@@ -115,8 +115,8 @@ def similarity(lake: str) -> list[Figure]:
 def main() -> None:
     """Measure all sides in turn; print and write the table."""
     from benches import lakes
-    from soundlake.pipelines.lake import Lake
-    from soundlake.pipelines.status import status
+    from soundlake.pipelines.lake.lake import Lake
+    from soundlake.pipelines.lake.status import status
 
     cores = pin(1)
     with tempfile.TemporaryDirectory() as name:

@@ -26,7 +26,7 @@ FILES, ROUNDS = 200, 3
 def pipeline(corpus: str, warm: str, folder: str, workers: str, *beam: str) -> Callable[[], Callable[[], None]]:
     """The job of a side: extract `corpus` into a fresh lake in `folder`, with Beam's options `beam`."""
     from soundlake.pipelines import commands
-    from soundlake.pipelines.lake import Lake
+    from soundlake.pipelines.lake.lake import Lake
 
     def extract(audio: str) -> str:
         lake = tempfile.mkdtemp(dir=folder)

@@ -28,10 +28,10 @@ from numpy.typing import NDArray
 from benches.harness import RESULTS
 from benches.lakes import soundlake
 from soundlake.model.errors import InputError
-from soundlake.pipelines import ledger, lookup, table
 from soundlake.pipelines.audio import mono_blocks, probe
 from soundlake.pipelines.corpus import corpus_root, local_path
-from soundlake.pipelines.lake import Lake
+from soundlake.pipelines.lake import ledger, lookup, table
+from soundlake.pipelines.lake.lake import Lake
 from soundlake.pipelines.query import load_query
 from soundlake.pipelines.search import Hit, Searcher
 

@@ -30,9 +30,10 @@ ROWS, PART, RECORDINGS_A_BUNDLE, PIECES = 1_000_000, 5, 40, 5_000
 
 def filled(lake: str, first: int, count: int) -> list[str]:
     """Fragments of a ledger with rows of its own, as workers write them."""
-    from soundlake.pipelines import ledger, plan
+    from soundlake.pipelines import plan
     from soundlake.pipelines.extract import PART_ROWS
-    from soundlake.pipelines.lake import Lake
+    from soundlake.pipelines.lake import ledger
+    from soundlake.pipelines.lake.lake import Lake
 
     numbers = np.arange(first, first + count, dtype=np.uint64)
     found, written = [], []
@@ -53,8 +54,8 @@ def filled(lake: str, first: int, count: int) -> list[str]:
 
 def committed(lake: str, count: int) -> dict[str, float]:
     """Write and commit `count` rows; seconds and bytes of it."""
-    from soundlake.pipelines import fragments, ledger
-    from soundlake.pipelines.lake import Lake
+    from soundlake.pipelines.lake import fragments, ledger
+    from soundlake.pipelines.lake.lake import Lake
 
     where, step = Lake.at(lake), 100_000
     written = [text for at in range(0, count, step) for text in filled(lake, at, min(step, count - at))]
@@ -75,8 +76,8 @@ def committed(lake: str, count: int) -> dict[str, float]:
 def reading(lake: str, what: str) -> tuple[float, float]:
     """Megabytes and seconds that reading the whole ledger takes in one process, for one purpose."""
     from soundlake.model import splits
-    from soundlake.pipelines import ledger
-    from soundlake.pipelines.lake import Lake
+    from soundlake.pipelines.lake import ledger
+    from soundlake.pipelines.lake.lake import Lake
 
     def open_ledger() -> Any:
         return ledger.open_ledger(Lake.at(lake), SPEC.spec_id)
@@ -123,8 +124,8 @@ def labels(folder: str, count: int) -> tuple[float, float]:
 
 def pieces(lake: str, count: int) -> dict[str, float]:
     """Seconds that a look at how far a run is takes, and reading what pieces of encode say, one after the other."""
-    from soundlake.pipelines.lake import Lake
-    from soundlake.pipelines.progress import Progress, Watch
+    from soundlake.pipelines.lake.lake import Lake
+    from soundlake.pipelines.lake.progress import Progress, Watch
 
     where = Lake.at(lake)
     progress = Progress(where, "runs/one")

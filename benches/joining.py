@@ -14,10 +14,11 @@ import numpy as np
 from benches import rows
 from benches.growth import Grown
 from soundlake.model.features import PRESETS
-from soundlake.pipelines import account, joins, ledger, plan, survey
+from soundlake.pipelines import account, joins, plan, survey
 from soundlake.pipelines.account import Candidate, Work
 from soundlake.pipelines.audio import Probe
 from soundlake.pipelines.bundle import OUTCOMES
+from soundlake.pipelines.lake import ledger
 
 SPEC = PRESETS["general"]
 CORPUS, MTIME_NS = "s3://a-large-corpus/audio", 1_790_000_000_000_000_000

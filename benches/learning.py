@@ -83,8 +83,9 @@ def parse_settings(given: list[str]) -> dict[str, Any]:
 
 def trained(corpus: Path, lakes: Path, settings: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """The lake of a set, and what training on it told."""
-    from soundlake.pipelines import commands, lookup
-    from soundlake.pipelines.lake import Lake
+    from soundlake.pipelines import commands
+    from soundlake.pipelines.lake import lookup
+    from soundlake.pipelines.lake.lake import Lake
 
     lake = Lake.at(str(lakes / corpus.name))
     lakes.mkdir(parents=True, exist_ok=True)
@@ -97,7 +98,7 @@ def learned(corpus: Path, settings: dict[str, Any]) -> Row:
     from soundlake.model import evaluate
     from soundlake.pipelines.evaluation import evaluation, folds_of
     from soundlake.pipelines.labels import read_folds
-    from soundlake.pipelines.lookup import find_model
+    from soundlake.pipelines.lake.lookup import find_model
 
     lake, told = trained(corpus, LAKES, settings)
     model = find_model(lake, told["model_id"], None)

@@ -101,10 +101,11 @@ class Set:
 
 def read(corpus: Path, *, all_folds: bool, preset: str = "general") -> Set:
     """A set by its lake: for `general` that of ``make bench-learning``, else one of the spec alone."""
-    from soundlake.pipelines import commands, ledger, lookup
+    from soundlake.pipelines import commands
     from soundlake.pipelines.evaluation import folds_of
     from soundlake.pipelines.labels import read_folds
-    from soundlake.pipelines.lake import Lake
+    from soundlake.pipelines.lake import ledger, lookup
+    from soundlake.pipelines.lake.lake import Lake
     from soundlake.pipelines.sampling import sample
 
     spec = lookup.parse_spec(preset)

@@ -25,8 +25,8 @@ def prepared(lake: str) -> tuple[Any, Any, int]:
     """Trainer, iterator over distributed batches, and windows of a batch: as `model.train` has them."""
     from soundlake.model import dataset, places, splits
     from soundlake.model.trainer import Trainer, TrainSettings, training_input
-    from soundlake.pipelines import ledger, lookup
-    from soundlake.pipelines.lake import Lake
+    from soundlake.pipelines.lake import ledger, lookup
+    from soundlake.pipelines.lake.lake import Lake
 
     where = Lake.at(lake)
     spec = lookup.spec_of_lake(where, None)

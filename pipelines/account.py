@@ -11,9 +11,10 @@ from operator import attrgetter
 from typing import Any
 
 from soundlake.model.features import FeatureSpec
-from soundlake.pipelines import ledger, plan
+from soundlake.pipelines import plan
 from soundlake.pipelines.audio import DECODER_VERSION, Probe
-from soundlake.pipelines.ledger import DONE, REJECTED, Row
+from soundlake.pipelines.lake import ledger
+from soundlake.pipelines.lake.ledger import DONE, REJECTED, Row
 from soundlake.pipelines.plan import Segment
 
 # Columns of a ledger row that tell about the bytes, whatever the file is called.

@@ -18,8 +18,8 @@ from soundlake.pipelines.account import Work
 from soundlake.pipelines.audio import DECODER_VERSION, Rejected
 from soundlake.pipelines.corpus import at_hand
 from soundlake.pipelines.isolation import Sandbox, sandbox
-from soundlake.pipelines.lake import Lake
-from soundlake.pipelines.ledger import DONE, REJECTED, Row
+from soundlake.pipelines.lake.lake import Lake
+from soundlake.pipelines.lake.ledger import DONE, REJECTED, Row
 from soundlake.pipelines.windows import write_segment
 
 OUTCOMES = pa.schema(

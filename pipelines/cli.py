@@ -84,7 +84,8 @@ def run_command(
     verbose: Verbose = False,
 ) -> None:
     """Do the whole job: extract, train and evaluate unless the spec has a model, encode, index."""
-    from soundlake.pipelines import commands, lookup, messages
+    from soundlake.pipelines import commands, messages
+    from soundlake.pipelines.lake import lookup
 
     result = commands.run(
         lake_at(lake),
@@ -134,7 +135,8 @@ def plan_command(
     verbose: Verbose = False,
 ) -> None:
     """Show what extract would do and what it would cost. Decodes at most a few samples."""
-    from soundlake.pipelines import commands, lookup, messages
+    from soundlake.pipelines import commands, messages
+    from soundlake.pipelines.lake import lookup
 
     result = commands.plan(
         lake_at(lake),
@@ -187,7 +189,8 @@ def extract_command(
     verbose: Verbose = False,
 ) -> None:
     """Turn new and changed files into shards of log-mel windows, and account for every file."""
-    from soundlake.pipelines import commands, ledger, lookup, messages
+    from soundlake.pipelines import commands, messages
+    from soundlake.pipelines.lake import ledger, lookup
 
     found = lookup.parse_spec(spec)
     where = lake_at(lake)
@@ -238,7 +241,8 @@ def partitions_command(
     verbose: Verbose = False,
 ) -> None:
     """List the parts of a corpus for --partition: its folders, removed folders, and . for files outside folders."""
-    from soundlake.pipelines import commands, lookup
+    from soundlake.pipelines import commands
+    from soundlake.pipelines.lake import lookup
 
     result = commands.partitions(lake_at(lake), audio, spec=lookup.parse_spec(spec))
     if as_json:
@@ -401,7 +405,7 @@ def status_command(
 ) -> None:
     """Show what is in the lake: recordings, rejects by reason, models, tables."""
     from soundlake.pipelines import messages
-    from soundlake.pipelines.status import status
+    from soundlake.pipelines.lake.status import status
 
     result = status(lake_at(lake), spec=spec)
     if as_json:

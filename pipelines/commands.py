@@ -11,14 +11,14 @@ from typing import Any, Literal
 
 from soundlake.model.errors import HeldError, InputError
 from soundlake.model.features import FeatureSpec
-from soundlake.pipelines import fragments, ledger, models, table
 from soundlake.pipelines.judging import evaluate, promote
-from soundlake.pipelines.lake import Lake
-from soundlake.pipelines.lookup import find_model, find_table
+from soundlake.pipelines.lake import fragments, ledger, models, table
+from soundlake.pipelines.lake.lake import Lake
+from soundlake.pipelines.lake.lookup import find_model, find_table
+from soundlake.pipelines.lake.progress import Progress, watching
+from soundlake.pipelines.lake.runs import run_manifest
+from soundlake.pipelines.lake.stages import stage
 from soundlake.pipelines.options import is_template, refuse_template
-from soundlake.pipelines.progress import Progress, watching
-from soundlake.pipelines.runs import run_manifest
-from soundlake.pipelines.stages import stage
 from soundlake.pipelines.training import train
 
 log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, TextIO
 
-from soundlake.pipelines import stages
+from soundlake.pipelines.lake import stages
 
 # Seconds: between two lines, so that no log is silent for 30; before a bar appears; between two looks.
 LINE, DELAY, LOOK = 25.0, 0.5, 0.25

@@ -16,17 +16,18 @@ from apache_beam.ml.inference.base import RunInference
 from apache_beam.pvalue import AsList, AsSingleton, TaggedOutput
 
 from soundlake.model.errors import InputError
-from soundlake.pipelines import finish, fragments, ledger, table, traces
+from soundlake.pipelines import finish
 from soundlake.pipelines.account import packed
 from soundlake.pipelines.corpus import in_partition
 from soundlake.pipelines.encoder import EncoderHandler, Name, Piece, Recording
-from soundlake.pipelines.forgotten import Memory
 from soundlake.pipelines.joins import joined
-from soundlake.pipelines.lake import Lake
+from soundlake.pipelines.lake import fragments, ledger, table, traces
+from soundlake.pipelines.lake.forgotten import Memory
+from soundlake.pipelines.lake.lake import Lake
+from soundlake.pipelines.lake.progress import Progress
+from soundlake.pipelines.lake.runs import Run
 from soundlake.pipelines.machine import keep_freed_memory
-from soundlake.pipelines.progress import Progress
 from soundlake.pipelines.runners import Engine, run_pipeline
-from soundlake.pipelines.runs import Run
 
 # Runs that commit to one table at the same time plan again; more often than this is no coincidence.
 ATTEMPTS = 3

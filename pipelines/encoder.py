@@ -16,9 +16,9 @@ from soundlake.model import artifact
 from soundlake.model.errors import InputError
 from soundlake.model.features import FeatureSpec, dequantise
 from soundlake.model.records import DamagedShardError, Record, decode, read_framed
-from soundlake.pipelines import fragments, models, table
-from soundlake.pipelines.lake import Lake
-from soundlake.pipelines.progress import Progress
+from soundlake.pipelines.lake import fragments, models, table
+from soundlake.pipelines.lake.lake import Lake
+from soundlake.pipelines.lake.progress import Progress
 
 BATCH_WINDOWS = 64
 # Asked of a runner that chooses machines, for one of two cores.

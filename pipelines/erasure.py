@@ -2,8 +2,8 @@
 
 the rest of each shard into a bundle of its own ▶ ledger, one commit ▶ tables, one commit each ▶ the old bundles go
 
-Everything is looked for by `pipelines.forgotten.Memory`, so a call that was killed is finished by the next one. The
-outcomes of a bundle, which say what was in it, go last.
+Everything is looked for by `pipelines.lake.forgotten.Memory`, so a call that was killed is finished by the next one.
+The outcomes of a bundle, which say what was in it, go last.
 """
 
 import logging
@@ -17,13 +17,14 @@ import pyarrow.compute as pc
 
 from soundlake.model.paths import is_id
 from soundlake.model.records import DamagedShardError, read_framed, recording_of, write_framed
-from soundlake.pipelines import finish, fragments, ledger, models, table, traces
+from soundlake.pipelines import finish
 from soundlake.pipelines.bundle import read_outcomes, write_outcomes
 from soundlake.pipelines.encoder import read_shard, unreadable
-from soundlake.pipelines.forgotten import Memory
-from soundlake.pipelines.lake import Lake
-from soundlake.pipelines.ledger import Row
-from soundlake.pipelines.lookup import spec_of_lake
+from soundlake.pipelines.lake import fragments, ledger, models, table, traces
+from soundlake.pipelines.lake.forgotten import Memory
+from soundlake.pipelines.lake.lake import Lake
+from soundlake.pipelines.lake.ledger import Row
+from soundlake.pipelines.lake.lookup import spec_of_lake
 from soundlake.pipelines.plan import Segment, bundle_id
 from soundlake.pipelines.tidying import INDEX, without_index
 
@@ -114,7 +115,7 @@ def clear_spec(lake: Lake, spec_id: str, memory: Memory, *, moment: float, step:
     Parameters
     ----------
     moment : float
-        As for `pipelines.traces.cleaned`.
+        As for `pipelines.lake.traces.cleaned`.
     step : bool
         Whether a new version is made in any case: a run that was planned before plans again.
 
@@ -275,8 +276,8 @@ def _say(lake: Lake, model_id: str, said: dict[str, Any], version: int, cleared:
 class _Rows:
     """What becomes of the rows of a table when names, recordings and bundles go.
 
-    Of each window the row of the first name has the id without a copy (`pipelines.table.row_id`). If that one goes, the
-    next is the first.
+    Of each window the row of the first name has the id without a copy (`pipelines.lake.table.row_id`). If that one
+    goes, the next is the first.
     """
 
     COLUMNS = ("uri", "recording_id", "bundle")
@@ -381,7 +382,7 @@ def mark_swept(lake: Lake, spec_id: str, *, again: bool = False) -> str:
     Returns
     -------
     str
-        `pipelines.forgotten.Memory.mark`.
+        `pipelines.lake.forgotten.Memory.mark`.
     """
     memory = Memory.of(lake)
     if memory:

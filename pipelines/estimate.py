@@ -17,7 +17,7 @@ from apache_beam.pvalue import AsSingleton
 
 from soundlake.model.features import FeatureSpec
 from soundlake.model.records import Record, encode
-from soundlake.pipelines import ledger, plan
+from soundlake.pipelines import plan
 from soundlake.pipelines.account import Work
 from soundlake.pipelines.audio import Rejected
 from soundlake.pipelines.corpus import at_hand
@@ -25,12 +25,13 @@ from soundlake.pipelines.extract import summarise
 from soundlake.pipelines.finish import totalled
 from soundlake.pipelines.isolation import sandbox
 from soundlake.pipelines.labels import without_file
-from soundlake.pipelines.lake import Lake
-from soundlake.pipelines.ledger import REJECTED, Row
-from soundlake.pipelines.progress import Progress, watching
+from soundlake.pipelines.lake import ledger
+from soundlake.pipelines.lake.lake import Lake
+from soundlake.pipelines.lake.ledger import REJECTED, Row
+from soundlake.pipelines.lake.progress import Progress, watching
+from soundlake.pipelines.lake.runs import Run, manifests
+from soundlake.pipelines.lake.stages import stage
 from soundlake.pipelines.runners import Engine, run_pipeline
-from soundlake.pipelines.runs import Run, manifests
-from soundlake.pipelines.stages import stage
 from soundlake.pipelines.survey import bundles, survey, weight
 from soundlake.pipelines.windows import write_segment
 

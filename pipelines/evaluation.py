@@ -19,10 +19,10 @@ from soundlake.model.dataset import COMPONENT_WINDOWS
 from soundlake.model.errors import InputError
 from soundlake.model.features import FeatureSpec, dequantise
 from soundlake.model.trainer import TrainSettings, fresh
-from soundlake.pipelines import ledger
-from soundlake.pipelines.lake import Lake
+from soundlake.pipelines.lake import ledger
+from soundlake.pipelines.lake.lake import Lake
+from soundlake.pipelines.lake.stages import stage
 from soundlake.pipelines.sampling import BATCH_WINDOWS, Clip, apart, batches, by_clip, held_out_of, near_copies, sample
-from soundlake.pipelines.stages import stage
 
 # Recordings whose windows are disturbed, and are to be found again.
 DISTURBED = 500

@@ -12,9 +12,9 @@ import pyarrow.compute as pc
 
 from soundlake.model.artifact import Pooling, pooled_width
 from soundlake.model.errors import InputError, storage_errors
-from soundlake.pipelines.stages import Stage, stage
+from soundlake.pipelines.lake.stages import Stage, stage
+from soundlake.pipelines.lake.table import filter_error, pooling_of, whole
 from soundlake.pipelines.storage.folder import Folder
-from soundlake.pipelines.table import filter_error, pooling_of, whole
 
 log = logging.getLogger(__name__)
 

@@ -16,16 +16,17 @@ from apache_beam.metrics import Metrics
 from apache_beam.pvalue import AsDict, AsList, AsSingleton, TaggedOutput
 
 from soundlake.model.features import FeatureSpec
-from soundlake.pipelines import account, erasure, finish, fragments, isolation, ledger, plan
+from soundlake.pipelines import account, erasure, finish, isolation, plan
 from soundlake.pipelines.account import Candidate, Work, packed
 from soundlake.pipelines.bundle import write_bundle
 from soundlake.pipelines.joins import joined
-from soundlake.pipelines.lake import Lake
-from soundlake.pipelines.ledger import DONE, REJECTED, Row
+from soundlake.pipelines.lake import fragments, ledger
+from soundlake.pipelines.lake.lake import Lake
+from soundlake.pipelines.lake.ledger import DONE, REJECTED, Row
+from soundlake.pipelines.lake.progress import Progress
+from soundlake.pipelines.lake.runs import Run
 from soundlake.pipelines.machine import keep_freed_memory
-from soundlake.pipelines.progress import Progress
 from soundlake.pipelines.runners import Concurrently, Engine, run_pipeline
-from soundlake.pipelines.runs import Run
 from soundlake.pipelines.survey import bundles, survey, weight
 
 # Rows that wait in a worker to be written as one file.

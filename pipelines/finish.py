@@ -9,14 +9,15 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from soundlake.model.errors import InputError, TryLaterError
-from soundlake.pipelines import account, forgotten, fragments, ledger, plan, random_pairs, table
+from soundlake.pipelines import account, plan, random_pairs
 from soundlake.pipelines.corpus import listing
-from soundlake.pipelines.forgotten import Memory
 from soundlake.pipelines.labels import without_file
-from soundlake.pipelines.lake import Lake
-from soundlake.pipelines.ledger import DONE, REJECTED, Row
-from soundlake.pipelines.runs import Run
-from soundlake.pipelines.stages import stage
+from soundlake.pipelines.lake import forgotten, fragments, ledger, table
+from soundlake.pipelines.lake.forgotten import Memory
+from soundlake.pipelines.lake.lake import Lake
+from soundlake.pipelines.lake.ledger import DONE, REJECTED, Row
+from soundlake.pipelines.lake.runs import Run
+from soundlake.pipelines.lake.stages import stage
 
 # How many missing files an error names.
 NAMED = 5
@@ -73,7 +74,7 @@ def extract(
     spec_id, corpus, partition, allow_empty, retried, include_forgotten
         As for `pipelines.extract.extract`.
     planned : str or None
-        `pipelines.forgotten.Memory.mark` that the pipeline was planned with; None if any will do.
+        `pipelines.lake.forgotten.Memory.mark` that the pipeline was planned with; None if any will do.
     version : int
         Of the ledger that the pipeline was planned from; 0 for none.
 

@@ -17,10 +17,11 @@ import pyarrow.compute as pc
 
 from soundlake.model.errors import InputError
 from soundlake.model.paths import is_id, no_links
-from soundlake.pipelines import corpus, erasure, forgotten, ledger, leftovers, remnants, traces
-from soundlake.pipelines.forgotten import Memory
-from soundlake.pipelines.lake import Lake
-from soundlake.pipelines.runs import run_manifest
+from soundlake.pipelines import corpus, erasure, leftovers, remnants
+from soundlake.pipelines.lake import forgotten, ledger, traces
+from soundlake.pipelines.lake.forgotten import Memory
+from soundlake.pipelines.lake.lake import Lake
+from soundlake.pipelines.lake.runs import run_manifest
 
 _RECORDING = re.compile(r"[0-9a-f]{64}")
 

@@ -14,12 +14,12 @@ import numpy.typing as npt
 from soundlake.model import evaluate
 from soundlake.model.artifact import Model
 from soundlake.model.errors import InputError
-from soundlake.pipelines import ledger
 from soundlake.pipelines.evaluation import folds_of
-from soundlake.pipelines.lake import Lake
+from soundlake.pipelines.lake import ledger
+from soundlake.pipelines.lake.lake import Lake
+from soundlake.pipelines.lake.stages import stage
 from soundlake.pipelines.messages import WORDS
 from soundlake.pipelines.sampling import BATCH_WINDOWS, Clip, apart, batches, by_clip, held_out_of, near_copies, sample
-from soundlake.pipelines.stages import stage
 
 # By how much a candidate may be behind: a share for the error, nats a number of the
 # window for the ELBO, points for probes.

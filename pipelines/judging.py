@@ -4,13 +4,13 @@ import logging
 from typing import Any
 
 from soundlake.model.errors import HeldError, InputError
-from soundlake.pipelines import models
-from soundlake.pipelines.forgotten import Memory
-from soundlake.pipelines.lake import Lake
-from soundlake.pipelines.lookup import find_model
+from soundlake.pipelines.lake import models
+from soundlake.pipelines.lake.forgotten import Memory
+from soundlake.pipelines.lake.lake import Lake
+from soundlake.pipelines.lake.lookup import find_model
+from soundlake.pipelines.lake.runs import forgotten_meanwhile, run_manifest
+from soundlake.pipelines.lake.stages import stage
 from soundlake.pipelines.quiet import quiet
-from soundlake.pipelines.runs import forgotten_meanwhile, run_manifest
-from soundlake.pipelines.stages import stage
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from soundlake.model import artifact
 from soundlake.model.errors import storage_errors
 from soundlake.model.paths import is_id
-from soundlake.pipelines.lake import Lake
+from soundlake.pipelines.lake.lake import Lake
 from soundlake.pipelines.storage.store import Store
 
 # Files half written, folders of runs and of what encode had not committed, and the two files of a bundle.

@@ -15,12 +15,13 @@ from typing import Any
 
 from soundlake.model.errors import HeldError, InputError, TryLaterError, storage_errors
 from soundlake.model.paths import is_id, no_links
-from soundlake.pipelines import fragments, ledger, leftovers, table
-from soundlake.pipelines.lake import Lake
+from soundlake.pipelines import leftovers
+from soundlake.pipelines.lake import fragments, ledger, table
+from soundlake.pipelines.lake.lake import Lake
+from soundlake.pipelines.lake.lookup import find_model
+from soundlake.pipelines.lake.runs import run_manifest
+from soundlake.pipelines.lake.stages import stage
 from soundlake.pipelines.leftovers import Left, Sweep
-from soundlake.pipelines.lookup import find_model
-from soundlake.pipelines.runs import run_manifest
-from soundlake.pipelines.stages import stage
 from soundlake.pipelines.tidying import Tidying
 
 # Hours that a run may take without a sign, and be safe whatever it does; what an index is to find of the true nearest.

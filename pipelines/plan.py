@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from soundlake.model.features import PRESETS, FeatureSpec
-from soundlake.pipelines import ledger
 from soundlake.pipelines.audio import DECODER_VERSION, FLAC_FRAMES_PER_BYTE, SEEKABLE_CODECS, Probe
-from soundlake.pipelines.ledger import Row
+from soundlake.pipelines.lake import ledger
+from soundlake.pipelines.lake.ledger import Row
 
 # A shorter recording fills less than a quarter of a window of `general`; above this share of them, shorter windows are
 # suggested.

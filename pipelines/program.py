@@ -16,8 +16,8 @@ import typer
 from soundlake.model.errors import HeldError, InputError, TryLaterError, is_of_lance, of_system
 from soundlake.pipelines.cli import app
 from soundlake.pipelines.display import at_work
+from soundlake.pipelines.lake.runs import MANIFEST, HandedOver, interrupted
 from soundlake.pipelines.options import verbose
-from soundlake.pipelines.runs import MANIFEST, HandedOver, interrupted
 from soundlake.pipelines.terminal import OURS, Answer, Told, say, say_all
 from soundlake.pipelines.worker_boot import WORKER, work
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from soundlake.pipelines import table
+from soundlake.pipelines.lake import table
 
 # Windows of the sample; every pair of them counts.
 SAMPLE = 512

@@ -17,9 +17,10 @@ from soundlake.model.errors import InputError
 from soundlake.model.paths import is_id
 from soundlake.model.promotion import PROMOTIONS
 from soundlake.model.records import DamagedShardError, read_framed, recording_of
-from soundlake.pipelines import corpus, leftovers, models
-from soundlake.pipelines.forgotten import Memory
-from soundlake.pipelines.lake import Lake
+from soundlake.pipelines import corpus, leftovers
+from soundlake.pipelines.lake import models
+from soundlake.pipelines.lake.forgotten import Memory
+from soundlake.pipelines.lake.lake import Lake
 
 # In place of a name in a text.
 GONE = "(forgotten)"

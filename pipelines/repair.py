@@ -17,19 +17,20 @@ from apache_beam.pvalue import TaggedOutput
 from soundlake.model.errors import InputError, TryLaterError
 from soundlake.model.features import FeatureSpec
 from soundlake.model.records import DamagedShardError, read_framed
-from soundlake.pipelines import fragments, ledger, plan
+from soundlake.pipelines import plan
 from soundlake.pipelines.account import Candidate, Work, packed
 from soundlake.pipelines.audio import Probe, Rejected, probe
 from soundlake.pipelines.bundle import make_bundle, read_outcomes, restore_shard
 from soundlake.pipelines.corpus import at_hand
 from soundlake.pipelines.extract import summarise
 from soundlake.pipelines.isolation import sandbox
-from soundlake.pipelines.lake import Lake
-from soundlake.pipelines.ledger import DONE, Row
+from soundlake.pipelines.lake import fragments, ledger
+from soundlake.pipelines.lake.lake import Lake
+from soundlake.pipelines.lake.ledger import DONE, Row
+from soundlake.pipelines.lake.progress import Progress
+from soundlake.pipelines.lake.runs import Run
 from soundlake.pipelines.plan import Segment
-from soundlake.pipelines.progress import Progress
 from soundlake.pipelines.runners import Concurrently, Engine, run_pipeline
-from soundlake.pipelines.runs import Run
 
 
 class _ReadRows(beam.DoFn):

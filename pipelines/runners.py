@@ -21,9 +21,9 @@ from apache_beam.utils.windowed_value import WindowedValue
 
 from soundlake.model.errors import InputError, TryLaterError
 from soundlake.pipelines import flink, isolation, job_server, worker_boot
+from soundlake.pipelines.lake.runs import HandedOver
 from soundlake.pipelines.machine import cores
 from soundlake.pipelines.options import is_template
-from soundlake.pipelines.runs import HandedOver
 
 # How long a worker of Spark or Flink may be idle between steps of its pipeline.
 WORKER_MILLISECONDS = 300_000

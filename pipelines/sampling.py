@@ -11,10 +11,10 @@ import numpy.typing as npt
 from soundlake.model import copies, splits
 from soundlake.model.artifact import Model
 from soundlake.model.features import FeatureSpec, dequantise
-from soundlake.pipelines import ledger, table
 from soundlake.pipelines.encoder import read_shard
-from soundlake.pipelines.lake import Lake
-from soundlake.pipelines.stages import stage
+from soundlake.pipelines.lake import ledger, table
+from soundlake.pipelines.lake.lake import Lake
+from soundlake.pipelines.lake.stages import stage
 
 # Windows that are looked at, in whole recordings; of a recording, evenly spread.
 WINDOWS, WINDOWS_EACH = 8192, 64
@@ -73,7 +73,7 @@ def sample(lake: Lake, spec: FeatureSpec, known: Any, groups: Mapping[str, str])
     known : lance.LanceDataset
         The ledger.
     groups : mapping of str to str
-        From `pipelines.ledger.training_input`.
+        From `pipelines.lake.ledger.training_input`.
 
     Raises
     ------

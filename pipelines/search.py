@@ -17,8 +17,9 @@ import numpy.typing as npt
 from soundlake.model.errors import InputError
 from soundlake.model.evaluate import MOST_RUN, run_means
 from soundlake.model.features import FeatureSpec
-from soundlake.pipelines import fragments, random_pairs, table
-from soundlake.pipelines.lake import Lake
+from soundlake.pipelines import random_pairs
+from soundlake.pipelines.lake import fragments, table
+from soundlake.pipelines.lake.lake import Lake
 from soundlake.pipelines.query import MAX_SHIFTS, SHORT, Query, cuts
 from soundlake.pipelines.same_sound import Judge, Key, Mark, Row, key
 

@@ -17,17 +17,18 @@ from apache_beam.pvalue import AsSingleton, TaggedOutput
 
 from soundlake.model.errors import OF_THE_MACHINE
 from soundlake.model.features import FeatureSpec
-from soundlake.pipelines import account, fragments, isolation, ledger, plan
+from soundlake.pipelines import account, isolation, plan
 from soundlake.pipelines.account import Candidate, Work, packed
 from soundlake.pipelines.audio import Probe, Rejected, probe
 from soundlake.pipelines.bundle import read_outcomes
 from soundlake.pipelines.corpus import Entry, at_hand, in_partition, listing, partition_of, partitions
-from soundlake.pipelines.forgotten import Memory
 from soundlake.pipelines.isolation import sandbox
 from soundlake.pipelines.joins import joined
 from soundlake.pipelines.labels import NAMED, read_labels
-from soundlake.pipelines.lake import Lake
-from soundlake.pipelines.progress import LISTED, PROBED, Progress, Tally
+from soundlake.pipelines.lake import fragments, ledger
+from soundlake.pipelines.lake.forgotten import Memory
+from soundlake.pipelines.lake.lake import Lake
+from soundlake.pipelines.lake.progress import LISTED, PROBED, Progress, Tally
 from soundlake.pipelines.runners import Concurrently
 
 
@@ -329,8 +330,8 @@ class Survey(NamedTuple):
     gone : tuple, of (fragment of the ledger, uri)
         Rows that leave.
     forgotten : tuple, of digests
-        Of `pipelines.forgotten.Memory`: of files whose content is forgotten; with `include_forgotten`, of what is not
-        forgotten any more.
+        Of `pipelines.lake.forgotten.Memory`: of files whose content is forgotten; with `include_forgotten`, of what is
+        not forgotten any more.
     counts : tuple, of (name, number)
     unmatched : of (number of a row, uri)
         The first labels without a file.

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from soundlake.model.errors import InputError, storage_errors
-from soundlake.pipelines.stages import stage
+from soundlake.pipelines.lake.stages import stage
 from soundlake.pipelines.storage.folder import Folder
 
 Signal = npt.NDArray[np.float64]

@@ -19,7 +19,7 @@ OURS = ("soundlake.",)
 
 def lake_at(root: str) -> Any:
     """The lake of a command's ``--lake``."""
-    from soundlake.pipelines.lake import Lake
+    from soundlake.pipelines.lake.lake import Lake
 
     return Lake.at(root)
 

@@ -7,8 +7,8 @@ from itertools import pairwise
 from typing import Any
 
 from soundlake.model.errors import TryLaterError
-from soundlake.pipelines import fragments, table
-from soundlake.pipelines.stages import stage
+from soundlake.pipelines.lake import fragments, table
+from soundlake.pipelines.lake.stages import stage
 from soundlake.pipelines.storage.patience import patiently
 
 # Fragments with fewer rows are put together, to at most twice as many. Not Lance's million: pipelines read fragments
@@ -94,8 +94,8 @@ class Tidying:
         Returns
         -------
         dict
-            As `pipelines.table.index`; ``anew`` if it was built from these rows, now or before; in a dry run ``due``,
-            whether one would be built or brought up to the rows.
+            As `pipelines.lake.table.index`; ``anew`` if it was built from these rows, now or before; in a dry run
+            ``due``, whether one would be built or brought up to the rows.
         """
         parts, incomplete = self._index()
         found: dict[str, Any] = {"kind": "IVF_FLAT" if parts else "exact", "rows": self._rows}

@@ -9,13 +9,13 @@ from typing import Any
 
 from soundlake.model import hosts
 from soundlake.model.errors import InputError
-from soundlake.pipelines import ledger, models
-from soundlake.pipelines.forgotten import Memory
-from soundlake.pipelines.lake import Lake
-from soundlake.pipelines.lookup import spec_of_lake
+from soundlake.pipelines.lake import ledger, models
+from soundlake.pipelines.lake.forgotten import Memory
+from soundlake.pipelines.lake.lake import Lake
+from soundlake.pipelines.lake.lookup import spec_of_lake
+from soundlake.pipelines.lake.runs import run_manifest
+from soundlake.pipelines.lake.stages import stage
 from soundlake.pipelines.quiet import quiet
-from soundlake.pipelines.runs import run_manifest
-from soundlake.pipelines.stages import stage
 
 log = logging.getLogger(__name__)
 

@@ -3,8 +3,8 @@
 Each change of it is a conditional put, so of two that would have it one gets it. The holder writes it anew every third
 of its length. Who waits takes it over when it has seen the same version for all of that length, by its own clock: no
 two machines' clocks are compared. A lease is no fence, since a holder may sleep and wake up after another took over:
-what is done under it checks for itself (`pipelines.fragments.commit`, `pipelines.storage.bucket.Bucket.swap`), or asks
-the lease again right before it writes (`pipelines.models.being_trained`).
+what is done under it checks for itself (`pipelines.lake.fragments.commit`, `pipelines.storage.bucket.Bucket.swap`), or
+asks the lease again right before it writes (`pipelines.lake.models.being_trained`).
 """
 
 import contextlib

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pytest
 
 from soundlake.model.errors import InputError, TryLaterError
-from soundlake.pipelines import fragments, ledger
-from soundlake.pipelines.lake import Lake
+from soundlake.pipelines.lake import fragments, ledger
+from soundlake.pipelines.lake.lake import Lake
 from soundlake.pipelines.storage import bucket as room
 from soundlake.pipelines.storage import lease, opening, patience
 from soundlake.pipelines.storage.store import Info

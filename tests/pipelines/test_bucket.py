@@ -14,7 +14,7 @@ from soundlake.model.errors import InputError
 from soundlake.pipelines import commands
 from soundlake.pipelines.corpus import at_hand, listing, partitions
 from soundlake.pipelines.labels import find_labels, read_labels
-from soundlake.pipelines.lake import Lake
+from soundlake.pipelines.lake.lake import Lake
 from soundlake.pipelines.runners import beam_options
 from tests.pipelines.test_extract import SPEC, corpus, rows, run, shards, write
 

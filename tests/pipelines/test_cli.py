@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from soundlake.pipelines.cli import app
-from soundlake.pipelines.lake import Lake
+from soundlake.pipelines.lake.lake import Lake
 from soundlake.pipelines.program import main
 from soundlake.pipelines.terminal import out
 from tests.conftest import Made
@@ -229,7 +229,7 @@ def test_a_manifest_is_named_where_there_is_one(
         raise RuntimeError("oh")
 
     lake = made.copy(tmp_path)
-    monkeypatch.setattr("soundlake.pipelines.status.status", fault)
+    monkeypatch.setattr("soundlake.pipelines.lake.status.status", fault)
     monkeypatch.setattr("soundlake.pipelines.extract.extract", fault)
     code, _, err = call(capsys, "status", "--lake", lake.root)
     assert (code, "-v shows the traceback" in err, "manifest" in err) == (1, True, False)

@@ -13,7 +13,7 @@ from typer.main import get_command
 
 from soundlake.pipelines import job_server
 from soundlake.pipelines.cli import app
-from soundlake.pipelines.lookup import parse_spec
+from soundlake.pipelines.lake.lookup import parse_spec
 from soundlake.pipelines.runners import beam_options
 from tests.dags.bags import DAGS, REPOSITORY, SETTINGS
 

@@ -13,8 +13,8 @@ import pytest
 from soundlake.model import artifact
 from soundlake.pipelines import display
 from soundlake.pipelines.display import at_work
+from soundlake.pipelines.lake.stages import Stage, stage
 from soundlake.pipelines.program import main
-from soundlake.pipelines.stages import Stage, stage
 from soundlake.pipelines.terminal import say, tell
 from tests.conftest import Made
 

@@ -11,8 +11,8 @@ from soundlake.model.errors import InputError
 from soundlake.model.features import PRESETS
 from soundlake.model.records import Record, encode
 from soundlake.pipelines import commands, estimate, messages
-from soundlake.pipelines.lake import Lake
-from soundlake.pipelines.status import status
+from soundlake.pipelines.lake.lake import Lake
+from soundlake.pipelines.lake.status import status
 from tests.pipelines.test_extract import SPEC, corpus, run, shards, windows_of, write
 
 

@@ -13,7 +13,8 @@ from pyarrow import csv, parquet
 
 from soundlake.model.artifact import pooled
 from soundlake.model.errors import InputError, TryLaterError
-from soundlake.pipelines import export, lookup, table
+from soundlake.pipelines import export
+from soundlake.pipelines.lake import lookup, table
 from soundlake.pipelines.program import main
 from tests.conftest import Made
 from tests.pipelines import limits

@@ -24,11 +24,12 @@ from apache_beam.testing.util import assert_that, equal_to
 from soundlake.model.errors import InputError
 from soundlake.model.features import PRESETS
 from soundlake.model.records import decode, read_framed
-from soundlake.pipelines import account, commands, extract, ledger, messages, plan, survey
+from soundlake.pipelines import account, commands, extract, messages, plan, survey
 from soundlake.pipelines.account import Candidate, Work
 from soundlake.pipelines.audio import REASONS, Probe, probe
 from soundlake.pipelines.corpus import uri_of
-from soundlake.pipelines.lake import Lake
+from soundlake.pipelines.lake import ledger
+from soundlake.pipelines.lake.lake import Lake
 from tests.conftest import SHARED
 
 SPEC = PRESETS["general"]

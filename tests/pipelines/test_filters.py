@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from soundlake.model.errors import InputError
-from soundlake.pipelines import commands, fragments, table
+from soundlake.pipelines import commands
+from soundlake.pipelines.lake import fragments, table
 from tests.conftest import Made
 from tests.pipelines.hostile import model_of, tree
 

@@ -16,14 +16,15 @@ import pytest
 
 from soundlake.model.errors import InputError
 from soundlake.model.features import PRESETS
-from soundlake.pipelines import commands, fragments, ledger, plan, table
+from soundlake.pipelines import commands, plan
 from soundlake.pipelines.account import Candidate, Work
 from soundlake.pipelines.audio import probe
 from soundlake.pipelines.bundle import make_bundle
 from soundlake.pipelines.forget import forget
-from soundlake.pipelines.lake import Lake
+from soundlake.pipelines.lake import fragments, ledger, table
+from soundlake.pipelines.lake.lake import Lake
+from soundlake.pipelines.lake.runs import run_manifest
 from soundlake.pipelines.maintain import maintain
-from soundlake.pipelines.runs import run_manifest
 from soundlake.pipelines.storage.folder import Folder
 from tests.conftest import Made
 from tests.pipelines.opened import example, holding, records

@@ -11,13 +11,14 @@ import pytest
 
 from soundlake.model.errors import InputError, TryLaterError
 from soundlake.model.features import PRESETS
-from soundlake.pipelines import commands, erasure, finish, fragments, ledger
+from soundlake.pipelines import commands, erasure, finish
 from soundlake.pipelines.bundle import read_outcomes
 from soundlake.pipelines.forget import forget
-from soundlake.pipelines.forgotten import Memory
-from soundlake.pipelines.lake import Lake
+from soundlake.pipelines.lake import fragments, ledger
+from soundlake.pipelines.lake.forgotten import Memory
+from soundlake.pipelines.lake.lake import Lake
+from soundlake.pipelines.lake.runs import Run, run_manifest
 from soundlake.pipelines.program import main
-from soundlake.pipelines.runs import Run, run_manifest
 from tests.conftest import Made
 from tests.pipelines.opened import holding
 from tests.pipelines.test_extract import corpus, rows, run, sha256, shards, windows_of, write

@@ -11,8 +11,9 @@ from pyarrow import parquet
 
 from soundlake.model import artifact, promotion, splits
 from soundlake.model.features import dequantise
-from soundlake.pipelines import commands, gate, judging, ledger, lookup, sampling, table
-from soundlake.pipelines.lake import Lake
+from soundlake.pipelines import commands, gate, judging, sampling
+from soundlake.pipelines.lake import ledger, lookup, table
+from soundlake.pipelines.lake.lake import Lake
 from soundlake.pipelines.program import main
 from tests.conftest import Made
 

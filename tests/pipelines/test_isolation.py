@@ -20,7 +20,7 @@ from soundlake.model.errors import TryLaterError
 from soundlake.pipelines import bundle, isolation, survey
 from soundlake.pipelines.audio import REASONS, Rejected
 from soundlake.pipelines.isolation import Sandbox
-from soundlake.pipelines.lake import Lake
+from soundlake.pipelines.lake.lake import Lake
 from tests.pipelines import misbehaving
 from tests.pipelines.misbehaving import MARKER
 from tests.pipelines.test_extract import rows, run, sha256, windows_of, write

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from soundlake.model.errors import InputError, TryLaterError, storage_errors
-from soundlake.pipelines.lake import Lake
-from soundlake.pipelines.runs import run_manifest
+from soundlake.pipelines.lake.lake import Lake
+from soundlake.pipelines.lake.runs import run_manifest
 
 # As Beam makes it of Ctrl-C in a step.
 # Its context's context is itself.

@@ -12,8 +12,8 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
-from soundlake.pipelines.lake import Lake
-from soundlake.pipelines.models import CHECKPOINTS
+from soundlake.pipelines.lake.lake import Lake
+from soundlake.pipelines.lake.models import CHECKPOINTS
 from soundlake.pipelines.storage import lease
 
 KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1"}
@@ -25,8 +25,8 @@ TRAINING = """
 import sys, time
 from pathlib import Path
 from soundlake.model.errors import TryLaterError
-from soundlake.pipelines import models
-from soundlake.pipelines.lake import Lake
+from soundlake.pipelines.lake import models
+from soundlake.pipelines.lake.lake import Lake
 lake = Lake.at(sys.argv[1])
 folder = models.folder(lake) / sys.argv[2] / models.CHECKPOINTS
 folder.mkdir(parents=True)

@@ -7,8 +7,8 @@ import pyarrow as pa
 import pytest
 
 from soundlake.model.errors import InputError
-from soundlake.pipelines import fragments, ledger
-from soundlake.pipelines.lake import Lake
+from soundlake.pipelines.lake import fragments, ledger
+from soundlake.pipelines.lake.lake import Lake
 
 
 @pytest.fixture

@@ -18,9 +18,10 @@ import pytest
 from pyarrow import parquet
 
 from soundlake.model.artifact import pooled
-from soundlake.pipelines import commands, ledger, lookup, sampling, table
+from soundlake.pipelines import commands, sampling
 from soundlake.pipelines.evaluation import folds_of
-from soundlake.pipelines.lake import Lake
+from soundlake.pipelines.lake import ledger, lookup, table
+from soundlake.pipelines.lake.lake import Lake
 from soundlake.pipelines.program import main
 from tests.conftest import Made
 from tests.pipelines.test_extract import write

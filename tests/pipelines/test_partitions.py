@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from soundlake.model.errors import InputError
-from soundlake.pipelines import commands, ledger, lookup, table
+from soundlake.pipelines import commands
 from soundlake.pipelines.corpus import LOOSE, in_partition, listing, partition_of, partitions
-from soundlake.pipelines.lake import Lake
+from soundlake.pipelines.lake import ledger, lookup, table
+from soundlake.pipelines.lake.lake import Lake
 from soundlake.pipelines.program import main
 from tests.conftest import Made
 from tests.pipelines.test_extract import SPEC, rows, shards, write

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from soundlake.pipelines import commands, lookup
+from soundlake.pipelines import commands
+from soundlake.pipelines.lake import lookup
 from soundlake.pipelines.program import main
 from tests.conftest import Made
 from tests.pipelines.sounds import encode, remuxed, vorbis

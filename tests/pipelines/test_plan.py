@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from soundlake.model.features import PRESETS
 from soundlake.pipelines import plan
 from soundlake.pipelines.audio import Probe
-from soundlake.pipelines.ledger import row
+from soundlake.pipelines.lake.ledger import row
 from soundlake.pipelines.plan import Segment
 
 SPEC = PRESETS["general"]

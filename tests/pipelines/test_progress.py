@@ -9,15 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from soundlake.pipelines import display, progress, stages
-from soundlake.pipelines.lake import Lake
-from soundlake.pipelines.progress import LISTED, PROBED, Progress, Tally, Watch, watching
+from soundlake.pipelines import display
+from soundlake.pipelines.lake import progress, stages
+from soundlake.pipelines.lake.lake import Lake
+from soundlake.pipelines.lake.progress import LISTED, PROBED, Progress, Tally, Watch, watching
 
 SCRIPT = """
 import sys, time
 from soundlake.pipelines import display
-from soundlake.pipelines.lake import Lake
-from soundlake.pipelines.progress import Progress, watching
+from soundlake.pipelines.lake.lake import Lake
+from soundlake.pipelines.lake.progress import Progress, watching
 display.DELAY = 0.0
 told = Progress(Lake.at(sys.argv[1]), "runs/r")
 with display.at_work("extract"), watching(told, verb="extracting"):

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from soundlake.model.errors import InputError
-from soundlake.pipelines import commands, ledger, repair
+from soundlake.pipelines import commands, repair
 from soundlake.pipelines.bundle import read_outcomes
-from soundlake.pipelines.lake import Lake
+from soundlake.pipelines.lake import ledger
+from soundlake.pipelines.lake.lake import Lake
 from tests.pipelines.test_extract import SPEC, corpus, rows, run, shards, windows_of, write
 
 

@@ -11,8 +11,9 @@ import pytest
 import soundfile
 from scipy.signal import resample_poly
 
-from soundlake.pipelines import commands, lookup, table
-from soundlake.pipelines.lake import Lake
+from soundlake.pipelines import commands
+from soundlake.pipelines.lake import lookup, table
+from soundlake.pipelines.lake.lake import Lake
 from soundlake.pipelines.query import load_query
 from soundlake.pipelines.search import Hit, Searcher
 from tests.conftest import Made

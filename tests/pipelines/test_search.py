@@ -12,8 +12,9 @@ import soundfile
 from soundlake.model import artifact
 from soundlake.model.errors import InputError
 from soundlake.model.features import PRESETS
-from soundlake.pipelines import commands, corpus, lookup, search, table
-from soundlake.pipelines.lake import Lake
+from soundlake.pipelines import commands, corpus, search
+from soundlake.pipelines.lake import lookup, table
+from soundlake.pipelines.lake.lake import Lake
 from soundlake.pipelines.playlist import playlist
 from soundlake.pipelines.search import Hit
 from tests.conftest import Made

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from soundlake.pipelines.lake import Lake
-from soundlake.pipelines.runs import run_manifest
+from soundlake.pipelines.lake.lake import Lake
+from soundlake.pipelines.lake.runs import run_manifest
 from soundlake.pipelines.storage.secrecy import refuse_secrets, without_secrets
 from tests.conftest import Made
 from tests.pipelines.hostile import call

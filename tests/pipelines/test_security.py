@@ -20,9 +20,10 @@ from lance import DatasetBasePath
 from soundlake.model import artifact
 from soundlake.model.errors import InputError
 from soundlake.model.features import PRESETS
-from soundlake.pipelines import commands, encoder, fragments, ledger, search, showing, table
+from soundlake.pipelines import commands, encoder, search, showing
 from soundlake.pipelines.evaluation import Clip
-from soundlake.pipelines.lake import Lake
+from soundlake.pipelines.lake import fragments, ledger, table
+from soundlake.pipelines.lake.lake import Lake
 from soundlake.pipelines.playlist import playlist
 from tests.conftest import Made
 from tests.pipelines.hostile import COMMANDS, SPEC, call, model_of, refused, tree

@@ -13,8 +13,9 @@ import soundfile
 from soundlake.model import artifact
 from soundlake.model.errors import InputError
 from soundlake.model.features import PRESETS
-from soundlake.pipelines import commands, labels, table
+from soundlake.pipelines import commands, labels
 from soundlake.pipelines.export import export
+from soundlake.pipelines.lake import table
 from soundlake.pipelines.program import main
 from soundlake.pipelines.terminal import Told, visible
 from tests.conftest import Made

@@ -14,11 +14,12 @@ import pytest
 from lance.dataset import DatasetOptimizer
 
 from soundlake.model.features import PRESETS
-from soundlake.pipelines import commands, fragments, ledger
-from soundlake.pipelines.lake import Lake
+from soundlake.pipelines import commands
+from soundlake.pipelines.lake import fragments, ledger
+from soundlake.pipelines.lake.lake import Lake
+from soundlake.pipelines.lake.status import status
 from soundlake.pipelines.maintain import maintain
 from soundlake.pipelines.program import main
-from soundlake.pipelines.status import status
 from soundlake.pipelines.synth import synthesise
 from soundlake.pipelines.tidying import Tidying
 from tests.conftest import Made

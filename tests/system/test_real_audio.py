@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from soundlake.pipelines import commands, ledger, lookup
-from soundlake.pipelines.lake import Lake
+from soundlake.pipelines import commands
+from soundlake.pipelines.lake import ledger, lookup
+from soundlake.pipelines.lake.lake import Lake
 from tests.conftest import need_corpus
 
 EACH = 12

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from soundlake.pipelines import commands, lookup, plan, survey
-from soundlake.pipelines.lake import Lake
+from soundlake.pipelines import commands, plan, survey
+from soundlake.pipelines.lake import lookup
+from soundlake.pipelines.lake.lake import Lake
 from tests.system.lakes import done, half_made, ledger_rows, shards
 
 PROCESSES = ("--", "--direct_running_mode=multi_processing", "--direct_num_workers=2")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from soundlake.pipelines.lake import Lake
+from soundlake.pipelines.lake.lake import Lake
 
 PACKED = Path(__file__).parent / "lakes" / "lakes.tar.xz"
 MODELS = {3: "ff14d17970c490a5", 4: "a4a553251f0d5d5e"}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from soundlake.pipelines import ledger, lookup, models
+from soundlake.pipelines.lake import ledger, lookup, models
 from soundlake.pipelines.program import main
 from tests.upgrade.conftest import MODELS, SPEC_ID, Old, unpacked
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from soundlake.pipelines import commands, ledger, lookup, models
-from soundlake.pipelines.lake import Lake
+from soundlake.pipelines import commands
+from soundlake.pipelines.lake import ledger, lookup, models
+from soundlake.pipelines.lake.lake import Lake
 from soundlake.pipelines.program import main
 from tests.upgrade.conftest import MODELS, SPEC_ID, Old, unpacked
 

@@ -9,8 +9,9 @@ import pytest
 import soundfile
 
 from soundlake.model.records import decode, read_framed
-from soundlake.pipelines import commands, ledger, lookup, plan, recheck
-from soundlake.pipelines.lake import Lake
+from soundlake.pipelines import commands, plan, recheck
+from soundlake.pipelines.lake import ledger, lookup
+from soundlake.pipelines.lake.lake import Lake
 from soundlake.pipelines.program import main
 from tests.upgrade.conftest import SPEC_ID, Old
 

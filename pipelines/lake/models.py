@@ -18,7 +18,7 @@ from typing import Any
 from soundlake.model import artifact, promotion
 from soundlake.model.errors import InputError, TryLaterError, storage_errors
 from soundlake.model.paths import checked_id, is_id
-from soundlake.pipelines.lake import Lake
+from soundlake.pipelines.lake.lake import Lake
 from soundlake.pipelines.storage import opening
 from soundlake.pipelines.storage.bucket import Bucket
 from soundlake.pipelines.storage.patience import endpoint

@@ -15,9 +15,9 @@ import pyarrow as pa
 
 from soundlake.model.artifact import Model, Pooling
 from soundlake.model.errors import InputError, is_of_lance, number_of
-from soundlake.pipelines import fragments
-from soundlake.pipelines.lake import Lake
-from soundlake.pipelines.stages import stage
+from soundlake.pipelines.lake import fragments
+from soundlake.pipelines.lake.lake import Lake
+from soundlake.pipelines.lake.stages import stage
 
 # Below this an exact scan takes milliseconds; an index would cost more than it gives.
 INDEX_ROWS = 65_536

@@ -1,6 +1,6 @@
 """The ledger: one row a recording and uri, what became of it and where its windows are.
 
-Workers write its rows, the driver makes one commit (`pipelines.fragments`). Readers pin a version.
+Workers write its rows, the driver makes one commit (`pipelines.lake.fragments`). Readers pin a version.
 
 A ledger that an earlier version of soundlake made lacks the columns that came later. Readers take a missing column for
 one of nulls (`read`); a run that writes rows adds it before it plans (`open_for_writing`).
@@ -16,9 +16,9 @@ import pyarrow as pa
 
 from soundlake.model.errors import InputError, TryLaterError
 from soundlake.model.paths import is_id
-from soundlake.pipelines import fragments
 from soundlake.pipelines.audio import DECODER_VERSION
-from soundlake.pipelines.lake import Lake
+from soundlake.pipelines.lake import fragments
+from soundlake.pipelines.lake.lake import Lake
 from soundlake.pipelines.storage.bucket import lance_options
 
 log = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ def row(**values: Any) -> Row:
 
 
 def write_rows(lake: Lake, spec_id: str, rows: Sequence[Row]) -> list[str]:
-    """Write rows where no reader sees them; return the fragments as JSON for `pipelines.fragments.commit`."""
+    """Write rows where no reader sees them; return the fragments as JSON for `pipelines.lake.fragments.commit`."""
     table = pa.Table.from_pylist(sorted(rows, key=lambda r: r["uri"]), schema=SCHEMA)
     return fragments.write(lake.ledger_uri(spec_id), table)
 

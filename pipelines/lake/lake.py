@@ -15,13 +15,13 @@ from urllib.parse import unquote_to_bytes
 
 from soundlake.model.errors import InputError, storage_errors
 from soundlake.model.paths import checked_id, inside, regular
-from soundlake.pipelines.stages import stage
+from soundlake.pipelines.lake.stages import stage
 from soundlake.pipelines.storage import opening
 from soundlake.pipelines.storage.secrecy import refuse_secrets
 from soundlake.pipelines.storage.store import Store, is_bucket
 
 FORMAT_VERSION = 1
-# Keyed digests of what the lake has forgotten (`pipelines.forgotten`).
+# Keyed digests of what the lake has forgotten (`pipelines.lake.forgotten`).
 FORGOTTEN = "forgotten.json"
 # What a lake holds at its root. ``lake.json``, too: another process may make the same lake at the same time.
 OWN = ("features", FORGOTTEN, "forgotten.lock", "lake.json", "models", "runs", "tables")

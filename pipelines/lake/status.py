@@ -6,11 +6,11 @@ from soundlake.model import artifact
 from soundlake.model.errors import InputError
 from soundlake.model.features import PRESETS
 from soundlake.model.paths import is_id
-from soundlake.pipelines import ledger, models, table
-from soundlake.pipelines.forgotten import Memory
-from soundlake.pipelines.lake import Lake
-from soundlake.pipelines.lookup import spec_of_lake
-from soundlake.pipelines.runs import manifests
+from soundlake.pipelines.lake import ledger, models, table
+from soundlake.pipelines.lake.forgotten import Memory
+from soundlake.pipelines.lake.lake import Lake
+from soundlake.pipelines.lake.lookup import spec_of_lake
+from soundlake.pipelines.lake.runs import manifests
 
 
 def status(lake: Lake, *, spec: str | None = None) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from soundlake.model.errors import InputError, number_of, storage_errors
 from soundlake.model.paths import no_links
-from soundlake.pipelines.lake import Lake
+from soundlake.pipelines.lake.lake import Lake
 from soundlake.pipelines.storage.bucket import lance_options
 from soundlake.pipelines.storage.patience import patiently
 

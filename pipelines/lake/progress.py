@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from soundlake.model.errors import TryLaterError
-from soundlake.pipelines.lake import Lake
-from soundlake.pipelines.stages import Stage, stage
+from soundlake.pipelines.lake.lake import Lake
+from soundlake.pipelines.lake.stages import Stage, stage
 
 # Seconds between two looks; and between two words of a worker about files that it lists or probes.
 LOCAL_LOOK, REMOTE_LOOK, TALLY = 0.5, 15.0, 2.0
@@ -120,7 +120,7 @@ class Tally:
 
 @contextlib.contextmanager
 def watching(progress: Progress, *, verb: str) -> Iterator[Watch]:
-    """Show how far a run is, under the name `verb` (`pipelines.stages`)."""
+    """Show how far a run is, under the name `verb` (`pipelines.lake.stages`)."""
     watch, over = Watch(progress), threading.Event()
     look = LOCAL_LOOK if progress.lake.is_local else REMOTE_LOOK
     with stage(verb) as shown:

@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from soundlake.model.errors import InputError, number_of, storage_errors
-from soundlake.pipelines import fragments
-from soundlake.pipelines.forgotten import Memory
-from soundlake.pipelines.lake import Lake
+from soundlake.pipelines.lake import fragments
+from soundlake.pipelines.lake.forgotten import Memory
+from soundlake.pipelines.lake.lake import Lake
 from soundlake.pipelines.storage.bucket import lance_options
 from soundlake.pipelines.storage.patience import patiently
 
@@ -84,7 +84,7 @@ def rewritten(
     Returns
     -------
     (list of str, list of (int, None))
-        For `pipelines.fragments.commit`.
+        For `pipelines.lake.fragments.commit`.
     """
     new: list[str] = []
     gone: list[tuple[int, None]] = []

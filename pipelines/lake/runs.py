@@ -12,7 +12,7 @@ from importlib import metadata
 from typing import Any
 
 from soundlake.model.errors import InputError, TryLaterError
-from soundlake.pipelines.lake import FORGOTTEN, Lake
+from soundlake.pipelines.lake.lake import FORGOTTEN, Lake
 from soundlake.pipelines.storage.secrecy import without_secrets
 
 # Runs whose manifests are looked at.

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from soundlake.model.errors import InputError
-from soundlake.pipelines.lake import FORGOTTEN, Lake
+from soundlake.pipelines.lake.lake import FORGOTTEN, Lake
 from soundlake.pipelines.storage.bucket import Bucket
 
 _SETS = ("names", "recordings", "files", "former")

@@ -7,8 +7,8 @@ from soundlake.model.artifact import FormatError
 from soundlake.model.errors import InputError, storage_errors
 from soundlake.model.features import PRESETS, FeatureSpec
 from soundlake.model.paths import is_id
-from soundlake.pipelines import ledger, models, table
-from soundlake.pipelines.lake import Lake
+from soundlake.pipelines.lake import ledger, models, table
+from soundlake.pipelines.lake.lake import Lake
 
 
 def parse_spec(name: str) -> FeatureSpec:
