@@ -111,8 +111,8 @@ def read(corpus: Path) -> dict[str, Array] | None:
     -------
     dict of str to ndarray of float32, shape (1024,), or None
     """
-    from soundlake.pipelines.corpus import corpus_root
-    from soundlake.pipelines.labels import resolved
+    from soundlake.pipelines.corpus.files import corpus_root
+    from soundlake.pipelines.corpus.labels import resolved
 
     kept = KEPT / f"{corpus.name}.npz"
     if not kept.exists():

@@ -14,8 +14,8 @@ import soundfile
 from benches.harness import Figure, faster, figure, interleaved, on_processor, pin, report
 from benches.sounds import sound
 from soundlake.model.features import PRESETS, log_mel
-from soundlake.pipelines.audio import probe
-from soundlake.pipelines.resampling import resampled
+from soundlake.pipelines.audio.reading import probe
+from soundlake.pipelines.audio.resampling import resampled
 from soundlake.pipelines.windows import SegmentWindows
 
 SPEC = PRESETS["general"]

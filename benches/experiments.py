@@ -67,8 +67,8 @@ def measured(corpus: Path, variant: str, seed: int, steps: int, settings: dict[s
     """One training, judged; from the notes if it is there."""
     from soundlake.model import vae
     from soundlake.model.evaluate import baselines
+    from soundlake.pipelines.corpus.labels import read_folds
     from soundlake.pipelines.evaluation import evaluation
-    from soundlake.pipelines.labels import read_folds
     from soundlake.pipelines.lake import lookup
 
     key = {"set": corpus.name, "variant": variant, "seed": seed, "steps": steps, "settings": settings}

@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 from benches.harness import RESULTS
 from benches.lakes import soundlake
 from soundlake.model.errors import InputError
-from soundlake.pipelines.audio import mono_blocks, probe
-from soundlake.pipelines.corpus import corpus_root, local_path
+from soundlake.pipelines.audio.reading import mono_blocks, probe
+from soundlake.pipelines.corpus.files import corpus_root, local_path
 from soundlake.pipelines.lake import ledger, lookup, table
 from soundlake.pipelines.lake.lake import Lake
 from soundlake.pipelines.query import load_query

@@ -109,7 +109,7 @@ PURPOSES = (
 
 def labels(folder: str, count: int) -> tuple[float, float]:
     """The same of a label file of so many rows."""
-    from soundlake.pipelines.labels import read_labels
+    from soundlake.pipelines.corpus.labels import read_labels
 
     path = Path(folder, "labels.csv")
     with open(path, "w") as file:

@@ -14,10 +14,11 @@ import numpy as np
 from benches import rows
 from benches.growth import Grown
 from soundlake.model.features import PRESETS
-from soundlake.pipelines import account, joins, plan, survey
+from soundlake.pipelines import account, plan, survey
 from soundlake.pipelines.account import Candidate, Work
-from soundlake.pipelines.audio import Probe
+from soundlake.pipelines.audio.reading import Probe
 from soundlake.pipelines.bundle import OUTCOMES
+from soundlake.pipelines.engine import joins
 from soundlake.pipelines.lake import ledger
 
 SPEC = PRESETS["general"]

@@ -96,8 +96,8 @@ def trained(corpus: Path, lakes: Path, settings: dict[str, Any]) -> tuple[Any, d
 def learned(corpus: Path, settings: dict[str, Any]) -> Row:
     """Train on a set, and judge."""
     from soundlake.model import evaluate
+    from soundlake.pipelines.corpus.labels import read_folds
     from soundlake.pipelines.evaluation import evaluation, folds_of
-    from soundlake.pipelines.labels import read_folds
     from soundlake.pipelines.lake.lookup import find_model
 
     lake, told = trained(corpus, LAKES, settings)

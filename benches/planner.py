@@ -170,7 +170,7 @@ def _spread(values: npt.NDArray[Any]) -> dict[str, float]:
 
 def bucket_sizes(count: int) -> npt.NDArray[np.int64]:
     """Rows of each bucket of the join by uri."""
-    from soundlake.pipelines import joins
+    from soundlake.pipelines.engine import joins
 
     sizes = np.zeros(joins.BUCKETS, np.int64)
     for numbers in chunks(count, CHUNK, 0):
@@ -181,7 +181,7 @@ def bucket_sizes(count: int) -> npt.NDArray[np.int64]:
 
 def main() -> None:
     """Measure; print and write the table."""
-    from soundlake.pipelines import joins
+    from soundlake.pipelines.engine import joins
 
     parser = argparse.ArgumentParser()
     parser.add_argument("--rows", type=int, default=ROWS)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import ndtri
 
-from soundlake.pipelines.audio import Probe
+from soundlake.pipelines.audio.reading import Probe
 
 # Container, codec, Hz, channels, whether seeking is exact, reader, bytes a second.
 Format = tuple[str, str, int, int, bool, str, int]

@@ -102,8 +102,8 @@ class Set:
 def read(corpus: Path, *, all_folds: bool, preset: str = "general") -> Set:
     """A set by its lake: for `general` that of ``make bench-learning``, else one of the spec alone."""
     from soundlake.pipelines import commands
+    from soundlake.pipelines.corpus.labels import read_folds
     from soundlake.pipelines.evaluation import folds_of
-    from soundlake.pipelines.labels import read_folds
     from soundlake.pipelines.lake import ledger, lookup
     from soundlake.pipelines.lake.lake import Lake
     from soundlake.pipelines.sampling import sample

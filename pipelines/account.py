@@ -12,7 +12,7 @@ from typing import Any
 
 from soundlake.model.features import FeatureSpec
 from soundlake.pipelines import plan
-from soundlake.pipelines.audio import DECODER_VERSION, Probe
+from soundlake.pipelines.audio.reading import DECODER_VERSION, Probe
 from soundlake.pipelines.lake import ledger
 from soundlake.pipelines.lake.ledger import DONE, REJECTED, Row
 from soundlake.pipelines.plan import Segment

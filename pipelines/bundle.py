@@ -15,9 +15,9 @@ from soundlake.model.errors import OF_THE_MACHINE, InputError, number_of
 from soundlake.model.features import FeatureSpec
 from soundlake.pipelines import plan
 from soundlake.pipelines.account import Work
-from soundlake.pipelines.audio import DECODER_VERSION, Rejected
-from soundlake.pipelines.corpus import at_hand
-from soundlake.pipelines.isolation import Sandbox, sandbox
+from soundlake.pipelines.audio.isolation import Sandbox, sandbox
+from soundlake.pipelines.audio.reading import DECODER_VERSION, Rejected
+from soundlake.pipelines.corpus.files import at_hand
 from soundlake.pipelines.lake.lake import Lake
 from soundlake.pipelines.lake.ledger import DONE, REJECTED, Row
 from soundlake.pipelines.windows import write_segment
@@ -28,7 +28,7 @@ OUTCOMES = pa.schema(
         ("uri", pa.string()),  # of the file that was decoded, and so are size, mtime_ns and probe
         ("size", pa.int64()),
         ("mtime_ns", pa.int64()),
-        ("probe", pa.string()),  # JSON of `pipelines.audio.Probe`, in the order of its fields
+        ("probe", pa.string()),  # JSON of `pipelines.audio.reading.Probe`, in the order of its fields
         ("first", pa.int64()),
         ("count", pa.int64()),  # -1: to the end
         ("expected", pa.int64()),  # windows by the header

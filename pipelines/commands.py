@@ -26,9 +26,9 @@ log = logging.getLogger(__name__)
 
 def _root_of(lake: Lake, audio: str, *, may_be_gone: bool = False) -> str:
     """The uri of a corpus, checked."""
-    from soundlake.pipelines import corpus
+    from soundlake.pipelines.corpus import files
 
-    root = corpus.corpus_root(audio, may_be_gone=may_be_gone)
+    root = files.corpus_root(audio, may_be_gone=may_be_gone)
     corpus_place, lake_place = (os.path.realpath(one) if "://" not in one else one for one in (root, lake.root))
     if f"{corpus_place}/".startswith(f"{lake_place}/"):
         raise InputError(f"the corpus {audio} is inside the lake {lake.root}: keep them apart")
@@ -50,7 +50,7 @@ def _gone(lake: Lake, root: str, spec_id: str) -> None:
 def _retried(reason: str | None) -> frozenset[str]:
     """The reasons whose rejects are tried again: what may pass by itself, and the one named, or ``"all"``."""
     from soundlake.pipelines import plan as planning
-    from soundlake.pipelines.audio import REASONS
+    from soundlake.pipelines.audio.reading import REASONS
 
     if reason not in (None, "all", *REASONS):
         raise InputError(
@@ -63,9 +63,9 @@ def _partition_of(lake: Lake, root: str, partition: str | None, spec_id: str) ->
     """Raise `InputError` if a corpus has no such partition, and the ledger knows of none that it had."""
     if partition is None:
         return
-    from soundlake.pipelines import corpus
+    from soundlake.pipelines.corpus import files
 
-    there = corpus.partitions(root)
+    there = files.partitions(root)
     if partition not in (*there, *ledger.partitions(ledger.open_ledger(lake, spec_id), root)):
         some = ", ".join(there[:10]) + (", …" if len(there) > 10 else "")
         raise InputError(f"the corpus {root} has no partition {partition!r}; it has: {some or 'none'}")
@@ -80,10 +80,10 @@ def partitions(lake: Lake, audio: str, *, spec: FeatureSpec) -> dict[str, Any]:
         ``corpus``, ``spec_id``, ``partitions`` by name, and those of them that have ``gone``: the ledger knows files of
         them, and they are not there now.
     """
-    from soundlake.pipelines import corpus
+    from soundlake.pipelines.corpus import files
 
     root = _root_of(lake, audio)
-    there = set(corpus.partitions(root))
+    there = set(files.partitions(root))
     known = ledger.partitions(ledger.open_ledger(lake, spec.spec_id), root) if lake.exists("lake.json") else set()
     told = {"corpus": root, "spec_id": spec.spec_id}
     return told | {"partitions": sorted(there | known), "gone": sorted(known - there)}
@@ -130,8 +130,8 @@ def extract(
     _gone(lake, root, spec.spec_id)
     retried = _retried(retry)
     from soundlake.pipelines import estimate, finish
-    from soundlake.pipelines.labels import find_labels
-    from soundlake.pipelines.runners import beam_options
+    from soundlake.pipelines.corpus.labels import find_labels
+    from soundlake.pipelines.engine.runners import beam_options
 
     engine = beam_options(beam, workers=workers)
     found = find_labels(root, labels)
@@ -211,9 +211,9 @@ def plan(
     refuse_template(beam, "plan")
     root = _root_of(lake, audio)
     from soundlake.pipelines import estimate
-    from soundlake.pipelines.labels import find_labels
+    from soundlake.pipelines.corpus.labels import find_labels
+    from soundlake.pipelines.engine.runners import beam_options
     from soundlake.pipelines.plan import suggested_spec
-    from soundlake.pipelines.runners import beam_options
 
     engine = beam_options(beam, workers=workers)
     found_labels = find_labels(root, labels)
@@ -298,7 +298,7 @@ def encode(
             return done | {"encoded": 0, "renamed": 0, "stale_recordings": 0, "run_id": None}
     from soundlake.pipelines import finish
     from soundlake.pipelines.encode import encode as encode_windows
-    from soundlake.pipelines.runners import beam_options
+    from soundlake.pipelines.engine.runners import beam_options
 
     engine = beam_options(beam, workers=workers)
     settings = {"model_id": model.model_id, "under": under, "accelerator": accelerator, "beam": list(beam)}

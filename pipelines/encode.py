@@ -18,16 +18,16 @@ from apache_beam.pvalue import AsList, AsSingleton, TaggedOutput
 from soundlake.model.errors import InputError
 from soundlake.pipelines import finish
 from soundlake.pipelines.account import packed
-from soundlake.pipelines.corpus import in_partition
+from soundlake.pipelines.corpus.files import in_partition
 from soundlake.pipelines.encoder import EncoderHandler, Name, Piece, Recording
-from soundlake.pipelines.joins import joined
+from soundlake.pipelines.engine.joins import joined
+from soundlake.pipelines.engine.machine import keep_freed_memory
+from soundlake.pipelines.engine.runners import Engine, run_pipeline
 from soundlake.pipelines.lake import fragments, ledger, table, traces
 from soundlake.pipelines.lake.forgotten import Memory
 from soundlake.pipelines.lake.lake import Lake
 from soundlake.pipelines.lake.progress import Progress
 from soundlake.pipelines.lake.runs import Run
-from soundlake.pipelines.machine import keep_freed_memory
-from soundlake.pipelines.runners import Engine, run_pipeline
 
 # Runs that commit to one table at the same time plan again; more often than this is no coincidence.
 ATTEMPTS = 3
@@ -220,7 +220,7 @@ def encode(
         of the same recording.
     run : Run
     engine : Engine
-        From `pipelines.runners.beam_options`.
+        From `pipelines.engine.runners.beam_options`.
     accelerator : str or None
         Asked of the runner for the step that encodes, in its words; windows are encoded on a GPU then, or not at all.
     note : callable

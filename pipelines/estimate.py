@@ -19,19 +19,19 @@ from soundlake.model.features import FeatureSpec
 from soundlake.model.records import Record, encode
 from soundlake.pipelines import plan
 from soundlake.pipelines.account import Work
-from soundlake.pipelines.audio import Rejected
-from soundlake.pipelines.corpus import at_hand
+from soundlake.pipelines.audio.isolation import sandbox
+from soundlake.pipelines.audio.reading import Rejected
+from soundlake.pipelines.corpus.files import at_hand
+from soundlake.pipelines.corpus.labels import without_file
+from soundlake.pipelines.engine.runners import Engine, run_pipeline
 from soundlake.pipelines.extract import summarise
 from soundlake.pipelines.finish import totalled
-from soundlake.pipelines.isolation import sandbox
-from soundlake.pipelines.labels import without_file
 from soundlake.pipelines.lake import ledger
 from soundlake.pipelines.lake.lake import Lake
 from soundlake.pipelines.lake.ledger import REJECTED, Row
 from soundlake.pipelines.lake.progress import Progress, watching
 from soundlake.pipelines.lake.runs import Run, manifests
 from soundlake.pipelines.lake.stages import stage
-from soundlake.pipelines.runners import Engine, run_pipeline
 from soundlake.pipelines.survey import bundles, survey, weight
 from soundlake.pipelines.windows import write_segment
 

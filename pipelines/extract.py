@@ -16,17 +16,18 @@ from apache_beam.metrics import Metrics
 from apache_beam.pvalue import AsDict, AsList, AsSingleton, TaggedOutput
 
 from soundlake.model.features import FeatureSpec
-from soundlake.pipelines import account, erasure, finish, isolation, plan
+from soundlake.pipelines import account, erasure, finish, plan
 from soundlake.pipelines.account import Candidate, Work, packed
+from soundlake.pipelines.audio import isolation
 from soundlake.pipelines.bundle import write_bundle
-from soundlake.pipelines.joins import joined
+from soundlake.pipelines.engine.joins import joined
+from soundlake.pipelines.engine.machine import keep_freed_memory
+from soundlake.pipelines.engine.runners import Concurrently, Engine, run_pipeline
 from soundlake.pipelines.lake import fragments, ledger
 from soundlake.pipelines.lake.lake import Lake
 from soundlake.pipelines.lake.ledger import DONE, REJECTED, Row
 from soundlake.pipelines.lake.progress import Progress
 from soundlake.pipelines.lake.runs import Run
-from soundlake.pipelines.machine import keep_freed_memory
-from soundlake.pipelines.runners import Concurrently, Engine, run_pipeline
 from soundlake.pipelines.survey import bundles, survey, weight
 
 # Rows that wait in a worker to be written as one file.
@@ -243,15 +244,15 @@ def extract(
     ----------
     lake, spec : Lake, FeatureSpec
     corpus : str
-        From `pipelines.corpus.corpus_root`.
+        From `pipelines.corpus.files.corpus_root`.
     labels : str or None
-        A label file, from `pipelines.labels.find_labels`.
+        A label file, from `pipelines.corpus.labels.find_labels`.
     run : Run
         Its folder takes the rows until they are committed.
     engine : Engine
-        From `pipelines.runners.beam_options`.
+        From `pipelines.engine.runners.beam_options`.
     partition : str or None
-        A folder of the corpus, or `pipelines.corpus.LOOSE`: nothing else is looked at, nor leaves the ledger.
+        A folder of the corpus, or `pipelines.corpus.files.LOOSE`: nothing else is looked at, nor leaves the ledger.
     allow_empty : bool
         Whether a corpus that held files may hold none now, and all of them leave the ledger.
     retried : frozenset of str

@@ -10,8 +10,8 @@ from typing import Any
 
 from soundlake.model.errors import InputError, TryLaterError
 from soundlake.pipelines import account, plan, random_pairs
-from soundlake.pipelines.corpus import listing
-from soundlake.pipelines.labels import without_file
+from soundlake.pipelines.corpus.files import listing
+from soundlake.pipelines.corpus.labels import without_file
 from soundlake.pipelines.lake import forgotten, fragments, ledger, table
 from soundlake.pipelines.lake.forgotten import Memory
 from soundlake.pipelines.lake.lake import Lake

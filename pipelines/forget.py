@@ -17,7 +17,8 @@ import pyarrow.compute as pc
 
 from soundlake.model.errors import InputError
 from soundlake.model.paths import is_id, no_links
-from soundlake.pipelines import corpus, erasure, leftovers, remnants
+from soundlake.pipelines import erasure, leftovers, remnants
+from soundlake.pipelines.corpus import files
 from soundlake.pipelines.lake import forgotten, ledger, traces
 from soundlake.pipelines.lake.forgotten import Memory
 from soundlake.pipelines.lake.lake import Lake
@@ -59,10 +60,10 @@ class Asked:
 def uri_of(name: str) -> str:
     """The uri of a file that a user names: a path, a ``file://`` URI, or one in a bucket."""
     if name.startswith("file://"):
-        path = corpus.local_path(name)
+        path = files.local_path(name)
         assert path is not None
-        return corpus.uri_of(os.path.abspath(path))
-    return name if "://" in name else corpus.uri_of(os.fsencode(os.path.abspath(os.path.expanduser(name))))
+        return files.uri_of(os.path.abspath(path))
+    return name if "://" in name else files.uri_of(os.fsencode(os.path.abspath(os.path.expanduser(name))))
 
 
 def read_list(path: str) -> list[str]:

@@ -131,6 +131,6 @@ def _log(lake: Lake, model: Any, entry: dict[str, Any]) -> None:
 
 
 def _folds(path: str | None) -> dict[str, str] | None:
-    from soundlake.pipelines.labels import read_folds
+    from soundlake.pipelines.corpus.labels import read_folds
 
     return None if path is None else read_folds(path)

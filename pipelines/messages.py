@@ -7,7 +7,7 @@ from typing import Any
 
 from soundlake.model.evaluate import DISTURBANCES, MEASURES, PARTS, baselines
 from soundlake.model.features import PRESETS
-from soundlake.pipelines.audio import NOTES, REASONS
+from soundlake.pipelines.audio.reading import NOTES, REASONS
 from soundlake.pipelines.lake.lake import Lake
 from soundlake.pipelines.lake.stages import duration
 from soundlake.pipelines.terminal import visible

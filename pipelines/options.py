@@ -26,7 +26,7 @@ class RetryCommand(TyperCommand):
         end = args.index("--") if "--" in args else len(args)
         if RETRY not in args[:end]:
             return args
-        from soundlake.pipelines.audio import REASONS
+        from soundlake.pipelines.audio.reading import REASONS
 
         place = args.index(RETRY) + 1
         without = [*args[:place], "all", *args[place:]]

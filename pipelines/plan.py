@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from soundlake.model.features import PRESETS, FeatureSpec
-from soundlake.pipelines.audio import DECODER_VERSION, FLAC_FRAMES_PER_BYTE, SEEKABLE_CODECS, Probe
+from soundlake.pipelines.audio.reading import DECODER_VERSION, FLAC_FRAMES_PER_BYTE, SEEKABLE_CODECS, Probe
 from soundlake.pipelines.lake import ledger
 from soundlake.pipelines.lake.ledger import Row
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from soundlake.pipelines.corpus import local_path
+from soundlake.pipelines.corpus.files import local_path
 
 if TYPE_CHECKING:
     from soundlake.pipelines.search import Hit

@@ -16,10 +16,10 @@ import typer
 from soundlake.model.errors import HeldError, InputError, TryLaterError, is_of_lance, of_system
 from soundlake.pipelines.cli import app
 from soundlake.pipelines.display import at_work
+from soundlake.pipelines.engine.worker_boot import WORKER, work
 from soundlake.pipelines.lake.runs import MANIFEST, HandedOver, interrupted
 from soundlake.pipelines.options import verbose
 from soundlake.pipelines.terminal import OURS, Answer, Told, say, say_all
-from soundlake.pipelines.worker_boot import WORKER, work
 
 # After a Ctrl-C another one is part of the same wish for so long: `timeout`, for one, always signals twice.
 ONE_WISH_S = 10.0

@@ -16,9 +16,9 @@ import numpy.typing as npt
 from soundlake.model.errors import InputError, storage_errors
 from soundlake.model.evaluate import MOST_RUN
 from soundlake.model.features import FeatureSpec, dequantise, log_mel, quantise, windows
-from soundlake.pipelines.audio import REASONS, Rejected, opened, probe
-from soundlake.pipelines.corpus import at_hand, uri_of
-from soundlake.pipelines.resampling import resampled
+from soundlake.pipelines.audio.reading import REASONS, Rejected, opened, probe
+from soundlake.pipelines.audio.resampling import resampled
+from soundlake.pipelines.corpus.files import at_hand, uri_of
 from soundlake.pipelines.storage.secrecy import refuse_secrets
 from soundlake.pipelines.storage.store import is_bucket
 
@@ -80,7 +80,7 @@ class Query:
     recording_id : str or None
         SHA-256 of the file.
     codec : str or None
-        As `pipelines.audio.Probe` has it.
+        As `pipelines.audio.reading.Probe` has it.
     """
 
     uri: str

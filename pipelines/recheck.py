@@ -22,22 +22,23 @@ from apache_beam.pvalue import TaggedOutput
 from soundlake.model.errors import InputError
 from soundlake.model.features import FeatureSpec
 from soundlake.model.records import Record, decode, read_framed
-from soundlake.pipelines import account, erasure, finish, isolation, plan
+from soundlake.pipelines import account, erasure, finish, plan
 from soundlake.pipelines.account import Candidate, Work, packed
-from soundlake.pipelines.audio import Rejected, probe
+from soundlake.pipelines.audio import isolation
+from soundlake.pipelines.audio.isolation import sandbox
+from soundlake.pipelines.audio.reading import Rejected, probe
 from soundlake.pipelines.bundle import begun, write_bundle
-from soundlake.pipelines.corpus import at_hand, in_partition
+from soundlake.pipelines.corpus.files import at_hand, in_partition
 from soundlake.pipelines.encoder import read_shard
+from soundlake.pipelines.engine.joins import joined
+from soundlake.pipelines.engine.runners import Concurrently, Engine, run_pipeline
 from soundlake.pipelines.extract import ATTEMPTS, Keep, summarise
-from soundlake.pipelines.isolation import sandbox
-from soundlake.pipelines.joins import joined
 from soundlake.pipelines.lake import fragments, ledger
 from soundlake.pipelines.lake.forgotten import Memory
 from soundlake.pipelines.lake.lake import Lake
 from soundlake.pipelines.lake.ledger import DONE, REPLACES, Row
 from soundlake.pipelines.lake.progress import Progress
 from soundlake.pipelines.lake.runs import Run
-from soundlake.pipelines.runners import Concurrently, Engine, run_pipeline
 from soundlake.pipelines.windows import write_segment
 
 # Windows of a round, after which the ledger is committed: a killed call loses no more than one.

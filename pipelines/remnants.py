@@ -17,7 +17,8 @@ from soundlake.model.errors import InputError
 from soundlake.model.paths import is_id
 from soundlake.model.promotion import PROMOTIONS
 from soundlake.model.records import DamagedShardError, read_framed, recording_of
-from soundlake.pipelines import corpus, leftovers
+from soundlake.pipelines import leftovers
+from soundlake.pipelines.corpus import files
 from soundlake.pipelines.lake import models
 from soundlake.pipelines.lake.forgotten import Memory
 from soundlake.pipelines.lake.lake import Lake
@@ -145,7 +146,7 @@ def forms(names: Iterable[str]) -> list[str]:
     """Uris as texts may have them: whole, as paths, percent-encoded; the longest first."""
     found: set[str] = set()
     for name in names:
-        path = corpus.local_path(name)
+        path = files.local_path(name)
         plain = name if path is None else os.fsdecode(path)
         found |= {name, plain, quote(os.fsencode(plain)), plain.encode(errors="backslashreplace").decode()}
     return sorted(found, key=len, reverse=True)

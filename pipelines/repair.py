@@ -19,18 +19,18 @@ from soundlake.model.features import FeatureSpec
 from soundlake.model.records import DamagedShardError, read_framed
 from soundlake.pipelines import plan
 from soundlake.pipelines.account import Candidate, Work, packed
-from soundlake.pipelines.audio import Probe, Rejected, probe
+from soundlake.pipelines.audio.isolation import sandbox
+from soundlake.pipelines.audio.reading import Probe, Rejected, probe
 from soundlake.pipelines.bundle import make_bundle, read_outcomes, restore_shard
-from soundlake.pipelines.corpus import at_hand
+from soundlake.pipelines.corpus.files import at_hand
+from soundlake.pipelines.engine.runners import Concurrently, Engine, run_pipeline
 from soundlake.pipelines.extract import summarise
-from soundlake.pipelines.isolation import sandbox
 from soundlake.pipelines.lake import fragments, ledger
 from soundlake.pipelines.lake.lake import Lake
 from soundlake.pipelines.lake.ledger import DONE, Row
 from soundlake.pipelines.lake.progress import Progress
 from soundlake.pipelines.lake.runs import Run
 from soundlake.pipelines.plan import Segment
-from soundlake.pipelines.runners import Concurrently, Engine, run_pipeline
 
 
 class _ReadRows(beam.DoFn):

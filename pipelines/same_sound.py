@@ -15,8 +15,8 @@ from soundlake.model.errors import InputError, TryLaterError
 from soundlake.model.features import PRESETS, FeatureSpec, dequantise, log_mel
 from soundlake.model.records import DamagedShardError, Record, decode, read_framed
 from soundlake.pipelines import align
-from soundlake.pipelines.audio import Rejected
-from soundlake.pipelines.corpus import at_hand
+from soundlake.pipelines.audio.reading import Rejected
+from soundlake.pipelines.corpus.files import at_hand
 from soundlake.pipelines.lake import ledger, table
 from soundlake.pipelines.lake.lake import Lake
 from soundlake.pipelines.query import Query, decoded, digest, loudness

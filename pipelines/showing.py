@@ -14,8 +14,8 @@ from soundlake.model.errors import InputError, TryLaterError
 from soundlake.model.features import dequantise
 from soundlake.model.inversion import sound_of
 from soundlake.model.report import Heard, Pair, Worth, write
-from soundlake.pipelines.audio import Rejected, opened
-from soundlake.pipelines.corpus import at_hand, local_path
+from soundlake.pipelines.audio.reading import Rejected, opened
+from soundlake.pipelines.corpus.files import at_hand, local_path
 from soundlake.pipelines.evaluation import Judged
 from soundlake.pipelines.query import stretch
 from soundlake.pipelines.sampling import Clip

@@ -17,19 +17,20 @@ from apache_beam.pvalue import AsSingleton, TaggedOutput
 
 from soundlake.model.errors import OF_THE_MACHINE
 from soundlake.model.features import FeatureSpec
-from soundlake.pipelines import account, isolation, plan
+from soundlake.pipelines import account, plan
 from soundlake.pipelines.account import Candidate, Work, packed
-from soundlake.pipelines.audio import Probe, Rejected, probe
+from soundlake.pipelines.audio import isolation
+from soundlake.pipelines.audio.isolation import sandbox
+from soundlake.pipelines.audio.reading import Probe, Rejected, probe
 from soundlake.pipelines.bundle import read_outcomes
-from soundlake.pipelines.corpus import Entry, at_hand, in_partition, listing, partition_of, partitions
-from soundlake.pipelines.isolation import sandbox
-from soundlake.pipelines.joins import joined
-from soundlake.pipelines.labels import NAMED, read_labels
+from soundlake.pipelines.corpus.files import Entry, at_hand, in_partition, listing, partition_of, partitions
+from soundlake.pipelines.corpus.labels import NAMED, read_labels
+from soundlake.pipelines.engine.joins import joined
+from soundlake.pipelines.engine.runners import Concurrently
 from soundlake.pipelines.lake import fragments, ledger
 from soundlake.pipelines.lake.forgotten import Memory
 from soundlake.pipelines.lake.lake import Lake
 from soundlake.pipelines.lake.progress import LISTED, PROBED, Progress, Tally
-from soundlake.pipelines.runners import Concurrently
 
 
 class _Split(beam.DoFn):

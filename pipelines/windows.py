@@ -10,10 +10,10 @@ import numpy.typing as npt
 
 from soundlake.model.features import BLOCK_FRAMES, FeatureSpec, LogMel, quantise
 from soundlake.model.records import Record, encode, write_framed
-from soundlake.pipelines.audio import Probe, Rejected
-from soundlake.pipelines.isolation import alive
+from soundlake.pipelines.audio.isolation import alive
+from soundlake.pipelines.audio.reading import Probe, Rejected
+from soundlake.pipelines.audio.resampling import resampled
 from soundlake.pipelines.plan import Segment
-from soundlake.pipelines.resampling import resampled
 
 # Frames computed at a time: whole blocks of `log_mel`, counted from the recording's first frame.
 CHUNK_FRAMES = 2 * BLOCK_FRAMES
@@ -29,7 +29,7 @@ class SegmentWindows:
     Parameters
     ----------
     path, probe : str, bytes or os.PathLike, Probe
-        The file, and what `pipelines.audio.probe` said of it.
+        The file, and what `pipelines.audio.reading.probe` said of it.
     spec : FeatureSpec
     first, count : int, int or None
         First window, and how many; None for all to the end of the sound.
@@ -39,7 +39,7 @@ class SegmentWindows:
     samples : int
         After the last window: samples at the spec's rate from the recording's start to where reading stopped.
     notes : set of str
-        After the last window: keys of `pipelines.audio.NOTES`, without those of the probe.
+        After the last window: keys of `pipelines.audio.reading.NOTES`, without those of the probe.
 
     Raises
     ------

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from soundlake.model.errors import InputError, TryLaterError
 from soundlake.model.paths import is_id
-from soundlake.pipelines.audio import DECODER_VERSION
+from soundlake.pipelines.audio.reading import DECODER_VERSION
 from soundlake.pipelines.lake import fragments
 from soundlake.pipelines.lake.lake import Lake
 from soundlake.pipelines.storage.bucket import lance_options
@@ -190,9 +190,9 @@ def summary(dataset: Any) -> dict[str, Any]:
     -------
     dict
         ``listed`` = ``done`` + ``rejected`` counts uris; ``recordings``, ``hours`` and ``windows`` count content once.
-        ``rejects`` by reason and ``notes`` by kind (keys of `pipelines.audio.NOTES`, of files that are done), the most
-        frequent first, each with a count and an example. ``older_decoder``: by corpus, how many files an older decoder
-        read.
+        ``rejects`` by reason and ``notes`` by kind (keys of `pipelines.audio.reading.NOTES`, of files that are done),
+        the most frequent first, each with a count and an example. ``older_decoder``: by corpus, how many files an older
+        decoder read.
     """
     import pyarrow.compute as pc
 
@@ -263,8 +263,8 @@ def _notes(dataset: Any) -> dict[str, Any]:
 
 
 def partitions(dataset: Any, corpus: str) -> set[str]:
-    """Partitions of a corpus (`pipelines.corpus.partitions`) that a ledger knows files of; None for no ledger yet."""
-    from soundlake.pipelines.corpus import partition_of
+    """Partitions (`pipelines.corpus.files.partitions`) of a corpus that a ledger has files of; None without a ledger."""
+    from soundlake.pipelines.corpus.files import partition_of
 
     found: set[str] = set()
     if dataset is not None:

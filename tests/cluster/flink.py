@@ -13,7 +13,7 @@ from typing import Any
 
 from apache_beam.utils.subprocess_server import pick_port
 
-from soundlake.pipelines import job_server
+from soundlake.pipelines.engine import job_server
 from tests.cluster.processes import ancestors, wait_for
 from tests.system.lakes import MARK, ROOT
 

@@ -9,7 +9,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from soundlake.pipelines import job_server
+from soundlake.pipelines.engine import job_server
 from tests.cluster.processes import ancestors, command_line, wait_for
 from tests.system.lakes import MARK, ROOT
 

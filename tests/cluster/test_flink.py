@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from soundlake.pipelines import job_server
-from soundlake.pipelines.runners import beam_options
+from soundlake.pipelines.engine import job_server
+from soundlake.pipelines.engine.runners import beam_options
 from tests.cluster.conftest import Local, Timings
 from tests.cluster.flink import HOME, SLOTS, Session
 from tests.cluster.processes import harnesses, wait_for, writers

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from soundlake.pipelines import job_server
-from soundlake.pipelines.runners import beam_options
+from soundlake.pipelines.engine import job_server
+from soundlake.pipelines.engine.runners import beam_options
 from tests.cluster.conftest import Local, Timings
 from tests.cluster.processes import harnesses, wait_for, writers
 from tests.cluster.spark import HOME, SHORT, Standalone

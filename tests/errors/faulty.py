@@ -173,7 +173,7 @@ def tensorflow_log(folder: Path) -> Callable[[], Any]:
 
 
 def audio_probe(folder: Path) -> Callable[[], Any]:
-    from soundlake.pipelines.audio import probe
+    from soundlake.pipelines.audio.reading import probe
 
     path = folder / "a.flac"
     _sound(path)
@@ -182,7 +182,7 @@ def audio_probe(folder: Path) -> Callable[[], Any]:
 
 def audio_decode(folder: Path) -> Callable[[], Any]:
     """The error comes after the first block."""
-    from soundlake.pipelines.audio import mono_blocks, probe
+    from soundlake.pipelines.audio.reading import mono_blocks, probe
 
     path = folder / "a.flac"
     _sound(path)

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from soundlake.pipelines import audio, windows
-from soundlake.pipelines.audio import Probe, Rejected
-from soundlake.pipelines.isolation import alive
+from soundlake.pipelines import windows
+from soundlake.pipelines.audio import reading
+from soundlake.pipelines.audio.isolation import alive
+from soundlake.pipelines.audio.reading import Probe, Rejected
 
 # In the first bytes of a file that is to misbehave, before what it does.
 MARKER = b"misbehaves:"
@@ -133,9 +134,9 @@ def _act(path: str | bytes | os.PathLike[str], stage: bytes) -> None:
 
 
 def probe(path: str | bytes | os.PathLike[str]) -> Probe:
-    """`pipelines.audio.probe`, unless the file tells otherwise."""
+    """`pipelines.audio.reading.probe`, unless the file tells otherwise."""
     _act(path, b"probe")
-    return audio.probe(path)
+    return reading.probe(path)
 
 
 def write_segment(part: str, offset: int, path: str | bytes | os.PathLike[str], *given: Any) -> Any:

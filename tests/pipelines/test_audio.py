@@ -14,8 +14,8 @@ import pytest
 import soundfile
 import soxr
 
-from soundlake.pipelines.audio import REASONS, Probe, Rejected, mono_blocks, probe
-from soundlake.pipelines.resampling import resampled
+from soundlake.pipelines.audio.reading import REASONS, Probe, Rejected, mono_blocks, probe
+from soundlake.pipelines.audio.resampling import resampled
 
 NASTY = Path(__file__).resolve().parents[3] / "shared" / "nasty"
 

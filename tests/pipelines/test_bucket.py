@@ -12,10 +12,10 @@ from moto.server import ThreadedMotoServer
 
 from soundlake.model.errors import InputError
 from soundlake.pipelines import commands
-from soundlake.pipelines.corpus import at_hand, listing, partitions
-from soundlake.pipelines.labels import find_labels, read_labels
+from soundlake.pipelines.corpus.files import at_hand, listing, partitions
+from soundlake.pipelines.corpus.labels import find_labels, read_labels
+from soundlake.pipelines.engine.runners import beam_options
 from soundlake.pipelines.lake.lake import Lake
-from soundlake.pipelines.runners import beam_options
 from tests.pipelines.test_extract import SPEC, corpus, rows, run, shards, write
 
 KEYS = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "region_name": "us-east-1"}

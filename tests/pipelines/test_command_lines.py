@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
-from soundlake.pipelines import job_server
 from soundlake.pipelines.cli import app
+from soundlake.pipelines.engine import job_server
+from soundlake.pipelines.engine.runners import beam_options
 from soundlake.pipelines.lake.lookup import parse_spec
-from soundlake.pipelines.runners import beam_options
 from tests.dags.bags import DAGS, REPOSITORY, SETTINGS
 
 sys.path.append(str(DAGS))

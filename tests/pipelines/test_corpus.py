@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from soundlake.model.errors import InputError
-from soundlake.pipelines.corpus import Entry, at_hand, corpus_root, listing, local_path, uri_of
+from soundlake.pipelines.corpus.files import Entry, at_hand, corpus_root, listing, local_path, uri_of
 
 
 def touch(path: Path, text: str = "x") -> Path:

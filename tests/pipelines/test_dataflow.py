@@ -26,14 +26,15 @@ from typer.main import get_command
 
 from soundlake.model.errors import InputError, TryLaterError
 from soundlake.model.features import PRESETS
-from soundlake.pipelines import commands, encode, isolation, program
+from soundlake.pipelines import commands, encode, program
+from soundlake.pipelines.audio import isolation
 from soundlake.pipelines.cli import app
 from soundlake.pipelines.encoder import RAM
+from soundlake.pipelines.engine.runners import _known_flags, _worker_error, beam_options, run_pipeline
 from soundlake.pipelines.lake import fragments, ledger, table
 from soundlake.pipelines.lake.lake import Lake
 from soundlake.pipelines.lake.lookup import find_model
 from soundlake.pipelines.lake.runs import HandedOver, Run
-from soundlake.pipelines.runners import _known_flags, _worker_error, beam_options, run_pipeline
 from soundlake.pipelines.template import LEFT_OUT, RENAMED, command_line, main, parameters
 from tests.conftest import Made
 from tests.pipelines.loopback_google import Google, google, run_here

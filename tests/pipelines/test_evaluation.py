@@ -11,11 +11,11 @@ import pytest
 from soundlake.model import artifact, splits
 from soundlake.model.features import dequantise, log_mel
 from soundlake.pipelines import judging, sampling
-from soundlake.pipelines.audio import probe
+from soundlake.pipelines.audio.reading import probe
+from soundlake.pipelines.audio.resampling import resampled
 from soundlake.pipelines.lake import ledger, lookup, table
 from soundlake.pipelines.lake.lake import Lake
 from soundlake.pipelines.program import main
-from soundlake.pipelines.resampling import resampled
 from tests.conftest import Made
 
 

@@ -26,8 +26,8 @@ from soundlake.model.features import PRESETS
 from soundlake.model.records import decode, read_framed
 from soundlake.pipelines import account, commands, extract, messages, plan, survey
 from soundlake.pipelines.account import Candidate, Work
-from soundlake.pipelines.audio import REASONS, Probe, probe
-from soundlake.pipelines.corpus import uri_of
+from soundlake.pipelines.audio.reading import REASONS, Probe, probe
+from soundlake.pipelines.corpus.files import uri_of
 from soundlake.pipelines.lake import ledger
 from soundlake.pipelines.lake.lake import Lake
 from tests.conftest import SHARED

@@ -11,8 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from soundlake.model.errors import TryLaterError
-from soundlake.pipelines.flink import EMBEDDED_PARALLELISM, with_defaults
-from soundlake.pipelines.runners import beam_options
+from soundlake.pipelines.engine.flink import EMBEDDED_PARALLELISM, with_defaults
+from soundlake.pipelines.engine.runners import beam_options
 
 RUNNER = "--runner=FlinkRunner"
 

@@ -18,7 +18,7 @@ from soundlake.model.errors import InputError
 from soundlake.model.features import PRESETS
 from soundlake.pipelines import commands, plan
 from soundlake.pipelines.account import Candidate, Work
-from soundlake.pipelines.audio import probe
+from soundlake.pipelines.audio.reading import probe
 from soundlake.pipelines.bundle import make_bundle
 from soundlake.pipelines.forget import forget
 from soundlake.pipelines.lake import fragments, ledger, table

@@ -17,9 +17,10 @@ import pytest
 import soundfile
 
 from soundlake.model.errors import TryLaterError
-from soundlake.pipelines import bundle, isolation, survey
-from soundlake.pipelines.audio import REASONS, Rejected
-from soundlake.pipelines.isolation import Sandbox
+from soundlake.pipelines import bundle, survey
+from soundlake.pipelines.audio import isolation
+from soundlake.pipelines.audio.isolation import Sandbox
+from soundlake.pipelines.audio.reading import REASONS, Rejected
 from soundlake.pipelines.lake.lake import Lake
 from tests.pipelines import misbehaving
 from tests.pipelines.misbehaving import MARKER
@@ -172,7 +173,7 @@ def test_ctrl_c_is_for_the_parent(patient: Sandbox, tmp_path: Path) -> None:
 # A server of its own, to which Ctrl-C comes as soon as it is there: long before it has loaded anything.
 EARLY = """
 import multiprocessing.forkserver, os, signal, threading, time
-from soundlake.pipelines.isolation import Sandbox
+from soundlake.pipelines.audio.isolation import Sandbox
 from tests.pipelines import misbehaving
 server = multiprocessing.forkserver._forkserver
 def interrupt():

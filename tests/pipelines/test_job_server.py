@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 from soundlake.model.errors import InputError, TryLaterError
-from soundlake.pipelines import job_server, worker_boot
-from soundlake.pipelines.job_server import CLUSTERS, JobServer, folders, need_cluster, smallest, telling
-from soundlake.pipelines.runners import beam_options
+from soundlake.pipelines.engine import job_server, worker_boot
+from soundlake.pipelines.engine.job_server import CLUSTERS, JobServer, folders, need_cluster, smallest, telling
+from soundlake.pipelines.engine.runners import beam_options
 
 ROOT = Path(__file__).resolve().parents[2]
 SPARK = CLUSTERS["SparkRunner"]
@@ -137,8 +137,8 @@ def test_a_killed_client_leaves_no_server(tmp_path: Path, jars: Path) -> None:
     options(tmp_path, jars, LISTENS)
     client = f"""
 import os, signal
-from soundlake.pipelines import job_server
-from soundlake.pipelines.runners import beam_options
+from soundlake.pipelines.engine import job_server
+from soundlake.pipelines.engine.runners import beam_options
 given = ["--spark_job_server_jar={jars}", "--job_server_java_launcher={tmp_path}/java"]
 engine = beam_options(["--runner=SparkRunner", *given])
 server = job_server.JobServer(engine.cluster, engine.options)

@@ -12,7 +12,7 @@ from pyarrow import parquet
 from soundlake.model.errors import InputError
 from soundlake.model.features import PRESETS
 from soundlake.pipelines import commands
-from soundlake.pipelines.labels import Line, find_labels, read_folds, read_labels, resolved, without_file
+from soundlake.pipelines.corpus.labels import Line, find_labels, read_folds, read_labels, resolved, without_file
 from soundlake.pipelines.lake import ledger
 from soundlake.pipelines.lake.lake import Lake
 from soundlake.pipelines.program import main

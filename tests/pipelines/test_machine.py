@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from soundlake.pipelines.machine import cores
+from soundlake.pipelines.engine.machine import cores
 
 
 def test_cores(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from soundlake.model.errors import InputError
 from soundlake.pipelines import commands
-from soundlake.pipelines.corpus import LOOSE, in_partition, listing, partition_of, partitions
+from soundlake.pipelines.corpus.files import LOOSE, in_partition, listing, partition_of, partitions
 from soundlake.pipelines.lake import ledger, lookup, table
 from soundlake.pipelines.lake.lake import Lake
 from soundlake.pipelines.program import main

@@ -17,7 +17,8 @@ import pytest
 from pyarrow import parquet
 
 from soundlake.model import artifact
-from soundlake.pipelines import bundle, labels
+from soundlake.pipelines import bundle
+from soundlake.pipelines.corpus import labels
 from tests.conftest import Made
 from tests.pipelines.hostile import COMMANDS, SPEC, model_of, refused
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from soundlake.model.features import PRESETS
 from soundlake.pipelines import plan
-from soundlake.pipelines.audio import Probe
+from soundlake.pipelines.audio.reading import Probe
 from soundlake.pipelines.lake.ledger import row
 from soundlake.pipelines.plan import Segment
 

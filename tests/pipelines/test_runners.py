@@ -14,8 +14,8 @@ from apache_beam.testing.test_pipeline import TestPipeline
 from apache_beam.testing.util import assert_that, equal_to
 
 from soundlake.model.errors import InputError, TryLaterError
-from soundlake.pipelines.runners import Concurrently, _worker_error, beam_options, run_pipeline
-from soundlake.pipelines.worker_boot import WORKER
+from soundlake.pipelines.engine.runners import Concurrently, _worker_error, beam_options, run_pipeline
+from soundlake.pipelines.engine.worker_boot import WORKER
 
 
 @pytest.mark.parametrize("given", [[], ["--runner=DirectRunner"], ["--runner=FnApiRunner"]])

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from soundlake.model.features import PRESETS
-from soundlake.pipelines import account, joins, plan, survey
+from soundlake.pipelines import account, plan, survey
 from soundlake.pipelines.account import Candidate, Work
-from soundlake.pipelines.audio import Probe
+from soundlake.pipelines.audio.reading import Probe
+from soundlake.pipelines.engine import joins
 
 SPEC = PRESETS["general"]
 Files = list[tuple[float, bool]]

@@ -12,7 +12,8 @@ import soundfile
 from soundlake.model import artifact
 from soundlake.model.errors import InputError
 from soundlake.model.features import PRESETS
-from soundlake.pipelines import commands, corpus, search
+from soundlake.pipelines import commands, search
+from soundlake.pipelines.corpus import files
 from soundlake.pipelines.lake import lookup, table
 from soundlake.pipelines.lake.lake import Lake
 from soundlake.pipelines.playlist import playlist
@@ -180,7 +181,7 @@ def test_a_name_that_is_not_utf8(made: Made, tmp_path: Path) -> None:
     shutil.copy(path, odd)
     found = [
         commands.search(made.lake, [query], k=3, where=None, by="recordings")["results"][0]["hits"]
-        for query in (os.fsdecode(odd), corpus.uri_of(odd), str(path))
+        for query in (os.fsdecode(odd), files.uri_of(odd), str(path))
     ]
     assert found[0] == found[1] == found[2]
     assert found[0][0].uri == str(path)

@@ -13,7 +13,8 @@ import soundfile
 from soundlake.model import artifact
 from soundlake.model.errors import InputError
 from soundlake.model.features import PRESETS
-from soundlake.pipelines import commands, labels
+from soundlake.pipelines import commands
+from soundlake.pipelines.corpus import labels
 from soundlake.pipelines.export import export
 from soundlake.pipelines.lake import table
 from soundlake.pipelines.program import main

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from soundlake.pipelines.audio import NOTES, Probe, Rejected, mono_blocks, probe
-from soundlake.pipelines.blocks import BLOCK_FRAMES
-from soundlake.pipelines.resampling import resampled
+from soundlake.pipelines.audio.blocks import BLOCK_FRAMES
+from soundlake.pipelines.audio.reading import NOTES, Probe, Rejected, mono_blocks, probe
+from soundlake.pipelines.audio.resampling import resampled
 from tests.pipelines.hostile import call
 from tests.pipelines.sounds import (
     CLICKS,

@@ -7,8 +7,8 @@ import pytest
 import soundfile
 
 from soundlake.model.features import PRESETS, log_mel, quantise, windows
-from soundlake.pipelines.audio import Rejected, probe
-from soundlake.pipelines.resampling import resampled
+from soundlake.pipelines.audio.reading import Rejected, probe
+from soundlake.pipelines.audio.resampling import resampled
 from soundlake.pipelines.windows import CHUNK_FRAMES, SegmentWindows
 
 

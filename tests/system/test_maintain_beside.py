@@ -130,7 +130,7 @@ def test_two_at_once(made: Made, tmp_path: Path) -> None:
 def after_pipeline(monkeypatch: pytest.MonkeyPatch, command: str, do: Callable[[], Any]) -> None:
     """Have the next pipeline of a command followed by something."""
     module = f"soundlake.pipelines.{command}.run_pipeline"
-    from soundlake.pipelines.runners import run_pipeline
+    from soundlake.pipelines.engine.runners import run_pipeline
 
     def once(build: Any, engine: Any) -> None:
         run_pipeline(build, engine)

@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from soundlake.model.errors import OF_THE_MACHINE
-from soundlake.pipelines import containers, ffmpeg
-from soundlake.pipelines.blocks import BLOCK_FRAMES, Blocks, mean
-from soundlake.pipelines.recording import CHANNELS_RANGE, NOTES, RATE_RANGE, REASONS, Probe, Rejected
+from soundlake.pipelines.audio import containers, ffmpeg
+from soundlake.pipelines.audio.blocks import BLOCK_FRAMES, Blocks, mean
+from soundlake.pipelines.audio.recording import CHANNELS_RANGE, NOTES, RATE_RANGE, REASONS, Probe, Rejected
 
 __all__ = [
     "BLOCK_FRAMES",

@@ -2,8 +2,8 @@
 
 Beam calls one program, by path and with arguments of its own, and its own such program comes with its container images
 alone. `soundlake` is on every worker in any case, so it is the one: the variable `WORKER` in its environment says that
-it is called as a worker (`pipelines.runners` sets it). What such a program fetches beside, staged packages, is not
-needed here, since soundlake is installed.
+it is called as a worker (`pipelines.engine.runners` sets it). What such a program fetches beside, staged packages, is
+not needed here, since soundlake is installed.
 """
 
 import os

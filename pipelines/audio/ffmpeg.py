@@ -12,9 +12,9 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from soundlake.pipelines.blocks import BLOCK_FRAMES, Blocks, mean
-from soundlake.pipelines.containers import Part, id3_bytes, sound_end
-from soundlake.pipelines.recording import Probe, Rejected
+from soundlake.pipelines.audio.blocks import BLOCK_FRAMES, Blocks, mean
+from soundlake.pipelines.audio.containers import Part, id3_bytes, sound_end
+from soundlake.pipelines.audio.recording import Probe, Rejected
 
 # A stamp nearer than this to where the samples before it end changes nothing. Matroska and FLV round stamps to 1 ms,
 # FFmpeg gives those of Ogg Vorbis up to 11 ms late within a page, and recorders stamp by a clock that is off by one
@@ -164,7 +164,7 @@ class _TimeLine:
     Parameters
     ----------
     note : callable
-        Told keys of `pipelines.recording.NOTES`.
+        Told keys of `pipelines.audio.recording.NOTES`.
     """
 
     def __init__(self, note: Callable[[str], None]) -> None:

@@ -12,7 +12,7 @@ import struct
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
-from soundlake.pipelines.isolation import alive
+from soundlake.pipelines.audio.isolation import alive
 
 # No honest file chains more streams: a radio station recorded for a month.
 MOST_LINKS = 10_000
@@ -240,7 +240,7 @@ class Data(NamedTuple):
     begin, length : int
         In bytes, as far as the file goes.
     note : str or None
-        A key of `pipelines.recording.NOTES`, if header and file differ.
+        A key of `pipelines.audio.recording.NOTES`, if header and file differ.
     endian : str
         ``'LITTLE'`` or ``'BIG'``, where samples have more than a byte.
     """

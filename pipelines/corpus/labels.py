@@ -17,7 +17,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from soundlake.model.errors import InputError
-from soundlake.pipelines.corpus import is_file, listing, local_path, read_whole, uri_of
+from soundlake.pipelines.corpus.files import is_file, listing, local_path, read_whole, uri_of
 from soundlake.pipelines.storage.secrecy import refuse_secrets
 from soundlake.pipelines.storage.store import is_bucket
 
@@ -56,7 +56,7 @@ class LabelFile:
     Attributes
     ----------
     lines : dict of str to Line
-        By the uri that `pipelines.corpus.listing` gives such a file.
+        By the uri that `pipelines.corpus.files.listing` gives such a file.
     notes : list of str
         What is odd about the file and was read all the same, in words.
     """
@@ -155,7 +155,7 @@ def read_folds(path: str) -> dict[str, str]:
 
 
 def resolved(uri: str, root: str) -> str:
-    """The uri by which `pipelines.corpus.listing` knows the file that a label file calls `uri`, however it is spelt."""
+    """The uri by which `pipelines.corpus.files.listing` knows what a label file calls `uri`, however it is spelt."""
     is_absolute = uri.startswith(("/", "file://"))
     if not is_absolute and "://" in uri:
         return uri

@@ -20,9 +20,10 @@ from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.windowed_value import WindowedValue
 
 from soundlake.model.errors import InputError, TryLaterError
-from soundlake.pipelines import flink, isolation, job_server, worker_boot
+from soundlake.pipelines.audio import isolation
+from soundlake.pipelines.engine import flink, job_server, worker_boot
+from soundlake.pipelines.engine.machine import cores
 from soundlake.pipelines.lake.runs import HandedOver
-from soundlake.pipelines.machine import cores
 from soundlake.pipelines.options import is_template
 
 # How long a worker of Spark or Flink may be idle between steps of its pipeline.

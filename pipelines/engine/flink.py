@@ -5,7 +5,7 @@ import urllib.request
 from collections.abc import Sequence
 
 from soundlake.model.errors import TryLaterError
-from soundlake.pipelines.machine import cores
+from soundlake.pipelines.engine.machine import cores
 
 # A cluster in the job server itself.
 EMBEDDED = "[local]"

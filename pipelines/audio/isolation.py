@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from soundlake.model.errors import TryLaterError, of_system
-from soundlake.pipelines.recording import Rejected
+from soundlake.pipelines.audio.recording import Rejected
 
 # Without a sign of life for so long the decoder hangs: it gives one with every block, each some milliseconds' work.
 SECONDS = 60.0

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from soundlake.pipelines.audio import Probe, mono_blocks
+from soundlake.pipelines.audio.reading import Probe, mono_blocks
 
 # Each chunk is resampled alone, with so many native samples of context on both sides at least.
 CHUNK_SECONDS = 20
