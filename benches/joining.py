@@ -17,6 +17,7 @@ from soundlake.model.features import PRESETS
 from soundlake.pipelines import account, plan, survey
 from soundlake.pipelines.account import Candidate, Work
 from soundlake.pipelines.audio.reading import Probe
+from soundlake.pipelines.audio.recording import TRANSIENT
 from soundlake.pipelines.bundle import OUTCOMES
 from soundlake.pipelines.engine import joins
 from soundlake.pipelines.lake import ledger
@@ -85,8 +86,8 @@ def bucket(first: int, count: int) -> Told:
     numbers = np.arange(first, first + count, dtype=np.uint64)
     names, headers = rows.ids(numbers), rows.headers(numbers)
     uris = [rows.uri(number) for number in numbers.tolist()]
-    compare = _through(("listed", "known", "labels", "left"), survey._Compare(CORPUS, None, plan.TRANSIENT))
-    recognise = _through(("found", "known", "left"), survey._Recognise(SPEC, CORPUS, plan.TRANSIENT))
+    compare = _through(("listed", "known", "labels", "left"), survey._Compare(CORPUS, None, TRANSIENT))
+    recognise = _through(("found", "known", "left"), survey._Recognise(SPEC, CORPUS, TRANSIENT))
     told = Told(count)
 
     listed = told.timed("list", _listed(uris, headers))

@@ -26,6 +26,8 @@ RESAMPLES = 1000
 ACTIVE_KL = 0.01
 # What is measured, in words.
 MEASURES = {"linear": "linear probe", "knn": "5 nearest", "map": "retrieval mAP", "search": "first hit of search"}
+# What the promotion gate compares, in words.
+GATE_WORDS = {"error": "mean square error", "negative_elbo": "negative ELBO, nats a window", **MEASURES}
 # Windows, at most, of a run that search compares with a query.
 MOST_RUN = 32
 # Embeddings that are shown beside the model's, and are parts of it: no baseline that somebody would use instead.

@@ -13,6 +13,7 @@ from typing import Any
 from soundlake.model.features import FeatureSpec
 from soundlake.pipelines import plan
 from soundlake.pipelines.audio.reading import DECODER_VERSION, Probe
+from soundlake.pipelines.audio.recording import TRANSIENT
 from soundlake.pipelines.lake import ledger
 from soundlake.pipelines.lake.ledger import DONE, REJECTED, Row
 from soundlake.pipelines.plan import Segment
@@ -139,7 +140,7 @@ class Work:
 
 
 def recognise(
-    found: Sequence[Candidate], known: Sequence[Row], corpus: str, *, retried: frozenset[str] = plan.TRANSIENT
+    found: Sequence[Candidate], known: Sequence[Row], corpus: str, *, retried: frozenset[str] = TRANSIENT
 ) -> list[Row]:
     """Rows of files whose content the ledger knows under any name; none if it is new."""
     content = [row for row in known if row["reason"] not in retried]

@@ -17,6 +17,7 @@ from soundlake.pipelines import plan
 from soundlake.pipelines.account import Work
 from soundlake.pipelines.audio.isolation import Sandbox, sandbox
 from soundlake.pipelines.audio.reading import DECODER_VERSION, Rejected
+from soundlake.pipelines.audio.recording import TRANSIENT
 from soundlake.pipelines.corpus.files import at_hand
 from soundlake.pipelines.lake.lake import Lake
 from soundlake.pipelines.lake.ledger import DONE, REJECTED, Row
@@ -75,7 +76,7 @@ def write_bundle(
     spec: FeatureSpec,
     works: Sequence[Work],
     *,
-    again: Callable[[Row], bool] = lambda row: row["reason"] in plan.TRANSIENT,
+    again: Callable[[Row], bool] = lambda row: row["reason"] in TRANSIENT,
     spent: Callable[[Work, Row], None] = lambda work, row: None,
 ) -> list[Row]:
     """Decode a bundle's segments into its shard, and tell what became of each.

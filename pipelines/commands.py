@@ -49,14 +49,14 @@ def _gone(lake: Lake, root: str, spec_id: str) -> None:
 
 def _retried(reason: str | None) -> frozenset[str]:
     """The reasons whose rejects are tried again: what may pass by itself, and the one named, or ``"all"``."""
-    from soundlake.pipelines import plan as planning
     from soundlake.pipelines.audio.reading import REASONS
+    from soundlake.pipelines.audio.recording import TRANSIENT
 
     if reason not in (None, "all", *REASONS):
         raise InputError(
             f"unknown reason {reason!r} for --retry-rejected: choose one of {', '.join(sorted(REASONS))}, or all"
         )
-    return planning.TRANSIENT | (frozenset(REASONS) if reason == "all" else {reason} if reason else frozenset())
+    return TRANSIENT | (frozenset(REASONS) if reason == "all" else {reason} if reason else frozenset())
 
 
 def _partition_of(lake: Lake, root: str, partition: str | None, spec_id: str) -> None:
@@ -129,7 +129,7 @@ def extract(
     root = _root_of(lake, audio, may_be_gone=allow_empty)
     _gone(lake, root, spec.spec_id)
     retried = _retried(retry)
-    from soundlake.pipelines import estimate, finish
+    from soundlake.pipelines import cost, erasure, finish
     from soundlake.pipelines.corpus.labels import find_labels
     from soundlake.pipelines.engine.runners import beam_options
 
@@ -141,7 +141,7 @@ def extract(
 
     settings = {"audio": root, "labels": found, "spec_id": spec.spec_id, "retry": retry, "beam": list(beam)}
     settings["partition"] = partition
-    rates = estimate.rates(lake, spec.spec_id)
+    rates = cost.rates(lake, spec.spec_id)
     begin()
     with run_manifest(lake, "extract", settings) as run:
         with watching(Progress(lake, run.folder), verb="extracting") as watch:
@@ -157,10 +157,11 @@ def extract(
                 retried=retried,
                 include_forgotten=include_forgotten,
                 recheck=recheck,
+                swept=functools.partial(erasure.mark_swept, lake, spec.spec_id),
                 note=functools.partial(finish.note_extract, run, spec.spec_id, rates=rates),
             )
         if not rates and watch.first is not None:
-            rates = estimate.rates_of(*(_by_container(watch.first, name) for name in ("cpu_s ", "audio_s ")))
+            rates = cost.rates_of(*(_by_container(watch.first, name) for name in ("cpu_s ", "audio_s ")))
         finish.note_extract(run, spec.spec_id, totals, rates=rates)
         if recheck:
             from soundlake.pipelines.recheck import recheck as recheck_files
@@ -210,7 +211,7 @@ def plan(
     """
     refuse_template(beam, "plan")
     root = _root_of(lake, audio)
-    from soundlake.pipelines import estimate
+    from soundlake.pipelines import cost, estimate
     from soundlake.pipelines.corpus.labels import find_labels
     from soundlake.pipelines.engine.runners import beam_options
     from soundlake.pipelines.plan import suggested_spec
@@ -231,11 +232,11 @@ def plan(
         found = estimate.survey_corpus(
             lake, spec, root, labels=found_labels, run=run, engine=engine, retried=_retried(retry)
         )
-        known = estimate.rates(lake, spec.spec_id)
+        known = cost.rates(lake, spec.spec_id)
         lacking = sorted(set(found["planned_s"]) - set(known))
         fresh = estimate.measured(found.pop("samples"), spec, without=known) if lacking else {}
         rates = known | fresh
-        cpu_s = estimate.cpu_seconds(found["planned_s"], rates)
+        cpu_s = cost.cpu_seconds(found["planned_s"], rates)
         size = found["planned_windows"] * estimate.record_bytes(spec)
         money = {}
         if prices and prices.get("cpu") is not None and cpu_s is not None:
@@ -296,14 +297,14 @@ def encode(
         now["row_format"] = table.ROW_FORMAT
         if {name: done.get(name) for name in now} == now:
             return done | {"encoded": 0, "renamed": 0, "stale_recordings": 0, "run_id": None}
-    from soundlake.pipelines import finish
+    from soundlake.pipelines import finish_encode
     from soundlake.pipelines.encode import encode as encode_windows
     from soundlake.pipelines.engine.runners import beam_options
 
     engine = beam_options(beam, workers=workers)
     settings = {"model_id": model.model_id, "under": under, "accelerator": accelerator, "beam": list(beam)}
     with run_manifest(lake, "encode", settings) as run:
-        note = functools.partial(finish.note_encode, run, model.model_id, whole=under is None)
+        note = functools.partial(finish_encode.note_encode, run, model.model_id, whole=under is None)
         with watching(Progress(lake, run.folder), verb="encoding"):
             totals = encode_windows(
                 lake,

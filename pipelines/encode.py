@@ -16,7 +16,7 @@ from apache_beam.ml.inference.base import RunInference
 from apache_beam.pvalue import AsList, AsSingleton, TaggedOutput
 
 from soundlake.model.errors import InputError
-from soundlake.pipelines import finish
+from soundlake.pipelines import finish_encode
 from soundlake.pipelines.account import packed
 from soundlake.pipelines.corpus.files import in_partition
 from soundlake.pipelines.encoder import EncoderHandler, Name, Piece, Recording
@@ -27,7 +27,7 @@ from soundlake.pipelines.lake import fragments, ledger, table, traces
 from soundlake.pipelines.lake.forgotten import Memory
 from soundlake.pipelines.lake.lake import Lake
 from soundlake.pipelines.lake.progress import Progress
-from soundlake.pipelines.lake.runs import Run
+from soundlake.pipelines.lake.runs import Run, last_step, others
 
 # Runs that commit to one table at the same time plan again; more often than this is no coincidence.
 ATTEMPTS = 3
@@ -256,7 +256,7 @@ def encode(
         known = ledger.open_ledger(lake, spec.spec_id)
         dataset = table.create(lake, model.model_id, table.schema_of(model))
         versions = {"version": int(dataset.version), "ledger_version": int(known.version)}
-        committed = functools.partial(finish.encode, run, model.model_id, **versions)
+        committed = functools.partial(finish_encode.encode, run, model.model_id, **versions)
         pipeline = functools.partial(
             build,
             lake=lake,
@@ -267,10 +267,10 @@ def encode(
             run=run,
             threads=engine.threads,
             accelerator=accelerator,
-            last=functools.partial(finish.last_step, run, committed, note) if engine.template else None,
+            last=functools.partial(last_step, run, committed, note) if engine.template else None,
         )
         run_pipeline(pipeline, engine)
         totals = committed()
         if totals is not None:
             return totals
-    raise finish.others(lake)
+    raise others(lake)

@@ -17,7 +17,6 @@ import pyarrow.compute as pc
 
 from soundlake.model.paths import is_id
 from soundlake.model.records import DamagedShardError, read_framed, recording_of, write_framed
-from soundlake.pipelines import finish
 from soundlake.pipelines.bundle import read_outcomes, write_outcomes
 from soundlake.pipelines.encoder import read_shard, unreadable
 from soundlake.pipelines.lake import fragments, ledger, models, table, traces
@@ -25,6 +24,7 @@ from soundlake.pipelines.lake.forgotten import Memory
 from soundlake.pipelines.lake.lake import Lake
 from soundlake.pipelines.lake.ledger import Row
 from soundlake.pipelines.lake.lookup import spec_of_lake
+from soundlake.pipelines.lake.runs import others
 from soundlake.pipelines.plan import Segment, bundle_id
 from soundlake.pipelines.tidying import INDEX, without_index
 
@@ -151,7 +151,7 @@ def clear_spec(lake: Lake, spec_id: str, memory: Memory, *, moment: float, step:
             if made is not None:
                 break
         else:
-            raise finish.others(lake)
+            raise others(lake)
         versions = made or bool(told.emptied or told.renamed)
         traces.cleaned(lake, Lake.ledger(spec_id), memory, moment=moment, versions=versions)
         told.after = fragments.version_of(ledger.open_ledger(lake, spec_id))
@@ -257,7 +257,7 @@ def clear_table(lake: Lake, model_id: str, cleared: Cleared, memory: Memory, *, 
                 break
         else:
             if dataset is not None:
-                raise finish.others(lake)
+                raise others(lake)
         # Whatever encode has made there was made for a version before this one.
         lake.remove(Lake.staging(model_id))
         traces.cleaned(lake, name, memory, moment=moment, versions=bool(gone))

@@ -8,7 +8,7 @@ import functools
 import json
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import apache_beam as beam
@@ -17,12 +17,13 @@ from apache_beam.pvalue import AsSingleton
 
 from soundlake.model.features import FeatureSpec
 from soundlake.model.records import Record, encode
-from soundlake.pipelines import plan
 from soundlake.pipelines.account import Work
 from soundlake.pipelines.audio.isolation import sandbox
 from soundlake.pipelines.audio.reading import Rejected
+from soundlake.pipelines.audio.recording import TRANSIENT
 from soundlake.pipelines.corpus.files import at_hand
 from soundlake.pipelines.corpus.labels import without_file
+from soundlake.pipelines.cost import rates_of
 from soundlake.pipelines.engine.runners import Engine, run_pipeline
 from soundlake.pipelines.extract import summarise
 from soundlake.pipelines.finish import totalled
@@ -30,15 +31,13 @@ from soundlake.pipelines.lake import ledger
 from soundlake.pipelines.lake.lake import Lake
 from soundlake.pipelines.lake.ledger import REJECTED, Row
 from soundlake.pipelines.lake.progress import Progress, watching
-from soundlake.pipelines.lake.runs import Run, manifests
+from soundlake.pipelines.lake.runs import Run
 from soundlake.pipelines.lake.stages import stage
 from soundlake.pipelines.survey import bundles, survey, weight
 from soundlake.pipelines.windows import write_segment
 
 # Recordings of a container that are decoded where no run has told a rate, and seconds that all of it may take.
 SAMPLES, BUDGET_S = 3, 20.0
-# Below so many CPU seconds the error of an estimate is chance, and not told.
-TOLD_S = 1.0
 
 
 def _tallied(row: Row) -> Iterator[tuple[str, int]]:
@@ -92,7 +91,7 @@ def survey_corpus(
     labels: str | None,
     run: Run | None,
     engine: Engine,
-    retried: frozenset[str] = plan.TRANSIENT,
+    retried: frozenset[str] = TRANSIENT,
 ) -> dict[str, Any]:
     """What extract would do.
 
@@ -131,22 +130,8 @@ def survey_corpus(
     return found | {"samples": summary["samples"]}
 
 
-def rates(lake: Lake, spec_id: str) -> dict[str, float]:
-    """CPU seconds that a second of sound took, by container, from the newest runs that tell it."""
-    found: dict[str, float] = {}
-    for manifest in manifests(lake, "extract", "plan"):
-        if manifest["settings"].get("spec_id") == spec_id:
-            found = {**manifest.get("counts", {}).get("rates", {}), **found}
-    return found
-
-
-def rates_of(cpu_s: Mapping[str, float], audio_s: Mapping[str, float], *, least_s: float = 1.0) -> dict[str, float]:
-    """CPU seconds a second of sound, by container; none for containers of `least_s` seconds or less."""
-    return {name: cpu_s.get(name, 0.0) / seconds for name, seconds in audio_s.items() if seconds > least_s}
-
-
 def measured(samples: Iterable[str], spec: FeatureSpec, *, without: Iterable[str] = ()) -> dict[str, float]:
-    """`rates` from decoding some packed works now; those of containers in `without` are left out."""
+    """`pipelines.cost.rates` from decoding some packed works now, but for containers in `without`."""
     cpu_s: dict[str, float] = {}
     audio_s: dict[str, float] = {}
     began = time.monotonic()
@@ -169,30 +154,7 @@ def measured(samples: Iterable[str], spec: FeatureSpec, *, without: Iterable[str
     return rates_of(cpu_s, audio_s, least_s=0.0)
 
 
-def cpu_seconds(planned_s: Mapping[str, float], known: Mapping[str, float]) -> float | None:
-    """CPU seconds that decoding would take; a container without a rate takes the mean of the others, None without any.
-
-    Parameters
-    ----------
-    planned_s : mapping of str to float
-        Seconds of sound by container.
-    known : mapping of str to float
-        `rates`.
-    """
-    if not known:
-        return None if planned_s else 0.0
-    mean = sum(known.values()) / len(known)
-    return sum(seconds * known.get(name, mean) for name, seconds in planned_s.items())
-
-
 def record_bytes(spec: FeatureSpec) -> int:
     """Bytes of a window in a shard."""
     empty = np.zeros((spec.window_frames, spec.n_mels), np.uint16)
     return len(encode(Record("0" * 64, 0, spec.window_frames, empty))) + 16
-
-
-def error(estimate_s: float | None, took_s: float) -> dict[str, Any] | None:
-    """How far an estimate was off: what `status` tells; None where there was none, or too little to tell."""
-    if estimate_s is None or took_s < TOLD_S:
-        return None
-    return {"estimated_cpu_s": estimate_s, "took_cpu_s": took_s, "error": estimate_s / took_s - 1}

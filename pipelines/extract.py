@@ -16,9 +16,10 @@ from apache_beam.metrics import Metrics
 from apache_beam.pvalue import AsDict, AsList, AsSingleton, TaggedOutput
 
 from soundlake.model.features import FeatureSpec
-from soundlake.pipelines import account, erasure, finish, plan
+from soundlake.pipelines import account, finish, plan
 from soundlake.pipelines.account import Candidate, Work, packed
 from soundlake.pipelines.audio import isolation
+from soundlake.pipelines.audio.recording import TRANSIENT
 from soundlake.pipelines.bundle import write_bundle
 from soundlake.pipelines.engine.joins import joined
 from soundlake.pipelines.engine.machine import keep_freed_memory
@@ -27,7 +28,7 @@ from soundlake.pipelines.lake import fragments, ledger
 from soundlake.pipelines.lake.lake import Lake
 from soundlake.pipelines.lake.ledger import DONE, REJECTED, Row
 from soundlake.pipelines.lake.progress import Progress
-from soundlake.pipelines.lake.runs import Run
+from soundlake.pipelines.lake.runs import Run, last_step, others
 from soundlake.pipelines.survey import bundles, survey, weight
 
 # Rows that wait in a worker to be written as one file.
@@ -162,7 +163,7 @@ def build(
     partition: str | None,
     run: Run,
     threads: int = 1,
-    retried: frozenset[str] = plan.TRANSIENT,
+    retried: frozenset[str] = TRANSIENT,
     include_forgotten: bool = False,
     recheck: bool = False,
     last: Callable[[], Any] | None = None,
@@ -233,9 +234,10 @@ def extract(
     engine: Engine,
     partition: str | None = None,
     allow_empty: bool = False,
-    retried: frozenset[str] = plan.TRANSIENT,
+    retried: frozenset[str] = TRANSIENT,
     include_forgotten: bool = False,
     recheck: bool = False,
+    swept: Callable[..., str],
     note: Callable[[dict[str, Any]], None],
 ) -> dict[str, Any]:
     """Bring the lake's features of a corpus up to date.
@@ -261,6 +263,8 @@ def extract(
         Whether files that the lake has forgotten are taken in; they are forgotten no more.
     recheck : bool
         Whether files that an older decoder rejected without knowing their content are tried again.
+    swept : callable
+        `pipelines.erasure.mark_swept` of this lake and spec: what killed runs left of forgotten recordings goes first.
     note : callable
         Where the pipeline runs without this process, told the totals on the worker that made the commit.
 
@@ -288,7 +292,7 @@ def extract(
         lake.write(spec_name, spec.canonical_json().encode() + b"\n")
     keep_freed_memory(False)
     for attempt in range(ATTEMPTS):
-        planned = None if engine.template else erasure.mark_swept(lake, spec.spec_id, again=attempt > 0)
+        planned = None if engine.template else swept(again=attempt > 0)
         before = ledger.open_for_writing(lake, spec.spec_id)
         committed = functools.partial(
             finish.extract,
@@ -315,10 +319,10 @@ def extract(
             retried=retried,
             include_forgotten=include_forgotten,
             recheck=recheck,
-            last=functools.partial(finish.last_step, run, committed, note) if engine.template else None,
+            last=functools.partial(last_step, run, committed, note) if engine.template else None,
         )
         run_pipeline(pipeline, engine)
         totals = committed()
         if totals is not None:
             return totals
-    raise finish.others(lake)
+    raise others(lake)

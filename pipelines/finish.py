@@ -1,18 +1,19 @@
-"""After a pipeline: what it has left is judged, committed and noted.
+"""After extract's pipeline: what it has left is judged, committed and noted.
 
 By the driver, which waited for it. Or, where nobody waits (a template that a service starts later), by the pipeline's
 own last step, on a worker: that is called again if its answer is lost, so all of it may happen twice.
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from soundlake.model.errors import InputError, TryLaterError
-from soundlake.pipelines import account, plan, random_pairs
+from soundlake.model.errors import InputError
+from soundlake.pipelines import account, plan
 from soundlake.pipelines.corpus.files import listing
 from soundlake.pipelines.corpus.labels import without_file
-from soundlake.pipelines.lake import forgotten, fragments, ledger, table
+from soundlake.pipelines.cost import cpu_seconds, error, rates_of
+from soundlake.pipelines.lake import forgotten, fragments, ledger
 from soundlake.pipelines.lake.forgotten import Memory
 from soundlake.pipelines.lake.lake import Lake
 from soundlake.pipelines.lake.ledger import DONE, REJECTED, Row
@@ -21,37 +22,6 @@ from soundlake.pipelines.lake.stages import stage
 
 # How many missing files an error names.
 NAMED = 5
-
-
-def last_step(run: Run, committed: Callable[[], dict[str, Any] | None], note: Callable[[dict[str, Any]], None]) -> None:
-    """What the driver does else, on a worker; it cannot plan again.
-
-    Parameters
-    ----------
-    run : Run
-        Ended here.
-    committed : callable
-        `extract` or `encode`, of what the pipeline was planned from.
-    note : callable
-        `note_extract` or `note_encode`.
-
-    Raises
-    ------
-    TryLaterError
-        If another run was faster.
-    """
-    totals = committed()
-    if totals is None:
-        raise others(run.lake)
-    note(totals)
-    run.end("done")
-
-
-def others(lake: Lake) -> TryLaterError:
-    """What to say if other runs were faster, each time."""
-    return TryLaterError(
-        f"other runs keep changing the lake {lake.root}: run the same command again when they are done"
-    )
 
 
 def extract(
@@ -180,71 +150,9 @@ def _missing(
 
 def note_extract(run: Run, spec_id: str, totals: dict[str, Any], *, rates: dict[str, float]) -> None:
     """Add to the totals what extract was estimated to take, by `rates`, and took; keep them in the manifest."""
-    from soundlake.pipelines import estimate
-
-    totals["rates"] = estimate.rates_of(totals["cpu_s"], totals["audio_s"])
+    totals["rates"] = rates_of(totals["cpu_s"], totals["audio_s"])
     took = sum(totals["cpu_s"].values())
-    totals["estimate"] = estimate.error(estimate.cpu_seconds(totals["planned_s"], rates), took)
+    totals["estimate"] = error(cpu_seconds(totals["planned_s"], rates), took)
     totals |= {"spec_id": spec_id, "run_id": run.run_id}
     # The lake keeps no name that only the label file knows, which `forget` would not look for.
     run.manifest["counts"] = {name: value for name, value in totals.items() if name != "unmatched_labels"}
-
-
-def encode(run: Run, model_id: str, *, version: int, ledger_version: int) -> dict[str, Any] | None:
-    """Commit what encode's pipeline has left in the run's folder.
-
-    Parameters
-    ----------
-    run : Run
-    model_id : str
-    version, ledger_version : int
-        Of the table and the ledger that the pipeline was planned from.
-
-    Returns
-    -------
-    dict or None
-        As `pipelines.encode.encode`; None if another run was faster, and has done part of this or all of it.
-    """
-    lake = run.lake
-    summary = json.loads(lake.read(f"{run.folder}/summary.json"))
-    with stage("committing to the table"), lake.locked(f"tables/{model_id}"):
-        dataset = table.need_table(lake, model_id)
-        try:
-            pieces = [json.loads(lake.read(name)) for name in summary["pieces"]]
-        except FileNotFoundError:
-            if dataset.version == version:
-                raise
-            return None  # swept: maintain has made a version without them, and what they tell of is gone
-        new = [text for piece in pieces for text in piece["fragments"]]
-        # With nothing to commit, all that the table was compared with must still hold.
-        made: int | None = version if dataset.version == version else None
-        if new or summary["dropped"]:
-            made = fragments.commit(dataset.uri, version, dataset.schema, new, summary["dropped"], run_id=run.run_id)
-    if made is None:
-        return None
-    # Of older versions: another run may be on its way from this one, and finds out when it is done.
-    for name in lake.names(Lake.staging(model_id)):
-        if name.isdecimal() and int(name) < version:
-            lake.remove(f"{Lake.staging(model_id)}/{name}")
-    totals = {name: sum(piece[name] for piece in pieces) for name in ("encoded", "renamed")}
-    totals |= {"stale_recordings": summary["stale"], "row_format": table.ROW_FORMAT}
-    totals["rows"] = table.need_table(lake, model_id).count_rows()
-    return totals | {"ledger_version": ledger_version, "table_version": made}
-
-
-def note_encode(run: Run, model_id: str, totals: dict[str, Any], *, whole: bool) -> None:
-    """Bring the index up to the table, if the table is the `whole` one; add that to the totals, and keep them."""
-    lake = run.lake
-    dataset = table.need_table(lake, model_id)
-    index = table.said(lake, model_id).get("index")
-    if whole:
-        with stage("bringing the index up to date"), lake.locked(f"tables/{model_id}"):
-            index = fragments.changed(dataset, table.index)
-    totals |= {"model_id": model_id, "index": index, "run_id": run.run_id}
-    totals["table_version"] = int(table.need_table(lake, model_id).version)
-    run.manifest["counts"] = totals
-    if whole:
-        # What the next call compares with: nothing changed, nothing to do, no pipeline started. And for search, how far
-        # apart random windows are.
-        scales = random_pairs.scales(table.need_table(lake, model_id))
-        table.say(lake, model_id, totals | {table.RANDOM_PAIRS: {str(count): one for count, one in scales.items()}})

@@ -18,7 +18,6 @@ from soundlake.pipelines.evaluation import folds_of
 from soundlake.pipelines.lake import ledger
 from soundlake.pipelines.lake.lake import Lake
 from soundlake.pipelines.lake.stages import stage
-from soundlake.pipelines.messages import WORDS
 from soundlake.pipelines.sampling import BATCH_WINDOWS, Clip, apart, batches, by_clip, held_out_of, near_copies, sample
 
 # By how much a candidate may be behind: a share for the error, nats a number of the
@@ -165,4 +164,4 @@ def told(found: Mapping[str, Measure]) -> dict[str, Any]:
 def said(name: str, one: Measure) -> str:
     """A measure in words."""
     digits = 1 if name == "negative_elbo" else 4
-    return f"{WORDS[name]} {one.candidate:.{digits}f}, in use {one.current:.{digits}f}"
+    return f"{evaluate.GATE_WORDS[name]} {one.candidate:.{digits}f}, in use {one.current:.{digits}f}"

@@ -5,7 +5,7 @@ import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from soundlake.model.evaluate import DISTURBANCES, MEASURES, PARTS, baselines
+from soundlake.model.evaluate import DISTURBANCES, GATE_WORDS, MEASURES, PARTS, baselines
 from soundlake.model.features import PRESETS
 from soundlake.pipelines.audio.reading import NOTES, REASONS
 from soundlake.pipelines.lake.lake import Lake
@@ -228,10 +228,6 @@ def worth(found: dict[str, Any]) -> list[str]:
     return [error, f"labels predicted from the embedding (best baseline): {', '.join(told)}"]
 
 
-# What the promotion gate compares.
-WORDS = {"error": "mean square error", "negative_elbo": "negative ELBO, nats a window", **MEASURES}
-
-
 def encoded(result: dict[str, Any]) -> str:
     """One line on what encode did."""
     did = [f"{result['encoded']} windows encoded"] if result["encoded"] else []
@@ -272,7 +268,7 @@ def promoted(result: dict[str, Any], say: Callable[[str], None]) -> None:
     for name, one in result["measures"].items():
         digits = 1 if name == "negative_elbo" else 4
         note = "  worse" if one["worse"] else ""
-        say(f"  {WORDS[name]}: {one['candidate']:.{digits}f}, before {one['current']:.{digits}f}{note}")
+        say(f"  {GATE_WORDS[name]}: {one['candidate']:.{digits}f}, before {one['current']:.{digits}f}{note}")
 
 
 def status(result: dict[str, Any], say: Callable[[str], None]) -> None:

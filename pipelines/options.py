@@ -8,6 +8,7 @@ import typer
 from typer.core import TyperCommand
 
 from soundlake.model.errors import InputError
+from soundlake.pipelines.engine.template import is_template
 
 # Options of Beam's own follow `--`.
 BEAM = {"allow_extra_args": True}
@@ -57,11 +58,6 @@ def finite(value: float | None) -> float | None:
     if value is not None and not math.isfinite(value):
         raise typer.BadParameter(f"{value} is not a finite number.")
     return value
-
-
-def is_template(beam: Sequence[str]) -> bool:
-    """Whether Beam's options are to write a pipeline down, for a service that runs it later, in place of running it."""
-    return any(argument.startswith("--template_location=") for argument in beam)
 
 
 def refuse_template(beam: Sequence[str], command: str) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from soundlake.model.features import PRESETS, FeatureSpec
 from soundlake.pipelines.audio.reading import DECODER_VERSION, FLAC_FRAMES_PER_BYTE, SEEKABLE_CODECS, Probe
+from soundlake.pipelines.audio.recording import TRANSIENT
 from soundlake.pipelines.lake import ledger
 from soundlake.pipelines.lake.ledger import Row
 
@@ -32,9 +33,6 @@ FILL = 0.75
 # From so many buckets on, one holds several bundles' worth: among clips and podcasts alike a bundle's worth is mostly
 # far from a bundle, and twice as many shards come of it. Fewer buckets than this would keep fewer workers busy.
 PLENTY, BUCKET_BUNDLES = 1024, 8
-
-# A rejection for one of these says something about the machine, not about the bytes: the next run tries again.
-TRANSIENT = frozenset({"missing", "no-permission", "unreadable"})
 
 
 @dataclass(frozen=True, order=True)

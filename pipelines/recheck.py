@@ -22,11 +22,12 @@ from apache_beam.pvalue import TaggedOutput
 from soundlake.model.errors import InputError
 from soundlake.model.features import FeatureSpec
 from soundlake.model.records import Record, decode, read_framed
-from soundlake.pipelines import account, erasure, finish, plan
+from soundlake.pipelines import account, erasure, plan
 from soundlake.pipelines.account import Candidate, Work, packed
 from soundlake.pipelines.audio import isolation
 from soundlake.pipelines.audio.isolation import sandbox
 from soundlake.pipelines.audio.reading import Rejected, probe
+from soundlake.pipelines.audio.recording import TRANSIENT
 from soundlake.pipelines.bundle import begun, write_bundle
 from soundlake.pipelines.corpus.files import at_hand, in_partition
 from soundlake.pipelines.encoder import read_shard
@@ -38,7 +39,7 @@ from soundlake.pipelines.lake.forgotten import Memory
 from soundlake.pipelines.lake.lake import Lake
 from soundlake.pipelines.lake.ledger import DONE, REPLACES, Row
 from soundlake.pipelines.lake.progress import Progress
-from soundlake.pipelines.lake.runs import Run
+from soundlake.pipelines.lake.runs import Run, others
 from soundlake.pipelines.windows import write_segment
 
 # Windows of a round, after which the ledger is committed: a killed call loses no more than one.
@@ -46,7 +47,7 @@ ROUND_WINDOWS = 256 * plan.MAX_BUNDLE_WINDOWS
 # Steps of the stored 16 bits, 0.0004 nats each: another processor rounds otherwise, another decoder differs by more.
 ROUNDING = 4
 # A rejection that says that there is no such file, not how it was decoded.
-_NO_FILE = plan.TRANSIENT | {"link-loop", "directory", "named-pipe", "device"}
+_NO_FILE = TRANSIENT | {"link-loop", "directory", "named-pipe", "device"}
 
 # What is read of a row: the rest is found again.
 COLUMNS = ["recording_id", "uri", "corpus", "size", "mtime_ns", "status", "reason", "label", "group", "bundles"]
@@ -64,7 +65,7 @@ class _ReadOlder(beam.DoFn):
     def process(self, fragment: int) -> Iterator[tuple[str, bytes]]:
         where = f"recording_id IS NOT NULL AND {ledger.OLDER}"
         for row in ledger.read(fragments.of(self.uri, self.version, fragment), COLUMNS, where=where):
-            if row["reason"] not in plan.TRANSIENT:
+            if row["reason"] not in TRANSIENT:
                 yield row["recording_id"], packed([fragment, *row.values()])
 
 
@@ -234,7 +235,7 @@ def _decoded(
             outcomes.setdefault(outcome["recording_id"], []).append(outcome)
     for rows, files, _ in fresh:
         recording_id = rows[0]["recording_id"]
-        if any(outcome["reason"] in plan.TRANSIENT for outcome in outcomes[recording_id]):
+        if any(outcome["reason"] in TRANSIENT for outcome in outcomes[recording_id]):
             told["unreachable"] += len(rows)
             yield TaggedOutput("unreachable", files[0].uri)
             continue
@@ -356,4 +357,4 @@ def _round(
                 uri, int(known.version), ledger.SCHEMA, summary["fragments"], summary["dropped"]
             ):
                 return summary
-    raise finish.others(lake)
+    raise others(lake)

@@ -22,6 +22,7 @@ from soundlake.pipelines.account import Candidate, Work, packed
 from soundlake.pipelines.audio import isolation
 from soundlake.pipelines.audio.isolation import sandbox
 from soundlake.pipelines.audio.reading import Probe, Rejected, probe
+from soundlake.pipelines.audio.recording import TRANSIENT
 from soundlake.pipelines.bundle import read_outcomes
 from soundlake.pipelines.corpus.files import Entry, at_hand, in_partition, listing, partition_of, partitions
 from soundlake.pipelines.corpus.labels import NAMED, read_labels
@@ -360,7 +361,7 @@ def survey(
     labels: str | None,
     partition: str | None = None,
     threads: int = 1,
-    retried: frozenset[str] = plan.TRANSIENT,
+    retried: frozenset[str] = TRANSIENT,
     progress: Progress | None = None,
     include_forgotten: bool = False,
     recheck: bool = False,

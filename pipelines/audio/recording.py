@@ -32,6 +32,8 @@ REASONS = {
     "decoder-hangs": "The decoder gave no block of samples for a minute, twice.",
     "too-much-memory": "Decoding asks for far more memory than any recording needs.",
 }
+# A rejection for one of these says something about the machine, not about the bytes: the next run tries again.
+TRANSIENT = frozenset({"missing", "no-permission", "unreadable"})
 
 
 NOTES = {

@@ -23,8 +23,8 @@ from soundlake.model.errors import InputError, TryLaterError
 from soundlake.pipelines.audio import isolation
 from soundlake.pipelines.engine import flink, job_server, worker_boot
 from soundlake.pipelines.engine.machine import cores
+from soundlake.pipelines.engine.template import is_template
 from soundlake.pipelines.lake.runs import HandedOver
-from soundlake.pipelines.options import is_template
 
 # How long a worker of Spark or Flink may be idle between steps of its pipeline.
 WORKER_MILLISECONDS = 300_000

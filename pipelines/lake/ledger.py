@@ -17,6 +17,7 @@ import pyarrow as pa
 from soundlake.model.errors import InputError, TryLaterError
 from soundlake.model.paths import is_id
 from soundlake.pipelines.audio.reading import DECODER_VERSION
+from soundlake.pipelines.audio.recording import TRANSIENT
 from soundlake.pipelines.lake import fragments
 from soundlake.pipelines.lake.lake import Lake
 from soundlake.pipelines.storage.bucket import lance_options
@@ -232,8 +233,6 @@ def _older(dataset: Any) -> dict[str, int]:
     """How many files of each corpus an older decoder read; those that no decoder could read do not count."""
     import pyarrow.compute as pc
 
-    from soundlake.pipelines.plan import TRANSIENT
-
     where = f"(reason IS NULL OR NOT {fragments.in_list('reason', sorted(TRANSIENT))})"
     if "decoder" in dataset.schema.names:
         where += f" AND {OLDER}"
@@ -263,7 +262,7 @@ def _notes(dataset: Any) -> dict[str, Any]:
 
 
 def partitions(dataset: Any, corpus: str) -> set[str]:
-    """Partitions (`pipelines.corpus.files.partitions`) of a corpus that a ledger has files of; None without a ledger."""
+    """Partitions (`pipelines.corpus.files.partitions`) of a corpus that a ledger has files of; None without one."""
     from soundlake.pipelines.corpus.files import partition_of
 
     found: set[str] = set()

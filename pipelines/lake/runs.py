@@ -5,7 +5,7 @@ import json
 import secrets
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -154,3 +154,34 @@ def manifests(lake: Lake, *commands: str) -> Iterator[dict[str, Any]]:
         parts = [found, *(found.get(key) for key in ("settings", "counts"))] if isinstance(found, dict) else [None]
         if all(isinstance(part, dict) for part in parts) and found.get("result") == "done":
             yield found
+
+
+def last_step(run: Run, committed: Callable[[], dict[str, Any] | None], note: Callable[[dict[str, Any]], None]) -> None:
+    """What the driver does else, on a worker; it cannot plan again.
+
+    Parameters
+    ----------
+    run : Run
+        Ended here.
+    committed : callable
+        Commits what the pipeline has left: `pipelines.finish.extract` or `pipelines.finish_encode.encode`.
+    note : callable
+        Keeps the totals in the manifest.
+
+    Raises
+    ------
+    TryLaterError
+        If another run was faster.
+    """
+    totals = committed()
+    if totals is None:
+        raise others(run.lake)
+    note(totals)
+    run.end("done")
+
+
+def others(lake: Lake) -> TryLaterError:
+    """What to say if other runs were faster, each time."""
+    return TryLaterError(
+        f"other runs keep changing the lake {lake.root}: run the same command again when they are done"
+    )

@@ -10,7 +10,7 @@ import soundfile
 from soundlake.model.errors import InputError
 from soundlake.model.features import PRESETS
 from soundlake.model.records import Record, encode
-from soundlake.pipelines import commands, estimate, messages
+from soundlake.pipelines import commands, cost, estimate, messages
 from soundlake.pipelines.lake.lake import Lake
 from soundlake.pipelines.lake.status import status
 from tests.pipelines.test_extract import SPEC, corpus, run, shards, windows_of, write
@@ -86,14 +86,14 @@ def test_the_error_of_the_last_estimate(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_sums_by_hand() -> None:
     known = {"WAV": 0.001, "FLAC": 0.003}
-    assert estimate.cpu_seconds({"WAV": 1000.0, "FLAC": 500.0}, known) == pytest.approx(1.0 + 1.5)
+    assert cost.cpu_seconds({"WAV": 1000.0, "FLAC": 500.0}, known) == pytest.approx(1.0 + 1.5)
     # A container that no run has met takes the mean.
-    assert estimate.cpu_seconds({"MP3": 1000.0}, known) == pytest.approx(2.0)
-    assert estimate.cpu_seconds({"MP3": 1000.0}, {}) is None
-    assert estimate.cpu_seconds({}, {}) == 0.0
-    assert estimate.error(None, 10.0) is None
-    assert estimate.error(5.0, 0.1) is None
-    assert estimate.error(5.0, 10.0) == {"estimated_cpu_s": 5.0, "took_cpu_s": 10.0, "error": -0.5}
+    assert cost.cpu_seconds({"MP3": 1000.0}, known) == pytest.approx(2.0)
+    assert cost.cpu_seconds({"MP3": 1000.0}, {}) is None
+    assert cost.cpu_seconds({}, {}) == 0.0
+    assert cost.error(None, 10.0) is None
+    assert cost.error(5.0, 0.1) is None
+    assert cost.error(5.0, 10.0) == {"estimated_cpu_s": 5.0, "took_cpu_s": 10.0, "error": -0.5}
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_sums_by_hand() -> None:
     ],
 )
 def test_an_error_in_words(estimated_s: float, took_s: float, said: str) -> None:
-    found = estimate.error(estimated_s, took_s)
+    found = cost.error(estimated_s, took_s)
     assert found is not None
     line = messages.estimate_error(found)
     assert line.startswith(f"last extract: estimated at {messages.duration(estimated_s)} of CPU time, took ")

@@ -27,6 +27,7 @@ from soundlake.model.records import decode, read_framed
 from soundlake.pipelines import account, commands, extract, messages, plan, survey
 from soundlake.pipelines.account import Candidate, Work
 from soundlake.pipelines.audio.reading import REASONS, Probe, probe
+from soundlake.pipelines.audio.recording import TRANSIENT
 from soundlake.pipelines.corpus.files import uri_of
 from soundlake.pipelines.lake import ledger
 from soundlake.pipelines.lake.lake import Lake
@@ -309,7 +310,7 @@ def test_compare_as_a_transform() -> None:
         out = (
             pipeline
             | beam.Create(element)
-            | beam.ParDo(survey._Compare("/c", None, plan.TRANSIENT)).with_outputs(
+            | beam.ParDo(survey._Compare("/c", None, TRANSIENT)).with_outputs(
                 "gone", "counts", "identified", main="candidates"
             )
         )

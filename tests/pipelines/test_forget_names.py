@@ -11,7 +11,7 @@ import pytest
 
 from soundlake.model.errors import InputError, TryLaterError
 from soundlake.model.features import PRESETS
-from soundlake.pipelines import commands, erasure, finish
+from soundlake.pipelines import commands, erasure, finish, finish_encode
 from soundlake.pipelines.bundle import read_outcomes
 from soundlake.pipelines.forget import forget
 from soundlake.pipelines.lake import fragments, ledger
@@ -207,7 +207,7 @@ def test_an_encode_that_planned_before_does_not_bring_it_back(made: Made, tmp_pa
     lake = made.copy(tmp_path)
     new = [write(tmp_path / "more" / f"new{i}.wav", 5.0, seed=60 + i) for i in range(2)]
     run(lake, tmp_path / "more")
-    real, calls = finish.encode, []
+    real, calls = finish_encode.encode, []
 
     def between(*given: Any, **more: Any) -> Any:
         calls.append(1)
