@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from soundlake.model.features import FeatureSpec, dequantise, log_mel, quantise, windows
-from soundlake.pipelines import synth
-from soundlake.pipelines.query import decoded, later
+from soundlake.pipelines.cli import synth
+from soundlake.pipelines.query.query import decoded, later
 
 NOISE_SET, NOISES = "esc10", ("crackling_fire", "helicopter", "rain", "sea_waves")
 MADE_NOISES = ("wind", "rain", "engine")

@@ -16,7 +16,7 @@ from benches.sounds import sound
 from soundlake.model.features import PRESETS, log_mel
 from soundlake.pipelines.audio.reading import probe
 from soundlake.pipelines.audio.resampling import resampled
-from soundlake.pipelines.windows import SegmentWindows
+from soundlake.pipelines.extract.windows import SegmentWindows
 
 SPEC = PRESETS["general"]
 RATE, SECONDS, CHANNELS = 44_100, 300, 2

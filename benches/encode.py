@@ -48,7 +48,7 @@ def model(lake: str, parts: str) -> Callable[[], None]:
     import numpy as np
 
     from soundlake.model.features import dequantise
-    from soundlake.pipelines.encoder import BATCH_WINDOWS, read_shard
+    from soundlake.pipelines.encode.encoder import BATCH_WINDOWS, read_shard
     from soundlake.pipelines.lake import lookup
     from soundlake.pipelines.lake.lake import Lake
 
@@ -80,7 +80,7 @@ def similarity(lake: str) -> list[Figure]:
 
     from soundlake.model import artifact
     from soundlake.model.features import LogMel, windows
-    from soundlake.pipelines.encoder import BATCH_WINDOWS
+    from soundlake.pipelines.encode.encoder import BATCH_WINDOWS
     from soundlake.pipelines.lake import lookup
     from soundlake.pipelines.lake.lake import Lake
 

@@ -68,8 +68,8 @@ def measured(corpus: Path, variant: str, seed: int, steps: int, settings: dict[s
     from soundlake.model import vae
     from soundlake.model.evaluate import baselines
     from soundlake.pipelines.corpus.labels import read_folds
-    from soundlake.pipelines.evaluation import evaluation
     from soundlake.pipelines.lake import lookup
+    from soundlake.pipelines.learning.evaluation import evaluation
 
     key = {"set": corpus.name, "variant": variant, "seed": seed, "steps": steps, "settings": settings}
     key["vae_version"] = vae.VERSION

@@ -45,9 +45,9 @@ def pipeline(corpus: str, warm: str, folder: str, workers: str, *beam: str) -> C
 def loop(corpus: str, warm: str, folder: str, part: str, parts: str) -> Callable[[], Callable[[], None]]:
     """The job of a side: every `parts`-th file of `corpus`, from the `part`-th on, to shards in `folder`."""
     from soundlake.model.records import Record, encode, write_framed
-    from soundlake.pipelines import plan
     from soundlake.pipelines.audio.reading import Probe, probe
-    from soundlake.pipelines.windows import SegmentWindows
+    from soundlake.pipelines.extract import plan
+    from soundlake.pipelines.extract.windows import SegmentWindows
 
     def bundles(found: dict[str, tuple[str, Probe, int]]) -> Iterator[tuple[plan.Segment, ...]]:
         """As the pipeline plans them."""

@@ -32,8 +32,8 @@ from soundlake.pipelines.audio.reading import mono_blocks, probe
 from soundlake.pipelines.corpus.files import corpus_root, local_path
 from soundlake.pipelines.lake import ledger, lookup, table
 from soundlake.pipelines.lake.lake import Lake
-from soundlake.pipelines.query import load_query
-from soundlake.pipelines.search import Hit, Searcher
+from soundlake.pipelines.query.query import load_query
+from soundlake.pipelines.query.search import Hit, Searcher
 
 SETS = ("esc10", "instruments", "drums", "digits", "berklee")
 LENGTHS = (0.05, 0.1, 0.3, 0.5, 1.0, 2.0)

@@ -30,8 +30,8 @@ ROWS, PART, RECORDINGS_A_BUNDLE, PIECES = 1_000_000, 5, 40, 5_000
 
 def filled(lake: str, first: int, count: int) -> list[str]:
     """Fragments of a ledger with rows of its own, as workers write them."""
-    from soundlake.pipelines import plan
-    from soundlake.pipelines.extract import PART_ROWS
+    from soundlake.pipelines.extract import plan
+    from soundlake.pipelines.extract.pipeline import PART_ROWS
     from soundlake.pipelines.lake import ledger
     from soundlake.pipelines.lake.lake import Lake
 

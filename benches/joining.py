@@ -14,12 +14,12 @@ import numpy as np
 from benches import rows
 from benches.growth import Grown
 from soundlake.model.features import PRESETS
-from soundlake.pipelines import account, plan, survey
-from soundlake.pipelines.account import Candidate, Work
 from soundlake.pipelines.audio.reading import Probe
 from soundlake.pipelines.audio.recording import TRANSIENT
-from soundlake.pipelines.bundle import OUTCOMES
 from soundlake.pipelines.engine import joins
+from soundlake.pipelines.extract import account, plan, survey
+from soundlake.pipelines.extract.account import Candidate, Work
+from soundlake.pipelines.extract.bundle import OUTCOMES
 from soundlake.pipelines.lake import ledger
 
 SPEC = PRESETS["general"]
@@ -69,7 +69,7 @@ def _listed(uris: list[str], headers: list[tuple[Probe, int]]) -> Iterator[bytes
 
 
 def _found(candidates: list[Candidate], names: dict[str, tuple[str, Probe]]) -> Iterator[bytes]:
-    """As `pipelines.survey.probe_file` tells them, and without reading anything."""
+    """As `pipelines.extract.survey.probe_file` tells them, and without reading anything."""
     for one in candidates:
         name, probe = names[one.uri]
         yield joins._bucketed((name, account.packed(replace(one, before=None, probe=probe).values())), 0)[1]

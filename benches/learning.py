@@ -38,7 +38,7 @@ class Row:
     Attributes
     ----------
     found : dict
-        As `pipelines.evaluation.Judged.found`.
+        As `pipelines.learning.evaluation.Judged.found`.
     birdnet : dict of str to float
         Its means by measure; empty where it is not there.
     background : dict of str to dict
@@ -97,8 +97,8 @@ def learned(corpus: Path, settings: dict[str, Any]) -> Row:
     """Train on a set, and judge."""
     from soundlake.model import evaluate
     from soundlake.pipelines.corpus.labels import read_folds
-    from soundlake.pipelines.evaluation import evaluation, folds_of
     from soundlake.pipelines.lake.lookup import find_model
+    from soundlake.pipelines.learning.evaluation import evaluation, folds_of
 
     lake, told = trained(corpus, LAKES, settings)
     model = find_model(lake, told["model_id"], None)

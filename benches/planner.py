@@ -3,9 +3,9 @@
 `python -m benches.planner` · 100 million rows: an hour on one core, 3 GB of disk; `--rows 1000000`: two minutes
 
 Rows are numbers (`benches.rows`); what is done with them is the product's own: segments, the bucket of each, bundles
-and their names (`pipelines.plan`), and the joins before (`benches.joining`). No process holds the listing. What a
-runner would shuffle lies on disk as numbers, put in order a share of the buckets at a time; of the joins a few buckets
-of the full size are run, and their elements encoded to see how many bytes they have.
+and their names (`pipelines.extract.plan`), and the joins before (`benches.joining`). No process holds the listing. What
+a runner would shuffle lies on disk as numbers, put in order a share of the buckets at a time; of the joins a few
+buckets of the full size are run, and their elements encoded to see how many bytes they have.
 
 Fewer rows are planned three times, each time in other pieces, in another order and with other shares: the names of all
 bundles, added up, must be equal. `--twice` does so with all rows, too.
@@ -27,8 +27,8 @@ from benches.growth import apart, megabytes
 from benches.harness import Figure, pin, report
 from benches.joining import Told
 from soundlake.model.features import PRESETS
-from soundlake.pipelines import plan
-from soundlake.pipelines.plan import Segment
+from soundlake.pipelines.extract import plan
+from soundlake.pipelines.extract.plan import Segment
 
 SPEC = PRESETS["general"]
 ROWS, FEWER = 100_000_000, 1_000_000

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from benches import rows
 from soundlake.model.features import PRESETS
-from soundlake.pipelines import plan
-from soundlake.pipelines.extract import PART_ROWS
+from soundlake.pipelines.extract import plan
+from soundlake.pipelines.extract.pipeline import PART_ROWS
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "scale.md"
 HOURS = (1, 100, 10_000, 1_000_000)

@@ -103,10 +103,10 @@ def read(corpus: Path, *, all_folds: bool, preset: str = "general") -> Set:
     """A set by its lake: for `general` that of ``make bench-learning``, else one of the spec alone."""
     from soundlake.pipelines import commands
     from soundlake.pipelines.corpus.labels import read_folds
-    from soundlake.pipelines.evaluation import folds_of
     from soundlake.pipelines.lake import ledger, lookup
     from soundlake.pipelines.lake.lake import Lake
-    from soundlake.pipelines.sampling import sample
+    from soundlake.pipelines.learning.evaluation import folds_of
+    from soundlake.pipelines.learning.sampling import sample
 
     spec = lookup.parse_spec(preset)
     lakes = LAKES if preset == "general" else LAKES.with_name("similarity") / spec.spec_id

@@ -1,6 +1,6 @@
 """How far a long step is: whoever calls it passes a function that is told.
 
-`model/` knows no terminal; `pipelines.display` has one.
+`model/` knows no terminal; `pipelines.cli.display` has one.
 """
 
 from typing import Protocol

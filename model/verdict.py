@@ -26,7 +26,7 @@ def sentences(
     Parameters
     ----------
     found : mapping
-        What an evaluation found: `pipelines.evaluation.Judged`.
+        What an evaluation found: `pipelines.learning.evaluation.Judged`.
     metrics, settings : mapping
         Of the model: what its training measured, and what it was told.
     longer, again : str

@@ -11,15 +11,15 @@ from typing import Any, Literal
 
 from soundlake.model.errors import HeldError, InputError
 from soundlake.model.features import FeatureSpec
-from soundlake.pipelines.judging import evaluate, promote
+from soundlake.pipelines.engine.template import is_template, refuse_template
 from soundlake.pipelines.lake import fragments, ledger, models, table
 from soundlake.pipelines.lake.lake import Lake
 from soundlake.pipelines.lake.lookup import find_model, find_table
 from soundlake.pipelines.lake.progress import Progress, watching
 from soundlake.pipelines.lake.runs import run_manifest
 from soundlake.pipelines.lake.stages import stage
-from soundlake.pipelines.options import is_template, refuse_template
-from soundlake.pipelines.training import train
+from soundlake.pipelines.learning.judging import evaluate, promote
+from soundlake.pipelines.learning.training import train
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ def extract(
     recheck: bool = False,
     begin: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """Bring the features of a corpus up to date; see `pipelines.extract.extract` for what comes back.
+    """Bring the features of a corpus up to date; see `pipelines.extract.pipeline.extract` for what comes back.
 
     Parameters
     ----------
@@ -115,11 +115,11 @@ def extract(
         A reason whose rejects are tried again; ``"all"`` for every one.
     repair : bool
         Then check every shard of the spec, and make again what is damaged; adds ``repair``
-        (`pipelines.repair.repair`).
+        (`pipelines.upkeep.repair.repair`).
     include_forgotten : bool
         Take in files that the lake has forgotten; they are forgotten no more.
     recheck : bool
-        Then, decode again what an older decoder read; adds ``recheck`` (`pipelines.recheck.recheck`).
+        Then, decode again what an older decoder read; adds ``recheck`` (`pipelines.upkeep.recheck.recheck`).
     begin : callable
         Called once the call is known to be right, before the work begins.
     """
@@ -129,15 +129,16 @@ def extract(
     root = _root_of(lake, audio, may_be_gone=allow_empty)
     _gone(lake, root, spec.spec_id)
     retried = _retried(retry)
-    from soundlake.pipelines import cost, erasure, finish
     from soundlake.pipelines.corpus.labels import find_labels
     from soundlake.pipelines.engine.runners import beam_options
+    from soundlake.pipelines.extract import cost, finish
+    from soundlake.pipelines.upkeep import erasure
 
     engine = beam_options(beam, workers=workers)
     found = find_labels(root, labels)
     lake.initialise()
     _partition_of(lake, root, partition, spec.spec_id)
-    from soundlake.pipelines.extract import extract as extract_features
+    from soundlake.pipelines.extract.pipeline import extract as extract_features
 
     settings = {"audio": root, "labels": found, "spec_id": spec.spec_id, "retry": retry, "beam": list(beam)}
     settings["partition"] = partition
@@ -164,13 +165,13 @@ def extract(
             rates = cost.rates_of(*(_by_container(watch.first, name) for name in ("cpu_s ", "audio_s ")))
         finish.note_extract(run, spec.spec_id, totals, rates=rates)
         if recheck:
-            from soundlake.pipelines.recheck import recheck as recheck_files
+            from soundlake.pipelines.upkeep.recheck import recheck as recheck_files
 
             lake.remove(run.folder)
             with watching(Progress(lake, run.folder), verb="rechecking"):
                 totals["recheck"] = recheck_files(lake, spec, root, partition=partition, run=run, engine=engine)
         if repair:
-            from soundlake.pipelines.repair import repair as repair_shards
+            from soundlake.pipelines.upkeep.repair import repair as repair_shards
 
             lake.remove(run.folder)
             with watching(Progress(lake, run.folder), verb="checking shards"):
@@ -205,16 +206,16 @@ def plan(
     Returns
     -------
     dict
-        As `pipelines.estimate.survey_corpus`, and ``estimate``: ``cpu_s``, ``bytes`` of shards, ``source`` of the rates
-        in words, ``cores``, ``money`` by what it is for; ``window_s``, seconds of a window; ``suggested_spec``, a
-        preset that fits the durations better, or None.
+        As `pipelines.extract.estimate.survey_corpus`, and ``estimate``: ``cpu_s``, ``bytes`` of shards, ``source`` of
+        the rates in words, ``cores``, ``money`` by what it is for; ``window_s``, seconds of a window;
+        ``suggested_spec``, a preset that fits the durations better, or None.
     """
     refuse_template(beam, "plan")
     root = _root_of(lake, audio)
-    from soundlake.pipelines import cost, estimate
     from soundlake.pipelines.corpus.labels import find_labels
     from soundlake.pipelines.engine.runners import beam_options
-    from soundlake.pipelines.plan import suggested_spec
+    from soundlake.pipelines.extract import cost, estimate
+    from soundlake.pipelines.extract.plan import suggested_spec
 
     engine = beam_options(beam, workers=workers)
     found_labels = find_labels(root, labels)
@@ -271,7 +272,7 @@ def encode(
     beam: Sequence[str] = (),
     workers: int = 0,
 ) -> dict[str, Any]:
-    """Bring a model's table and its index up to the ledger; see `pipelines.encode.encode` for what comes back.
+    """Bring a model's table and its index up to the ledger; see `pipelines.encode.pipeline.encode` for what comes back.
 
     Parameters
     ----------
@@ -279,7 +280,7 @@ def encode(
         A corpus, and one of its `partitions`: only recordings of it are encoded, rows of what is gone stay, and the
         index is left as it is. By default all that the table lacks.
     accelerator : str or None
-        See `pipelines.encode.encode`.
+        See `pipelines.encode.pipeline.encode`.
     """
     if (audio is None) != (partition is None):
         raise InputError("--corpus and --partition belong together: give both, or neither")
@@ -297,14 +298,14 @@ def encode(
         now["row_format"] = table.ROW_FORMAT
         if {name: done.get(name) for name in now} == now:
             return done | {"encoded": 0, "renamed": 0, "stale_recordings": 0, "run_id": None}
-    from soundlake.pipelines import finish_encode
-    from soundlake.pipelines.encode import encode as encode_windows
+    from soundlake.pipelines.encode.finish import note_encode
+    from soundlake.pipelines.encode.pipeline import encode as encode_windows
     from soundlake.pipelines.engine.runners import beam_options
 
     engine = beam_options(beam, workers=workers)
     settings = {"model_id": model.model_id, "under": under, "accelerator": accelerator, "beam": list(beam)}
     with run_manifest(lake, "encode", settings) as run:
-        note = functools.partial(finish_encode.note_encode, run, model.model_id, whole=under is None)
+        note = functools.partial(note_encode, run, model.model_id, whole=under is None)
         with watching(Progress(lake, run.folder), verb="encoding"):
             totals = encode_windows(
                 lake,
@@ -416,10 +417,11 @@ def search(
     Returns
     -------
     dict
-        ``results``: for each query its text and ``hits`` (`pipelines.search.Hit`); ``notes``: what to know about them.
+        ``results``: for each query its text and ``hits`` (`pipelines.query.search.Hit`); ``notes``: what to know about
+        them.
     """
-    from soundlake.pipelines.query import load_query
-    from soundlake.pipelines.search import Searcher
+    from soundlake.pipelines.query.query import load_query
+    from soundlake.pipelines.query.search import Searcher
 
     if not queries and where is None:
         raise InputError("nothing to search for: give a file, a recording_id, or a filter with --where")
@@ -455,8 +457,8 @@ def export(
     spec: str | None = None,
     model_id: str | None = None,
 ) -> dict[str, Any]:
-    """Write a model's table to a file; see `pipelines.export.export`."""
-    from soundlake.pipelines.export import export as write
+    """Write a model's table to a file; see `pipelines.query.export.export`."""
+    from soundlake.pipelines.query.export import export as write
 
     found_id, dataset = find_table(lake, model_id, spec)
     rows = write(dataset, target, where=where, by=by)

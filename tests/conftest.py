@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from soundlake.pipelines import commands
+from soundlake.pipelines.cli.synth import synthesise
 from soundlake.pipelines.lake import lookup
 from soundlake.pipelines.lake.lake import Lake
-from soundlake.pipelines.synth import synthesise
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

@@ -62,7 +62,7 @@ def test_the_wheel_gives_the_command(tmp_path: Path) -> None:
     subprocess.run(pip, check=True)
     # -I and an explicit path: the source tree is not on it.
     run = f"import sys; sys.path.insert(0, {str(site)!r}); import soundlake; print(soundlake.__file__)\n"
-    run += "from soundlake.pipelines.program import main; main(['--help'])"
+    run += "from soundlake.pipelines.cli.program import main; main(['--help'])"
     done = subprocess.run([sys.executable, "-I", "-c", run], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.startswith(str(site))
     assert "search" in done.stdout

@@ -2,7 +2,7 @@
 
 import sys
 
-from soundlake.pipelines.template import main
+from soundlake.pipelines.cli.flex_template import main
 
 if __name__ == "__main__":
     sys.exit(main("encode"))

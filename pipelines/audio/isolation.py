@@ -30,7 +30,7 @@ MEMORY_BYTES = 1 << 30
 RAM = "5GB"
 
 # Loaded once, in the server that the children are forked from: a child then starts in some milliseconds.
-PRELOADED = ["soundlake.pipelines.windows", "soundfile", "soxr", "av", "typer"]
+PRELOADED = ["soundlake.pipelines.extract.windows", "soundfile", "soxr", "av", "typer"]
 PRELOADED += ["scipy.fft", "scipy.signal", "librosa.filters"]
 
 # Signals by which somebody else stops a process: they say nothing about the recording.

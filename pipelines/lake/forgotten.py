@@ -1,7 +1,8 @@
 """What a lake has forgotten: keyed digests, by which an extract knows what to leave out.
 
 ``forgotten.json`` holds a random key and HMAC-SHA256 digests, and nothing else: whoever has a recording or its name can
-ask whether the lake has forgotten it, and nobody can read from the file what that was. `pipelines.forget` adds to it.
+ask whether the lake has forgotten it, and nobody can read from the file what that was. `pipelines.upkeep.forget` adds
+to it.
 """
 
 import hashlib

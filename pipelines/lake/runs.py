@@ -164,7 +164,7 @@ def last_step(run: Run, committed: Callable[[], dict[str, Any] | None], note: Ca
     run : Run
         Ended here.
     committed : callable
-        Commits what the pipeline has left: `pipelines.finish.extract` or `pipelines.finish_encode.encode`.
+        Commits what the pipeline has left: `pipelines.extract.finish.extract` or `pipelines.encode.finish.encode`.
     note : callable
         Keeps the totals in the manifest.
 

@@ -1,4 +1,4 @@
-"""What this process is doing and how far it is: stages, for whoever shows them (`pipelines.display`)."""
+"""What this process is doing and how far it is: stages, for whoever shows them (`pipelines.cli.display`)."""
 
 import contextlib
 import threading

@@ -62,7 +62,7 @@ def status(lake: Lake, *, spec: str | None = None) -> dict[str, Any]:
 
 
 def _last_estimate(lake: Lake, spec_id: str) -> dict[str, Any] | None:
-    """How far the newest estimate of extract was off (`pipelines.cost.error`); None if none can be told."""
+    """How far the newest estimate of extract was off (`pipelines.extract.cost.error`); None if none can be told."""
     for manifest in manifests(lake, "extract"):
         if manifest["settings"].get("spec_id") == spec_id and manifest["counts"].get("estimate"):
             return dict(manifest["counts"]["estimate"])

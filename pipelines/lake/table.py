@@ -25,7 +25,8 @@ RECALL_QUERIES, RECALL_K = 100, 10
 # What rows there are: 1, of the first file of each recording; 2, of every file. Kept in what encode said of a table.
 ROW_FORMAT = 2
 
-# In a table's totals: distances of random pairs of its windows (`pipelines.random_pairs`), by the length of a run.
+# In a table's totals: distances of random pairs of its windows (`pipelines.query.random_pairs`), by the length of a
+# run.
 RANDOM_PAIRS = "random_pairs"
 
 _KEY = {b"lance-schema:unenforced-primary-key": b"true"}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from soundlake.pipelines.synth import synthesise
+from soundlake.pipelines.cli.synth import synthesise
 from tests.buckets.server import KEYS, Server, program
 from tests.buckets.twins import Trained, Twins
 from tests.system.lakes import done

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 from soundlake.pipelines import commands
-from soundlake.pipelines.forget import forget
 from soundlake.pipelines.lake.lake import Lake
+from soundlake.pipelines.upkeep.forget import forget
 from tests.buckets.server import Server
 from tests.buckets.twins import Trained
 from tests.pipelines.opened import holding

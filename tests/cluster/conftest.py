@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from soundlake.pipelines.synth import synthesise
+from soundlake.pipelines.cli.synth import synthesise
 from tests.conftest import SHARED
 from tests.system.lakes import done
 

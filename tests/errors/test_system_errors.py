@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from soundlake.model.errors import InputError, TryLaterError, number_of, of_system, storage_errors
-from soundlake.pipelines.program import main
+from soundlake.pipelines.cli.program import main
 from soundlake.pipelines.storage.patience import patiently
 from tests.conftest import Made
 from tests.errors.faulty import CASES

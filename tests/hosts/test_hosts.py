@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from soundlake.pipelines.synth import synthesise
+from soundlake.pipelines.cli.synth import synthesise
 from tests.model.test_hosts import configs
 from tests.system.lakes import Command, done, weights
 

@@ -8,8 +8,8 @@ import soundfile
 
 from soundlake.model import copies
 from soundlake.model.features import FeatureSpec, log_mel
+from soundlake.pipelines.cli.synth import KINDS
 from soundlake.pipelines.lake.lookup import parse_spec
-from soundlake.pipelines.synth import KINDS
 
 SPEC: FeatureSpec = parse_spec("general")
 RATE = SPEC.sample_rate

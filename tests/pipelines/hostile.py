@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from soundlake.model.features import PRESETS
-from soundlake.pipelines import options
-from soundlake.pipelines.program import main
+from soundlake.pipelines.cli import options
+from soundlake.pipelines.cli.program import main
 from tests.conftest import Made
 
 SPEC = PRESETS["general"].spec_id

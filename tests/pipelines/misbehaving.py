@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from soundlake.pipelines import windows
 from soundlake.pipelines.audio import reading
 from soundlake.pipelines.audio.isolation import alive
 from soundlake.pipelines.audio.reading import Probe, Rejected
+from soundlake.pipelines.extract import windows
 
 # In the first bytes of a file that is to misbehave, before what it does.
 MARKER = b"misbehaves:"
@@ -140,7 +140,7 @@ def probe(path: str | bytes | os.PathLike[str]) -> Probe:
 
 
 def write_segment(part: str, offset: int, path: str | bytes | os.PathLike[str], *given: Any) -> Any:
-    """`pipelines.windows.write_segment`; then, with all its windows written, what the file tells."""
+    """`pipelines.extract.windows.write_segment`; then, with all its windows written, what the file tells."""
     done = windows.write_segment(part, offset, path, *given)
     _act(path, b"decode")
     return done

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.signal import butter, sosfilt
 
-from soundlake.pipelines.align import MAX_GAIN, align, alike, correlate
+from soundlake.pipelines.query.align import MAX_GAIN, align, alike, correlate
 
 RNG = np.random.default_rng(1)
 

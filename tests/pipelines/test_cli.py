@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from soundlake.pipelines.cli import app
+from soundlake.pipelines.cli.commands import app
+from soundlake.pipelines.cli.program import main
+from soundlake.pipelines.cli.terminal import out
 from soundlake.pipelines.lake.lake import Lake
-from soundlake.pipelines.program import main
-from soundlake.pipelines.terminal import out
 from tests.conftest import Made
 
 
@@ -141,7 +141,7 @@ def test_interrupted_is_130_and_says_what_is_kept(
     arguments = ["extract", str(made.audio)] if command == "extract" else ["train", "--steps", "100000", "--seed", "5"]
     (tmp_path / "tmp").mkdir()
     process = subprocess.Popen(
-        [sys.executable, "-c", f"{LISTEN}; from soundlake.pipelines.program import script; script()", *arguments],
+        [sys.executable, "-c", f"{LISTEN}; from soundlake.pipelines.cli.program import script; script()", *arguments],
         env={
             **os.environ,
             "TMPDIR": str(tmp_path / "tmp"),
@@ -178,7 +178,7 @@ def test_interrupted_is_130_and_says_what_is_kept(
 )
 def test_a_stdout_that_takes_nothing(made: Made, arguments: list[str], end: int, unbuffered: str) -> None:
     """Once the reader of a pipe has enough, that is the reader's business; a full disk is ours to tell."""
-    line = [sys.executable, "-c", "from soundlake.pipelines.program import script; script()", *arguments]
+    line = [sys.executable, "-c", "from soundlake.pipelines.cli.program import script; script()", *arguments]
     environment = {**os.environ, "SOUNDLAKE_LAKE": made.lake.root, "PYTHONUNBUFFERED": unbuffered}
     nobody, pipe = os.pipe()
     os.close(nobody)
@@ -199,7 +199,7 @@ def test_a_terminal_without_letters(made: Made) -> None:
     line = [
         sys.executable,
         "-c",
-        "from soundlake.pipelines.program import script; script()",
+        "from soundlake.pipelines.cli.program import script; script()",
         "search",
         "--lake",
         made.lake.root,
@@ -217,7 +217,7 @@ def test_json_has_no_infinity(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_what_is_logged_reads_like_what_is_said(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    code = "from soundlake.pipelines.program import script; script()"
+    code = "from soundlake.pipelines.cli.program import script; script()"
     line = [sys.executable, "-c", code, "extract", str(tmp_path / "empty"), "--lake", str(tmp_path / "lake")]
     assert "soundlake: the corpus " in subprocess.run(line, capture_output=True, text=True, check=True).stderr
 
@@ -230,7 +230,7 @@ def test_a_manifest_is_named_where_there_is_one(
 
     lake = made.copy(tmp_path)
     monkeypatch.setattr("soundlake.pipelines.lake.status.status", fault)
-    monkeypatch.setattr("soundlake.pipelines.extract.extract", fault)
+    monkeypatch.setattr("soundlake.pipelines.extract.pipeline.extract", fault)
     code, _, err = call(capsys, "status", "--lake", lake.root)
     assert (code, "-v shows the traceback" in err, "manifest" in err) == (1, True, False)
     code, _, err = call(capsys, "extract", str(made.audio), "--lake", lake.root)
@@ -431,7 +431,7 @@ def test_every_help_ends_with_an_example() -> None:
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["search", "--help"]])
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     listed = "print(sorted(sys.modules), file=sys.stderr)"
-    code = f"import sys; from soundlake.pipelines.program import main; main({arguments!r}); {listed}"
+    code = f"import sys; from soundlake.pipelines.cli.program import main; main({arguments!r}); {listed}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     heavy = {"tensorflow", "keras", "apache_beam", "librosa", "lance", "pyarrow", "numpy", "scipy", "onnxruntime"}
     assert not heavy & set(eval(done.stderr.splitlines()[-1]))
@@ -440,7 +440,8 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
 
 def test_status_imports_no_engine(made: Made) -> None:
     code = (
-        f"import sys; from soundlake.pipelines.program import main; main(['status', '--lake', {made.lake.root!r}]); "
+        "import sys; from soundlake.pipelines.cli.program import main; "
+        f"main(['status', '--lake', {made.lake.root!r}]); "
         "print(sorted({'tensorflow', 'keras', 'apache_beam', 'librosa', 'scipy'} & set(sys.modules)))"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

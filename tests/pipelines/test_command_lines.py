@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
-from soundlake.pipelines.cli import app
+from soundlake.pipelines.cli.commands import app
 from soundlake.pipelines.engine import job_server
 from soundlake.pipelines.engine.runners import beam_options
 from soundlake.pipelines.lake.lookup import parse_spec

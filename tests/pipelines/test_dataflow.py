@@ -26,16 +26,18 @@ from typer.main import get_command
 
 from soundlake.model.errors import InputError, TryLaterError
 from soundlake.model.features import PRESETS
-from soundlake.pipelines import commands, encode, program
+from soundlake.pipelines import commands
 from soundlake.pipelines.audio import isolation
-from soundlake.pipelines.cli import app
-from soundlake.pipelines.encoder import RAM
+from soundlake.pipelines.cli import program
+from soundlake.pipelines.cli.commands import app
+from soundlake.pipelines.cli.flex_template import LEFT_OUT, RENAMED, command_line, main, parameters
+from soundlake.pipelines.encode import pipeline as encoding
+from soundlake.pipelines.encode.encoder import RAM
 from soundlake.pipelines.engine.runners import _known_flags, _worker_error, beam_options, run_pipeline
 from soundlake.pipelines.lake import fragments, ledger, table
 from soundlake.pipelines.lake.lake import Lake
 from soundlake.pipelines.lake.lookup import find_model
 from soundlake.pipelines.lake.runs import HandedOver, Run
-from soundlake.pipelines.template import LEFT_OUT, RENAMED, command_line, main, parameters
 from tests.conftest import Made
 from tests.pipelines.loopback_google import Google, google, run_here
 
@@ -397,7 +399,7 @@ def test_a_gpu_is_asked_for_where_it_is_used(made: Made) -> None:
     known = ledger.open_ledger(lake, PRESETS["general"].spec_id)
     asked = "type:nvidia-tesla-t4;count:1;install-nvidia-driver"
     pipeline = beam.Pipeline()
-    encode.build(
+    encoding.build(
         pipeline,
         lake,
         find_model(lake, model_id),
@@ -458,7 +460,7 @@ def by_command(
 ) -> subprocess.CompletedProcess[str]:
     service = [one for one in FROM_THE_LAUNCHER if not one.startswith("--template_location")]
     line = ["extract", str(audio), "--lake", lake.root, *options, "--", *service, f"--dataflow_endpoint={server.url}"]
-    return called(server, ["-c", "from soundlake.pipelines.program import script; script()", *line], folder)
+    return called(server, ["-c", "from soundlake.pipelines.cli.program import script; script()", *line], folder)
 
 
 def test_the_command_waits_and_commits(server: Google, tmp_path: Path) -> None:

@@ -11,16 +11,16 @@ from pathlib import Path
 import pytest
 
 from soundlake.model import artifact
-from soundlake.pipelines import display
-from soundlake.pipelines.display import at_work
+from soundlake.pipelines.cli import display
+from soundlake.pipelines.cli.display import at_work
+from soundlake.pipelines.cli.program import main
+from soundlake.pipelines.cli.terminal import say, tell
 from soundlake.pipelines.lake.stages import Stage, stage
-from soundlake.pipelines.program import main
-from soundlake.pipelines.terminal import say, tell
 from tests.conftest import Made
 
 ROOT = Path(__file__).resolve().parents[2]
 # The real command, with a bar from the first moment on.
-SHOWN = "import sys; from soundlake.pipelines import display, program; display.DELAY = 0.0; "
+SHOWN = "import sys; from soundlake.pipelines.cli import display, program; display.DELAY = 0.0; "
 SHOWN += "sys.exit(program.main(sys.argv[1:]))"
 
 

@@ -11,7 +11,7 @@ from soundlake.model import artifact
 from soundlake.model.errors import InputError
 from soundlake.model.features import dequantise
 from soundlake.pipelines import commands
-from soundlake.pipelines.encoder import LoadedModel, Name, Window, read_shard
+from soundlake.pipelines.encode.encoder import LoadedModel, Name, Window, read_shard
 from soundlake.pipelines.lake import ledger, lookup, table
 from soundlake.pipelines.lake.lake import Lake
 from tests.conftest import Made

@@ -10,7 +10,9 @@ import soundfile
 from soundlake.model.errors import InputError
 from soundlake.model.features import PRESETS
 from soundlake.model.records import Record, encode
-from soundlake.pipelines import commands, cost, estimate, messages
+from soundlake.pipelines import commands
+from soundlake.pipelines.cli import messages
+from soundlake.pipelines.extract import cost, estimate
 from soundlake.pipelines.lake.lake import Lake
 from soundlake.pipelines.lake.status import status
 from tests.pipelines.test_extract import SPEC, corpus, run, shards, windows_of, write

@@ -10,12 +10,12 @@ import pytest
 
 from soundlake.model import artifact, splits
 from soundlake.model.features import dequantise, log_mel
-from soundlake.pipelines import judging, sampling
 from soundlake.pipelines.audio.reading import probe
 from soundlake.pipelines.audio.resampling import resampled
+from soundlake.pipelines.cli.program import main
 from soundlake.pipelines.lake import ledger, lookup, table
 from soundlake.pipelines.lake.lake import Lake
-from soundlake.pipelines.program import main
+from soundlake.pipelines.learning import judging, sampling
 from tests.conftest import Made
 
 

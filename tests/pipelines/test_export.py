@@ -13,9 +13,9 @@ from pyarrow import csv, parquet
 
 from soundlake.model.artifact import pooled
 from soundlake.model.errors import InputError, TryLaterError
-from soundlake.pipelines import export
+from soundlake.pipelines.cli.program import main
 from soundlake.pipelines.lake import lookup, table
-from soundlake.pipelines.program import main
+from soundlake.pipelines.query import export
 from tests.conftest import Made
 from tests.pipelines import limits
 

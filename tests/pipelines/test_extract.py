@@ -24,11 +24,14 @@ from apache_beam.testing.util import assert_that, equal_to
 from soundlake.model.errors import InputError
 from soundlake.model.features import PRESETS
 from soundlake.model.records import decode, read_framed
-from soundlake.pipelines import account, commands, extract, messages, plan, survey
-from soundlake.pipelines.account import Candidate, Work
+from soundlake.pipelines import commands
 from soundlake.pipelines.audio.reading import REASONS, Probe, probe
 from soundlake.pipelines.audio.recording import TRANSIENT
+from soundlake.pipelines.cli import messages
 from soundlake.pipelines.corpus.files import uri_of
+from soundlake.pipelines.extract import account, plan, survey
+from soundlake.pipelines.extract.account import Candidate, Work
+from soundlake.pipelines.extract.pipeline import _Tally
 from soundlake.pipelines.lake import ledger
 from soundlake.pipelines.lake.lake import Lake
 from tests.conftest import SHARED
@@ -391,7 +394,7 @@ def test_a_step_leaves_its_input_as_it_was() -> None:
     """Beam forbids to change it: an engine may give the same object to another step."""
     row = ledger.row(uri="/a", status="done", windows=5, duration_s=7.4) | {ledger.REPLACES: 3}
     before = dict(row)
-    *_, replaced, kept = extract._Tally().process(row)
+    *_, replaced, kept = _Tally().process(row)
     assert row == before
     assert replaced.value == (3, "/a")
     assert kept == {name: value for name, value in before.items() if name != ledger.REPLACES}
@@ -403,7 +406,7 @@ def test_counters_for_who_watches_the_runner() -> None:
     made = [bad, bad | {"uri": "/y"}, bad | {"uri": "/z", "reason": "silent"}]
     made.append(ledger.row(uri="/a", status="done", windows=5, duration_s=7.4))
     pipeline = TestPipeline(runner="FnApiRunner")
-    _ = pipeline | beam.Create([row | {ledger.REPLACES: None} for row in made]) | beam.ParDo(extract._Tally())
+    _ = pipeline | beam.Create([row | {ledger.REPLACES: None} for row in made]) | beam.ParDo(_Tally())
     result = pipeline.run()
     result.wait_until_finish()
     counters = {c.key.metric.name: c.committed for c in result.metrics().query()["counters"]}

@@ -16,16 +16,17 @@ import pytest
 
 from soundlake.model.errors import InputError
 from soundlake.model.features import PRESETS
-from soundlake.pipelines import commands, plan
-from soundlake.pipelines.account import Candidate, Work
+from soundlake.pipelines import commands
 from soundlake.pipelines.audio.reading import probe
-from soundlake.pipelines.bundle import make_bundle
-from soundlake.pipelines.forget import forget
+from soundlake.pipelines.extract import plan
+from soundlake.pipelines.extract.account import Candidate, Work
+from soundlake.pipelines.extract.bundle import make_bundle
 from soundlake.pipelines.lake import fragments, ledger, table
 from soundlake.pipelines.lake.lake import Lake
 from soundlake.pipelines.lake.runs import run_manifest
-from soundlake.pipelines.maintain import maintain
 from soundlake.pipelines.storage.folder import Folder
+from soundlake.pipelines.upkeep.forget import forget
+from soundlake.pipelines.upkeep.maintain import maintain
 from tests.conftest import Made
 from tests.pipelines.opened import example, holding, records
 from tests.pipelines.test_extract import run, sha256, write

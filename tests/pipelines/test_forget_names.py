@@ -11,14 +11,17 @@ import pytest
 
 from soundlake.model.errors import InputError, TryLaterError
 from soundlake.model.features import PRESETS
-from soundlake.pipelines import commands, erasure, finish, finish_encode
-from soundlake.pipelines.bundle import read_outcomes
-from soundlake.pipelines.forget import forget
+from soundlake.pipelines import commands
+from soundlake.pipelines.cli.program import main
+from soundlake.pipelines.encode import finish as finish_encode
+from soundlake.pipelines.extract import finish
+from soundlake.pipelines.extract.bundle import read_outcomes
 from soundlake.pipelines.lake import fragments, ledger
 from soundlake.pipelines.lake.forgotten import Memory
 from soundlake.pipelines.lake.lake import Lake
 from soundlake.pipelines.lake.runs import Run, run_manifest
-from soundlake.pipelines.program import main
+from soundlake.pipelines.upkeep import erasure
+from soundlake.pipelines.upkeep.forget import forget
 from tests.conftest import Made
 from tests.pipelines.opened import holding
 from tests.pipelines.test_extract import corpus, rows, run, sha256, shards, windows_of, write
@@ -215,7 +218,7 @@ def test_an_encode_that_planned_before_does_not_bring_it_back(made: Made, tmp_pa
             assert forget(lake, [str(new[0])])["recordings"] == 1
         return real(*given, **more)
 
-    monkeypatch.setattr(finish, "encode", between)
+    monkeypatch.setattr(finish_encode, "encode", between)
     assert commands.encode(lake)["encoded"] > 0
     assert len(calls) == 2
     (path,) = Path(lake.root).glob("tables/*.lance")

@@ -11,10 +11,11 @@ from pyarrow import parquet
 
 from soundlake.model import artifact, promotion, splits
 from soundlake.model.features import dequantise
-from soundlake.pipelines import commands, gate, judging, sampling
+from soundlake.pipelines import commands
+from soundlake.pipelines.cli.program import main
 from soundlake.pipelines.lake import ledger, lookup, table
 from soundlake.pipelines.lake.lake import Lake
-from soundlake.pipelines.program import main
+from soundlake.pipelines.learning import gate, judging, sampling
 from tests.conftest import Made
 
 

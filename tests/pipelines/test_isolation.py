@@ -17,10 +17,10 @@ import pytest
 import soundfile
 
 from soundlake.model.errors import TryLaterError
-from soundlake.pipelines import bundle, survey
 from soundlake.pipelines.audio import isolation
 from soundlake.pipelines.audio.isolation import Sandbox
 from soundlake.pipelines.audio.reading import REASONS, Rejected
+from soundlake.pipelines.extract import bundle, survey
 from soundlake.pipelines.lake.lake import Lake
 from tests.pipelines import misbehaving
 from tests.pipelines.misbehaving import MARKER

@@ -199,7 +199,7 @@ def test_a_worker_is_told_what_beams_own_starter_would_tell_it() -> None:
 
 def test_a_worker_ends_with_the_process_that_started_it() -> None:
     """As an executor that is killed: its worker waits for a service that never answers."""
-    code = "from soundlake.pipelines.program import script; script()"
+    code = "from soundlake.pipelines.cli.program import script; script()"
     line = [sys.executable, "-c", code, "--id=1-1", "--provision_endpoint=127.0.0.1:1"]
     starter = f"import os, subprocess, sys, time\nprint(subprocess.Popen({line!r}).pid, flush=True)\ntime.sleep(600)\n"
     environment = os.environ | {worker_boot.WORKER: "1"}

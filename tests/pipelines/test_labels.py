@@ -12,10 +12,10 @@ from pyarrow import parquet
 from soundlake.model.errors import InputError
 from soundlake.model.features import PRESETS
 from soundlake.pipelines import commands
+from soundlake.pipelines.cli.program import main
 from soundlake.pipelines.corpus.labels import Line, find_labels, read_folds, read_labels, resolved, without_file
 from soundlake.pipelines.lake import ledger
 from soundlake.pipelines.lake.lake import Lake
-from soundlake.pipelines.program import main
 from tests.pipelines.test_extract import rows, write
 
 NFC, NFD = unicodedata.normalize("NFC", "é"), unicodedata.normalize("NFD", "é")

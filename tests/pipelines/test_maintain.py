@@ -18,12 +18,12 @@ from pyarrow import parquet
 from soundlake.model.errors import HeldError, InputError
 from soundlake.model.features import PRESETS
 from soundlake.pipelines import commands
+from soundlake.pipelines.cli.program import main
 from soundlake.pipelines.lake import fragments, ledger, table
 from soundlake.pipelines.lake.lake import Lake
 from soundlake.pipelines.lake.status import status
 from soundlake.pipelines.lake.table import schema
-from soundlake.pipelines.maintain import maintain
-from soundlake.pipelines.program import main
+from soundlake.pipelines.upkeep.maintain import maintain
 from tests.conftest import Made
 from tests.pipelines.test_bucket import KEYS, endpoint  # noqa: F401
 from tests.pipelines.test_extract import corpus, run, write

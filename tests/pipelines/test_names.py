@@ -18,11 +18,12 @@ import pytest
 from pyarrow import parquet
 
 from soundlake.model.artifact import pooled
-from soundlake.pipelines import commands, sampling
-from soundlake.pipelines.evaluation import folds_of
+from soundlake.pipelines import commands
+from soundlake.pipelines.cli.program import main
 from soundlake.pipelines.lake import ledger, lookup, table
 from soundlake.pipelines.lake.lake import Lake
-from soundlake.pipelines.program import main
+from soundlake.pipelines.learning import sampling
+from soundlake.pipelines.learning.evaluation import folds_of
 from tests.conftest import Made
 from tests.pipelines.test_extract import write
 

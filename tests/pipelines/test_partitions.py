@@ -9,10 +9,10 @@ import pytest
 
 from soundlake.model.errors import InputError
 from soundlake.pipelines import commands
+from soundlake.pipelines.cli.program import main
 from soundlake.pipelines.corpus.files import LOOSE, in_partition, listing, partition_of, partitions
 from soundlake.pipelines.lake import ledger, lookup, table
 from soundlake.pipelines.lake.lake import Lake
-from soundlake.pipelines.program import main
 from tests.conftest import Made
 from tests.pipelines.test_extract import SPEC, rows, shards, write
 

@@ -17,8 +17,8 @@ import pytest
 from pyarrow import parquet
 
 from soundlake.model import artifact
-from soundlake.pipelines import bundle
 from soundlake.pipelines.corpus import labels
+from soundlake.pipelines.extract import bundle
 from tests.conftest import Made
 from tests.pipelines.hostile import COMMANDS, SPEC, model_of, refused
 
@@ -97,8 +97,8 @@ def watch(event, arguments):
             frame = frame.f_back
         unpickled.add((str(arguments[0]), str(arguments[1]), " ".join(sorted(set(packages)))))
 sys.addaudithook(watch)
-from soundlake.pipelines import sampling, showing
-from soundlake.pipelines.program import main
+from soundlake.pipelines.learning import sampling, showing
+from soundlake.pipelines.cli.program import main
 sampling.WINDOWS, showing.PAIRS, showing.QUERIES, showing.NEIGHBOURS = 100, 1, 1, 1
 codes = []
 for call in calls:

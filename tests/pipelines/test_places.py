@@ -8,8 +8,8 @@ import pytest
 import soundfile
 
 from soundlake.pipelines import commands
+from soundlake.pipelines.cli.program import main
 from soundlake.pipelines.lake import lookup
-from soundlake.pipelines.program import main
 from tests.conftest import Made
 from tests.pipelines.sounds import encode, remuxed, vorbis
 

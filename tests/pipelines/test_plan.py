@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from soundlake.model.features import PRESETS
-from soundlake.pipelines import plan
 from soundlake.pipelines.audio.reading import Probe
+from soundlake.pipelines.extract import plan
+from soundlake.pipelines.extract.plan import Segment
 from soundlake.pipelines.lake.ledger import row
-from soundlake.pipelines.plan import Segment
 
 SPEC = PRESETS["general"]
 

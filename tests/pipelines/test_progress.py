@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from soundlake.pipelines import display
+from soundlake.pipelines.cli import display
 from soundlake.pipelines.lake import progress, stages
 from soundlake.pipelines.lake.lake import Lake
 from soundlake.pipelines.lake.progress import LISTED, PROBED, Progress, Tally, Watch, watching
 
 SCRIPT = """
 import sys, time
-from soundlake.pipelines import display
+from soundlake.pipelines.cli import display
 from soundlake.pipelines.lake.lake import Lake
 from soundlake.pipelines.lake.progress import Progress, watching
 display.DELAY = 0.0

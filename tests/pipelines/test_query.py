@@ -9,9 +9,9 @@ import soundfile
 from soundlake.model import artifact
 from soundlake.model.errors import InputError
 from soundlake.model.features import PRESETS, dequantise
-from soundlake.pipelines import encoder
+from soundlake.pipelines.encode import encoder
 from soundlake.pipelines.lake import table
-from soundlake.pipelines.query import cuts, load_query, parse_query
+from soundlake.pipelines.query.query import cuts, load_query, parse_query
 from tests.conftest import Made
 
 

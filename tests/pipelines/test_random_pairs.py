@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from soundlake.pipelines.random_pairs import LEAST_RUNS, SAMPLE, STEPS, distances, scale_of, scales, share_nearer
+from soundlake.pipelines.query.random_pairs import LEAST_RUNS, SAMPLE, STEPS, distances, scale_of, scales, share_nearer
 
 
 def rows(recordings: int, windows: int) -> list[dict[str, object]]:

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from soundlake.model.errors import InputError
-from soundlake.pipelines import commands, repair
-from soundlake.pipelines.bundle import read_outcomes
+from soundlake.pipelines import commands
+from soundlake.pipelines.extract.bundle import read_outcomes
 from soundlake.pipelines.lake import ledger
 from soundlake.pipelines.lake.lake import Lake
+from soundlake.pipelines.upkeep import repair
 from tests.pipelines.test_extract import SPEC, corpus, rows, run, shards, windows_of, write
 
 

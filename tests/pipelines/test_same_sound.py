@@ -14,8 +14,8 @@ from scipy.signal import resample_poly
 from soundlake.pipelines import commands
 from soundlake.pipelines.lake import lookup, table
 from soundlake.pipelines.lake.lake import Lake
-from soundlake.pipelines.query import load_query
-from soundlake.pipelines.search import Hit, Searcher
+from soundlake.pipelines.query.query import load_query
+from soundlake.pipelines.query.search import Hit, Searcher
 from tests.conftest import Made
 
 RATE = 16_000

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from soundlake.model.features import PRESETS
-from soundlake.pipelines import account, plan, survey
-from soundlake.pipelines.account import Candidate, Work
 from soundlake.pipelines.audio.reading import Probe
 from soundlake.pipelines.engine import joins
+from soundlake.pipelines.extract import account, plan, survey
+from soundlake.pipelines.extract.account import Candidate, Work
 
 SPEC = PRESETS["general"]
 Files = list[tuple[float, bool]]

@@ -12,12 +12,13 @@ import soundfile
 from soundlake.model import artifact
 from soundlake.model.errors import InputError
 from soundlake.model.features import PRESETS
-from soundlake.pipelines import commands, search
+from soundlake.pipelines import commands
+from soundlake.pipelines.cli.playlist import playlist
 from soundlake.pipelines.corpus import files
 from soundlake.pipelines.lake import lookup, table
 from soundlake.pipelines.lake.lake import Lake
-from soundlake.pipelines.playlist import playlist
-from soundlake.pipelines.search import Hit
+from soundlake.pipelines.query import search
+from soundlake.pipelines.query.search import Hit
 from tests.conftest import Made
 
 
@@ -269,7 +270,7 @@ def test_search_needs_no_tensorflow(made: Made) -> None:
     import sys
 
     code = (
-        "import sys; from soundlake.pipelines.program import main; "
+        "import sys; from soundlake.pipelines.cli.program import main; "
         f"main(['search', {str(sorted(made.audio.glob('bell/*'))[0])!r}, '--lake', {made.lake.root!r}]); "
         "print(sorted({'tensorflow', 'keras', 'apache_beam'} & set(sys.modules)))"
     )

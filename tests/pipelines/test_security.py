@@ -20,11 +20,14 @@ from lance import DatasetBasePath
 from soundlake.model import artifact
 from soundlake.model.errors import InputError
 from soundlake.model.features import PRESETS
-from soundlake.pipelines import commands, encoder, search, showing
-from soundlake.pipelines.evaluation import Clip
+from soundlake.pipelines import commands
+from soundlake.pipelines.cli.playlist import playlist
+from soundlake.pipelines.encode import encoder
 from soundlake.pipelines.lake import fragments, ledger, table
 from soundlake.pipelines.lake.lake import Lake
-from soundlake.pipelines.playlist import playlist
+from soundlake.pipelines.learning import showing
+from soundlake.pipelines.learning.evaluation import Clip
+from soundlake.pipelines.query import search
 from tests.conftest import Made
 from tests.pipelines.hostile import COMMANDS, SPEC, call, model_of, refused, tree
 

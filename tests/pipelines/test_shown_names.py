@@ -14,11 +14,11 @@ from soundlake.model import artifact
 from soundlake.model.errors import InputError
 from soundlake.model.features import PRESETS
 from soundlake.pipelines import commands
+from soundlake.pipelines.cli.program import main
+from soundlake.pipelines.cli.terminal import Told, visible
 from soundlake.pipelines.corpus import labels
-from soundlake.pipelines.export import export
 from soundlake.pipelines.lake import table
-from soundlake.pipelines.program import main
-from soundlake.pipelines.terminal import Told, visible
+from soundlake.pipelines.query.export import export
 from tests.conftest import Made
 from tests.pipelines.hostile import NASTY, call, model_of
 

@@ -11,8 +11,8 @@ import pytest
 import soundfile
 
 from soundlake.model.errors import InputError, TryLaterError
-from soundlake.pipelines import synth
-from soundlake.pipelines.synth import KINDS, synthesise
+from soundlake.pipelines.cli import synth
+from soundlake.pipelines.cli.synth import KINDS, synthesise
 from tests.pipelines import limits
 
 

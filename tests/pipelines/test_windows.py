@@ -9,7 +9,7 @@ import soundfile
 from soundlake.model.features import PRESETS, log_mel, quantise, windows
 from soundlake.pipelines.audio.reading import Rejected, probe
 from soundlake.pipelines.audio.resampling import resampled
-from soundlake.pipelines.windows import CHUNK_FRAMES, SegmentWindows
+from soundlake.pipelines.extract.windows import CHUNK_FRAMES, SegmentWindows
 
 
 def write(path: Path, seconds: float, rate: int, subtype: str = "PCM_16", form: str = "WAV") -> Path:

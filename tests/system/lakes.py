@@ -20,15 +20,16 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # The command line with small bundles and frequent checkpoints: little work in many pieces.
 SMALL = """
-from soundlake.pipelines import program
+from soundlake.pipelines.cli import program
 program.prepare()
-from soundlake.pipelines import commands, plan
+from soundlake.pipelines import commands
+from soundlake.pipelines.extract import plan
 plan.MIN_BUNDLE_WINDOWS = 8
 train = commands.train
 commands.train = lambda lake, *, settings, **given: train(lake, settings=settings | {"evaluate_every": 4}, **given)
 program.script()
 """
-WHOLE = "from soundlake.pipelines.program import script; script()"
+WHOLE = "from soundlake.pipelines.cli.program import script; script()"
 
 # Root loses the right to ignore permissions (capability 1) at the next execution; nobody else has it.
 BOUND = "import ctypes, os, sys; ctypes.CDLL(None).prctl(24, 1, 0, 0, 0); os.execv(sys.argv[1], sys.argv[1:])"

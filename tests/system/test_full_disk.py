@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from soundlake.pipelines.program import main
+from soundlake.pipelines.cli.program import main
 from tests.conftest import Made
 from tests.system.lakes import Command, half_made, ledger_rows, shards, table_rows, temporary
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from soundlake.pipelines.synth import synthesise
+from soundlake.pipelines.cli.synth import synthesise
 from tests.system.lakes import (
     Command,
     done,

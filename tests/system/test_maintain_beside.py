@@ -15,13 +15,13 @@ from lance.dataset import DatasetOptimizer
 
 from soundlake.model.features import PRESETS
 from soundlake.pipelines import commands
+from soundlake.pipelines.cli.program import main
+from soundlake.pipelines.cli.synth import synthesise
 from soundlake.pipelines.lake import fragments, ledger
 from soundlake.pipelines.lake.lake import Lake
 from soundlake.pipelines.lake.status import status
-from soundlake.pipelines.maintain import maintain
-from soundlake.pipelines.program import main
-from soundlake.pipelines.synth import synthesise
-from soundlake.pipelines.tidying import Tidying
+from soundlake.pipelines.upkeep.maintain import maintain
+from soundlake.pipelines.upkeep.tidying import Tidying
 from tests.conftest import Made
 from tests.pipelines.test_extract import corpus, run
 from tests.system.lakes import Command, done, half_made, ledger_rows, outcomes, shards, table_rows, temporary
@@ -129,7 +129,7 @@ def test_two_at_once(made: Made, tmp_path: Path) -> None:
 
 def after_pipeline(monkeypatch: pytest.MonkeyPatch, command: str, do: Callable[[], Any]) -> None:
     """Have the next pipeline of a command followed by something."""
-    module = f"soundlake.pipelines.{command}.run_pipeline"
+    module = f"soundlake.pipelines.{command}.pipeline.run_pipeline"
     from soundlake.pipelines.engine.runners import run_pipeline
 
     def once(build: Any, engine: Any) -> None:

@@ -13,8 +13,9 @@ import pytest
 
 from soundlake.model import artifact
 from soundlake.model.report import Heard, Pair, Worth, write
-from soundlake.pipelines import commands, judging
+from soundlake.pipelines import commands
 from soundlake.pipelines.lake import lookup
+from soundlake.pipelines.learning import judging
 from tests.conftest import Made
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

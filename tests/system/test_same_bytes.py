@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from soundlake.pipelines import commands, plan, survey
+from soundlake.pipelines import commands
+from soundlake.pipelines.extract import plan, survey
 from soundlake.pipelines.lake import lookup
 from soundlake.pipelines.lake.lake import Lake
 from tests.system.lakes import done, half_made, ledger_rows, shards

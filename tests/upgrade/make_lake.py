@@ -22,7 +22,7 @@ SPEC |= {"window_frames": 16, "window_step": 8}
 PROGRAM = """
 import numpy as np
 from model import artifact
-from pipelines.program import script
+from pipelines.cli.program import script
 
 export = artifact.export
 
@@ -38,7 +38,7 @@ TRAINING = ["--steps", "8", "--batch-size", "8", "--latent-dim", "4", "--likenes
 
 def sounds(folder: Path) -> None:
     """Two recordings of a second of each kind, with labels, and a chained Ogg, of which version 1 read one half."""
-    from pipelines.synth import KINDS
+    from pipelines.cli.synth import KINDS
 
     rows = [["uri", "label", "group"]]
     for number, kind in enumerate(sorted(KINDS) * 2):

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from soundlake.pipelines.cli.program import main
 from soundlake.pipelines.lake import ledger, lookup, models
-from soundlake.pipelines.program import main
 from tests.upgrade.conftest import MODELS, SPEC_ID, Old, unpacked
 
 Capture = pytest.CaptureFixture[str]

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from soundlake.pipelines import commands
+from soundlake.pipelines.cli.program import main
 from soundlake.pipelines.lake import ledger, lookup, models
 from soundlake.pipelines.lake.lake import Lake
-from soundlake.pipelines.program import main
 from tests.upgrade.conftest import MODELS, SPEC_ID, Old, unpacked
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "operating.md"

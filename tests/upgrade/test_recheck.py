@@ -9,10 +9,12 @@ import pytest
 import soundfile
 
 from soundlake.model.records import decode, read_framed
-from soundlake.pipelines import commands, plan, recheck
+from soundlake.pipelines import commands
+from soundlake.pipelines.cli.program import main
+from soundlake.pipelines.extract import plan
 from soundlake.pipelines.lake import ledger, lookup
 from soundlake.pipelines.lake.lake import Lake
-from soundlake.pipelines.program import main
+from soundlake.pipelines.upkeep import recheck
 from tests.upgrade.conftest import SPEC_ID, Old
 
 

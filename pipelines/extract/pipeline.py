@@ -1,0 +1,329 @@
+"""Extract: corpus → log-mel shards and ledger, as one Beam pipeline.
+
+survey ▶ pack segments into bundles ▶ decode, log-mel, write ▶ settle ▶ ledger rows
+
+Only names and numbers cross a shuffle, never sound. Workers write whole files; one commit is made at the end
+(`pipelines.extract.finish`).
+"""
+
+import functools
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.metrics import Metrics
+from apache_beam.pvalue import AsDict, AsList, AsSingleton, TaggedOutput
+
+from soundlake.model.features import FeatureSpec
+from soundlake.pipelines.audio import isolation
+from soundlake.pipelines.audio.recording import TRANSIENT
+from soundlake.pipelines.engine.joins import joined
+from soundlake.pipelines.engine.machine import keep_freed_memory
+from soundlake.pipelines.engine.runners import Concurrently, Engine, run_pipeline
+from soundlake.pipelines.extract import account, finish, plan
+from soundlake.pipelines.extract.account import Candidate, Work, packed
+from soundlake.pipelines.extract.bundle import write_bundle
+from soundlake.pipelines.extract.survey import bundles, survey, weight
+from soundlake.pipelines.lake import fragments, ledger
+from soundlake.pipelines.lake.lake import Lake
+from soundlake.pipelines.lake.ledger import DONE, REJECTED, Row
+from soundlake.pipelines.lake.progress import Progress
+from soundlake.pipelines.lake.runs import Run, last_step, others
+
+# Rows that wait in a worker to be written as one file.
+PART_ROWS = 2048
+# Runs that commit to one ledger at the same time plan again; more often than this is no coincidence.
+ATTEMPTS = 3
+
+
+def seconds_of(outcome: Row, spec: FeatureSpec) -> float:
+    """Seconds of sound in a segment, by what became of it."""
+    begin = outcome["first"] * spec.step_seconds
+    to_the_end = outcome["samples"] / spec.sample_rate - begin
+    return max(0.0, to_the_end if outcome["count"] < 0 else min(to_the_end, outcome["count"] * spec.step_seconds))
+
+
+def write_works(
+    works: tuple[Work, ...], lake: Lake, spec: FeatureSpec, corpus: str, progress: Progress, retried: frozenset[str]
+) -> Iterator[Any]:
+    """Write a bundle: ledger rows of its whole recordings, and outcomes of segments of longer ones."""
+    took: dict[str, float] = {}
+
+    def spent(work: Work, outcome: Row) -> None:
+        for name, value in (("cpu_s", outcome["cpu_s"]), ("audio_s", seconds_of(outcome, spec))):
+            took[f"{name} {work.probe.container}"] = took.get(f"{name} {work.probe.container}", 0.0) + value
+
+    outcomes = write_bundle(lake, spec, works, again=lambda row: row["reason"] in retried, spent=spent)
+    progress.tell(
+        plan.bundle_id(spec, [work.segment for work in works]),
+        {
+            "files": sum(o["first"] == 0 for o in outcomes),
+            "rejected": sum(o["status"] == REJECTED for o in outcomes),
+            "audio_s": sum(seconds_of(o, spec) for o in outcomes),
+            "work": sum(work.segment.windows for work in works),
+            **took,
+        },
+    )
+    for work, outcome in zip(works, outcomes, strict=True):
+        if work.segment.key()[1:] == plan.WHOLE:
+            for row in account.settle(work.segment.recording_id, work.files, [outcome], spec, corpus):
+                yield TaggedOutput("rows", row)
+        else:
+            yield outcome["recording_id"], packed(outcome)  # type: ignore[arg-type]
+    for item in took.items():
+        yield TaggedOutput("counts", item)
+
+
+class _Settle(beam.DoFn):
+    def __init__(self, spec: FeatureSpec, corpus: str) -> None:
+        self.spec, self.corpus = spec, corpus
+
+    def process(self, element: tuple[str, Mapping[str, list[bytes]]]) -> Iterator[Row]:
+        recording_id, joined = element
+        found = [Candidate.of(values) for data in joined["long"] for values in json.loads(data)]
+        outcomes = [json.loads(data) for data in joined["outcomes"]]
+        yield from account.settle(recording_id, found, outcomes, self.spec, self.corpus)
+
+
+class _Tally(beam.DoFn):
+    """Count rows by what became of the files; for people who watch the runner, as Beam's counters, too."""
+
+    def process(self, row: Row) -> Iterator[Any]:
+        Metrics.counter("soundlake", f"files_{row['status']}").inc()
+        if row["status"] == REJECTED:
+            Metrics.counter("soundlake", f"rejected_{row['reason']}").inc()
+        elif row["status"] == DONE:
+            Metrics.counter("soundlake", "windows").inc(row["windows"])
+            Metrics.counter("soundlake", "audio_seconds").inc(round(row["duration_s"] or 0))
+        yield TaggedOutput("counts", ("rows " + row["status"], 1))
+        if row[ledger.REPLACES] is not None:
+            yield TaggedOutput("replaced", (row[ledger.REPLACES], row["uri"]))
+        # A new one: Beam forbids to change what a step is given.
+        yield {name: value for name, value in row.items() if name != ledger.REPLACES}
+
+
+class Keep(beam.PTransform):
+    """Rows of one branch → (fragments that hold them, what they replace, their counts).
+
+    A branch at a time, before anything is flattened: an engine that keeps what is flattened keeps names, not rows.
+    """
+
+    def __init__(self, lake: Lake, spec_id: str) -> None:
+        super().__init__()
+        self.lake, self.spec_id = lake, spec_id
+
+    def expand(self, rows: Any) -> Any:
+        tallied = rows | "tally" >> beam.ParDo(_Tally()).with_outputs("counts", "replaced", main="rows")
+        parts = (
+            tallied.rows
+            | "batch" >> beam.BatchElements(min_batch_size=PART_ROWS, max_batch_size=PART_ROWS)
+            | "write" >> beam.FlatMap(lambda rows, lake, id: ledger.write_rows(lake, id, rows), self.lake, self.spec_id)
+        )
+        return parts, tallied.replaced, tallied.counts
+
+
+def _summarise(
+    _: Any, counts: Mapping[str, float], names: Iterable[str], *lists: Iterable[Any], lake: Lake, name: str
+) -> None:
+    found = {"counts": dict(counts)} | {key: sorted(values) for key, values in zip(names, lists, strict=True)}
+    lake.write(name, json.dumps(found, sort_keys=True).encode())
+
+
+def summarise(pipeline: beam.Pipeline, counts: Iterable[Any], *, lake: Lake, name: str, **lists: Any) -> Any:
+    """Write ``counts``, added up, and `lists` of short things as one JSON file; gives one element when it is there.
+
+    Parameters
+    ----------
+    pipeline : beam.Pipeline
+    counts : iterable of PCollection of (str, number)
+    lake, name : Lake, str
+        Where it goes.
+    lists : PCollection
+        Each by its name.
+    """
+    sums = [branch | f"count {i}" >> beam.CombinePerKey(sum) for i, branch in enumerate(counts)]
+    total = sums | "all counts" >> beam.Flatten() | "count" >> beam.CombinePerKey(sum)
+    sides = [AsList(found) for found in lists.values()]
+    return (
+        pipeline
+        | "end" >> beam.Create([None])
+        | "summarise" >> beam.Map(_summarise, AsDict(total), list(lists), *sides, lake=lake, name=name)
+    )
+
+
+def build(
+    pipeline: beam.Pipeline,
+    lake: Lake,
+    spec: FeatureSpec,
+    corpus: str,
+    *,
+    before: Any,
+    labels: str | None,
+    partition: str | None,
+    run: Run,
+    threads: int = 1,
+    retried: frozenset[str] = TRANSIENT,
+    include_forgotten: bool = False,
+    recheck: bool = False,
+    last: Callable[[], Any] | None = None,
+) -> None:
+    """Apply the whole of extract to a pipeline; its result is ``summary.json`` in the run's folder.
+
+    Parameters
+    ----------
+    last : callable or None
+        Called on a worker when all else is done; by default the driver goes on from the summary.
+    """
+    progress = Progress(lake, run.folder)
+    found = survey(
+        pipeline,
+        lake,
+        spec,
+        corpus,
+        before=before,
+        labels=labels,
+        partition=partition,
+        threads=threads,
+        retried=retried,
+        progress=progress,
+        include_forgotten=include_forgotten,
+        recheck=recheck,
+    )
+    total = AsSingleton(
+        found.works
+        | "weigh" >> beam.Map(weight)
+        | "total" >> beam.CombineGlobally(sum)
+        | "tell the total" >> beam.Map(progress.expect)
+    )
+    write = functools.partial(write_works, lake=lake, spec=spec, corpus=corpus, progress=progress, retried=retried)
+    written = bundles(found.works, total) | "write bundles" >> beam.ParDo(Concurrently(write, threads)).with_outputs(
+        "rows", "counts", main="outcomes"
+    ).with_resource_hints(min_ram=isolation.RAM)
+    settled = joined("by recording", {"long": found.long, "outcomes": written.outcomes}) | "settle" >> beam.ParDo(
+        _Settle(spec, corpus)
+    )
+    kept = [
+        rows | f"keep rows {i}" >> Keep(lake, spec.spec_id)
+        for i, rows in enumerate((*found.rows, written.rows, settled))
+    ]
+    written_rows, replaced, counted = zip(*kept, strict=True)
+    dropped = (
+        (*found.gone, *replaced)
+        | "all that leaves" >> beam.Flatten()
+        | "by fragment" >> beam.GroupByKey()
+        | "drop" >> beam.Map(fragments.drop, lake.ledger_uri(spec.spec_id), fragments.version_of(before), "uri")
+    )
+    new = written_rows | "all fragments" >> beam.Flatten()
+    counts = [*found.counts, written.counts, *counted]
+    forgotten = found.forgotten | "all forgotten" >> beam.Flatten()
+    lists = {"fragments": new, "dropped": dropped, "forgotten": forgotten}
+    lists |= {"unmatched": found.unmatched, "label_notes": found.label_notes}
+    told = summarise(pipeline, counts, lake=lake, name=f"{run.folder}/summary.json", **lists)
+    if last is not None:
+        told | "finish" >> beam.Map(lambda _, last: last(), last)
+
+
+def extract(
+    lake: Lake,
+    spec: FeatureSpec,
+    corpus: str,
+    *,
+    labels: str | None,
+    run: Run,
+    engine: Engine,
+    partition: str | None = None,
+    allow_empty: bool = False,
+    retried: frozenset[str] = TRANSIENT,
+    include_forgotten: bool = False,
+    recheck: bool = False,
+    swept: Callable[..., str],
+    note: Callable[[dict[str, Any]], None],
+) -> dict[str, Any]:
+    """Bring the lake's features of a corpus up to date.
+
+    Parameters
+    ----------
+    lake, spec : Lake, FeatureSpec
+    corpus : str
+        From `pipelines.corpus.files.corpus_root`.
+    labels : str or None
+        A label file, from `pipelines.corpus.labels.find_labels`.
+    run : Run
+        Its folder takes the rows until they are committed.
+    engine : Engine
+        From `pipelines.engine.runners.beam_options`.
+    partition : str or None
+        A folder of the corpus, or `pipelines.corpus.files.LOOSE`: nothing else is looked at, nor leaves the ledger.
+    allow_empty : bool
+        Whether a corpus that held files may hold none now, and all of them leave the ledger.
+    retried : frozenset of str
+        Reasons: what was rejected for one of these is tried again.
+    include_forgotten : bool
+        Whether files that the lake has forgotten are taken in; they are forgotten no more.
+    recheck : bool
+        Whether files that an older decoder rejected without knowing their content are tried again.
+    swept : callable
+        `pipelines.upkeep.erasure.mark_swept` of this lake and spec: what killed runs left of forgotten recordings goes
+        first.
+    note : callable
+        Where the pipeline runs without this process, told the totals on the worker that made the commit.
+
+    Returns
+    -------
+    dict
+        ``listed``, ``left_out``, ``unchanged``, ``done``, ``rejected``, ``forgotten``, ``gone``: files of this run;
+        ``planned``, what was to be decoded by the headers (seconds by container, and ``windows``); ``costs``, what
+        decoding took by container (``cpu_s``, ``audio_s``); and the ``ledger_version``, newer than before only if a
+        row changed.
+
+    Raises
+    ------
+    InputError
+        If the corpus is empty now and was not before; nothing is committed then.
+    RuntimeError
+        If files listed and files accounted for differ; nothing is committed then.
+    TryLaterError
+        If other runs commit to the same ledger again and again.
+    HandedOver
+        If the pipeline runs later, without this process: its last step does what is done here after the pipeline.
+    """
+    spec_name = f"{Lake.spec(spec.spec_id)}/spec.json"
+    if not lake.exists(spec_name):
+        lake.write(spec_name, spec.canonical_json().encode() + b"\n")
+    keep_freed_memory(False)
+    for attempt in range(ATTEMPTS):
+        planned = None if engine.template else swept(again=attempt > 0)
+        before = ledger.open_for_writing(lake, spec.spec_id)
+        committed = functools.partial(
+            finish.extract,
+            run,
+            spec.spec_id,
+            corpus,
+            version=fragments.version_of(before),
+            partition=partition,
+            allow_empty=allow_empty,
+            retried=retried,
+            include_forgotten=include_forgotten,
+            planned=planned,
+        )
+        pipeline = functools.partial(
+            build,
+            lake=lake,
+            spec=spec,
+            corpus=corpus,
+            before=before,
+            labels=labels,
+            partition=partition,
+            run=run,
+            threads=engine.threads,
+            retried=retried,
+            include_forgotten=include_forgotten,
+            recheck=recheck,
+            last=functools.partial(last_step, run, committed, note) if engine.template else None,
+        )
+        run_pipeline(pipeline, engine)
+        totals = committed()
+        if totals is not None:
+            return totals
+    raise others(lake)

@@ -1,0 +1,96 @@
+"""What a report shows of an evaluation: windows rebuilt, neighbours to listen to, recordings on a plane."""
+
+import hashlib
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from soundlake.model import evaluate
+from soundlake.model.artifact import REPORT, Model
+from soundlake.model.errors import InputError, TryLaterError
+from soundlake.model.features import dequantise
+from soundlake.model.inversion import sound_of
+from soundlake.model.report import Heard, Pair, Worth, write
+from soundlake.pipelines.audio.reading import Rejected, opened
+from soundlake.pipelines.corpus.files import at_hand, local_path
+from soundlake.pipelines.learning.evaluation import Judged
+from soundlake.pipelines.learning.sampling import Clip
+from soundlake.pipelines.query.query import stretch
+
+log = logging.getLogger(__name__)
+
+# Windows shown rebuilt; recordings whose neighbours are shown, and how many of those; recordings on the plane at most.
+PAIRS, QUERIES, NEIGHBOURS, PLANE = 6, 5, 3, 1500
+
+Array = npt.NDArray[np.float32]
+
+
+def _name(uri: str) -> str:
+    """What the file is called."""
+    local = local_path(uri)
+    return uri.rsplit("/", 1)[-1] if local is None else os.path.basename(local).decode(errors="replace")
+
+
+def _recorded(clip: Clip, place: int, model: Model) -> Array | None:
+    """A window's sound as it was recorded, at the spec's rate; None if the file is not there, or another by now."""
+    spec = model.spec
+    start = int(clip.windows[place]) * spec.step_seconds
+    end = start + int(clip.valid[place]) * spec.hop_length / spec.sample_rate
+    try:
+        with at_hand(clip.uri) as local, opened(os.fsdecode(local), "probe") as file:
+            # The uri is what the lake says: a file that is not the recording is not played.
+            if hashlib.file_digest(file, "sha256").hexdigest() != clip.recording_id:
+                return None
+        sound = stretch(clip.uri, spec, start=start, end=end)
+        return sound if len(sound) else None
+    except (InputError, TryLaterError, Rejected, OSError) as error:
+        log.debug("no sound of %s: %s", clip.uri, error)
+        return None
+
+
+def _heard(clip: Clip, model: Model) -> Heard:
+    """A recording by its middle window."""
+    place = len(clip.windows) // 2
+    sound = _recorded(clip, place, model)
+    if sound is None:
+        sound = sound_of(dequantise(clip.values[place, : clip.valid[place]], model.spec), model.spec)
+    return Heard(_name(clip.uri), clip.label, sound)
+
+
+def _spread(places: list[int], count: int) -> list[int]:
+    """At most so many of them, evenly from all over."""
+    return [places[i] for i in np.unique(np.linspace(0, len(places) - 1, min(count, len(places))).round().astype(int))]
+
+
+def _pairs(clips: list[Clip], model: Model) -> list[Pair]:
+    """The middle window of each, and its reconstruction."""
+    places = [len(clip.windows) // 2 for clip in clips]
+    originals = dequantise(np.stack([clip.values[i] for clip, i in zip(clips, places, strict=True)]), model.spec)
+    rebuilt = model.denormalise(model.decoder().decode(model.encoder().encode(originals).mean))
+    return [
+        Pair(_name(clip.uri), original, after, _recorded(clip, place, model))
+        for clip, place, original, after in zip(clips, places, originals, rebuilt, strict=True)
+    ]
+
+
+def report(model: Model, judged: Judged) -> Path:
+    """Write a model's report anew, with what an evaluation found; return its path."""
+    clips, target = judged.clips, model.directory / REPORT
+    rows = []
+    for query in _spread(judged.held_out, QUERIES):
+        near = evaluate.nearest(judged.embeddings, query, count=NEIGHBOURS)
+        rows.append([_heard(clips[i], model) for i in (query, *near)])
+    some = slice(0, PLANE)
+    worth = Worth(
+        found=judged.found,
+        plane=evaluate.on_a_plane(judged.embeddings[some]),
+        names=[_name(clip.uri) for clip in clips[some]],
+        labels=[clip.label for clip in clips[some]],
+        neighbours=rows,
+    )
+    pairs = _pairs([clips[i] for i in _spread(judged.held_out, PAIRS)], model)
+    write(target, model.manifest, history=model.manifest["history"], pairs=pairs, worth=worth)
+    return target
