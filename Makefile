@@ -62,6 +62,7 @@ check: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 # The same on a real scheduler, database and API, on loopback: a quarter of an hour, and Debian's postgresql.
 test-airflow-live: $(AIRFLOW)/ready $(VENV)/ready

@@ -1,1 +1,1 @@
-"""Moving and keeping data: decode, extract, encode, the table, the command line."""
+"""Moving and keeping data, in rooms that each answer one question; `commands` strings them together."""

@@ -1,14 +1,11 @@
-"""What set-up rests on: the lock, the wheel, the rooms."""
+"""What set-up rests on: the lock and the wheel."""
 
-import ast
 import re
 import subprocess
 import sys
 import tomllib
 import zipfile
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LOCK = (ROOT / "requirements.lock").read_text()
@@ -67,18 +64,3 @@ def test_the_wheel_gives_the_command(tmp_path: Path) -> None:
     assert done.stdout.startswith(str(site))
     assert "search" in done.stdout
     assert (site / "bin" / "soundlake").exists()
-
-
-ROOMS = {
-    "model": {"pipelines", "dags", "apache_beam", "airflow", "typer"},
-    "pipelines": {"dags", "airflow", "tensorflow", "keras"},
-}
-
-
-@pytest.mark.parametrize("room", ROOMS)
-def test_rooms_import_only_what_is_theirs(room: str) -> None:
-    for path in sorted((ROOT / room).glob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            assert not {name.split(".")[0] for name in names} & ROOMS[room], path
