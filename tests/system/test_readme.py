@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 README = Path(__file__).resolve().parents[2] / "README.md"
+CONTRIBUTING = README.with_name("CONTRIBUTING.md")
 
 
 def walk_through() -> list[str]:
@@ -53,6 +54,8 @@ def test_the_walk_through(tmp_path: Path) -> None:
     assert (tmp_path / report).read_text().startswith("<!doctype html>")
 
 
-@pytest.mark.parametrize("name", re.findall(r"`((?:model|pipelines|dags)/[\w./]+\.\w+)`", README.read_text()))
+@pytest.mark.parametrize(
+    "name", re.findall(r"`((?:model|pipelines|dags)/[\w./]+\.\w+)`", README.read_text() + CONTRIBUTING.read_text())
+)
 def test_files_that_it_names_exist(name: str) -> None:
     assert (README.parent / name).is_file()
