@@ -81,12 +81,14 @@ bench: $(VENV)/ready
 	set -e; for name in $(BENCHES); do $(BIN)/python -m benches.$$name; done
 
 # What models are worth on labelled sets (CORPORA: a folder of them, each with a labels.csv), beside baselines: at most
-# 10 minutes a set on 2 cores. And beside BirdNET, where it can be had.
+# 10 minutes a set on 2 cores. And beside BirdNET, where it can be had. PRECISION=bfloat16 is faster where the processor
+# has instructions for it (AMX, AVX-512 BF16), and many times slower where it has not.
 CORPORA ?= ../shared/corpora
+PRECISION ?= float32
 bench-learning: $(VENV)/ready
 	@$(MAKE) --silent --no-print-directory bench-birdnet 2>/dev/null || \
 	  echo "bench-learning: goes on without BirdNET; make bench-birdnet says why it cannot be had"
-	$(BIN)/python -m benches.learning --corpora "$(CORPORA)" --set precision=bfloat16
+	$(BIN)/python -m benches.learning --corpora "$(CORPORA)" --set precision=$(PRECISION)
 
 # Embeddings of the same sets by BirdNET 2.4, in an environment of its own, for bench-learning: four minutes on 2 cores.
 # Its weights are under CC BY-NC-SA 4.0 (no commercial use): they come with a wheel, and stay in build/birdnet.
