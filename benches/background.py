@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from soundlake.model.features import FeatureSpec, dequantise, log_mel, quantise, windows
+from soundlake.model.features.log_mel import FeatureSpec, dequantise, log_mel, quantise, windows
 from soundlake.pipelines.cli import synth
 from soundlake.pipelines.query.query import decoded, later
 

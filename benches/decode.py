@@ -13,7 +13,7 @@ import soundfile
 
 from benches.harness import Figure, faster, figure, interleaved, on_processor, pin, report
 from benches.sounds import sound
-from soundlake.model.features import PRESETS, log_mel
+from soundlake.model.features.log_mel import PRESETS, log_mel
 from soundlake.pipelines.audio.reading import probe
 from soundlake.pipelines.audio.resampling import resampled
 from soundlake.pipelines.extract.windows import SegmentWindows

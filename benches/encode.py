@@ -48,7 +48,7 @@ def model(lake: str, parts: str) -> Callable[[], None]:
     """The job of a side: all windows of a lake through the model, as ready batches."""
     import numpy as np
 
-    from soundlake.model.features import dequantise
+    from soundlake.model.features.log_mel import dequantise
     from soundlake.pipelines.encode.encoder import BATCH_WINDOWS, read_shard
     from soundlake.pipelines.lake import lookup
     from soundlake.pipelines.lake.lake import Lake
@@ -79,8 +79,8 @@ def similarity(lake: str) -> list[Figure]:
     import onnx
     from onnx.utils import Extractor
 
-    from soundlake.model import artifact
-    from soundlake.model.features import LogMel, windows
+    from soundlake.model.features.log_mel import LogMel, windows
+    from soundlake.model.saved import artifact
     from soundlake.pipelines.encode.encoder import BATCH_WINDOWS
     from soundlake.pipelines.lake import lookup
     from soundlake.pipelines.lake.lake import Lake

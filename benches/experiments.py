@@ -65,8 +65,8 @@ def development_folds(corpus: Path, target: Path) -> str:
 
 def measured(corpus: Path, variant: str, seed: int, steps: int, settings: dict[str, Any]) -> dict[str, Any]:
     """One training, judged; from the notes if it is there."""
-    from soundlake.model import vae
-    from soundlake.model.evaluate import baselines
+    from soundlake.model.judging.evaluate import baselines
+    from soundlake.model.network import vae
     from soundlake.pipelines.corpus.labels import read_folds
     from soundlake.pipelines.lake import lookup
     from soundlake.pipelines.learning.evaluation import evaluation

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from benches.harness import faster, figure, pin, report
 from benches.sides import KEEP_MEMORY, Side, in_turn
-from soundlake.model.features import PRESETS
+from soundlake.model.features.log_mel import PRESETS
 
 SPEC = PRESETS["general"]
 FILES, ROUNDS = 200, 3
@@ -44,7 +44,7 @@ def pipeline(corpus: str, warm: str, folder: str, workers: str, *beam: str) -> C
 
 def loop(corpus: str, warm: str, folder: str, part: str, parts: str) -> Callable[[], Callable[[], None]]:
     """The job of a side: every `parts`-th file of `corpus`, from the `part`-th on, to shards in `folder`."""
-    from soundlake.model.records import Record, encode, write_framed
+    from soundlake.model.features.records import Record, encode, write_framed
     from soundlake.pipelines.audio.reading import Probe, probe
     from soundlake.pipelines.extract import plan
     from soundlake.pipelines.extract.windows import SegmentWindows

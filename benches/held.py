@@ -22,7 +22,7 @@ import numpy as np
 from benches import rows
 from benches.growth import Grown, apart
 from benches.harness import Figure, pin, report
-from soundlake.model.features import PRESETS
+from soundlake.model.features.log_mel import PRESETS
 
 SPEC = PRESETS["general"]
 ROWS, PART, RECORDINGS_A_BUNDLE, PIECES = 1_000_000, 5, 40, 5_000
@@ -75,7 +75,7 @@ def committed(lake: str, count: int) -> dict[str, float]:
 
 def reading(lake: str, what: str) -> tuple[float, float]:
     """Megabytes and seconds that reading the whole ledger takes in one process, for one purpose."""
-    from soundlake.model import splits
+    from soundlake.model.features import splits
     from soundlake.pipelines.lake import ledger
     from soundlake.pipelines.lake.lake import Lake
 

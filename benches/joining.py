@@ -13,7 +13,7 @@ import numpy as np
 
 from benches import rows
 from benches.growth import Grown
-from soundlake.model.features import PRESETS
+from soundlake.model.features.log_mel import PRESETS
 from soundlake.pipelines.audio.reading import Probe
 from soundlake.pipelines.audio.recording import TRANSIENT
 from soundlake.pipelines.engine import joins

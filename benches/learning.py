@@ -95,7 +95,7 @@ def trained(corpus: Path, lakes: Path, settings: dict[str, Any]) -> tuple[Any, d
 
 def learned(corpus: Path, settings: dict[str, Any]) -> Row:
     """Train on a set, and judge."""
-    from soundlake.model import evaluate
+    from soundlake.model.judging import evaluate
     from soundlake.pipelines.corpus.labels import read_folds
     from soundlake.pipelines.lake.lookup import find_model
     from soundlake.pipelines.learning.evaluation import evaluation, folds_of
@@ -116,7 +116,7 @@ def learned(corpus: Path, settings: dict[str, Any]) -> Row:
 
 def in_background(corpus: Path, model: Any) -> dict[str, dict[str, Any]]:
     """What the model's embedding and the baselines find in a background: see `Row`."""
-    from soundlake.model import evaluate
+    from soundlake.model.judging import evaluate
 
     encoder = model.encoder(threads=0)
     embedders: dict[str, background.Embed] = {
@@ -149,7 +149,7 @@ def show(rows: list[Row]) -> None:
     """Print the tables, and against what was promised."""
     from rich.console import Console
 
-    from soundlake.model.evaluate import MEASURES, PARTS, baselines
+    from soundlake.model.judging.evaluate import MEASURES, PARTS, baselines
 
     console = Console(width=200)
     errors = _table("Reconstruction of held-out recordings", "minutes", "steps", "error", "PCA", "ratio")
@@ -183,7 +183,7 @@ def show(rows: list[Row]) -> None:
 
 def bars(rows: list[Row], means: Mapping[str, Mapping[str, Any]], plain: list[str]) -> list[str]:
     """What was promised, and whether it is met, a line each."""
-    from soundlake.model.evaluate import MEASURES
+    from soundlake.model.judging.evaluate import MEASURES
 
     verdict = {True: "met", False: "SHORT"}
     lines = []

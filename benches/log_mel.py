@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from benches.harness import Figure, faster, figure, interleaved, on_processor, pin, report
 from benches.sounds import sound
-from soundlake.model.features import PRESETS, FeatureSpec, LogMel
+from soundlake.model.features.log_mel import PRESETS, FeatureSpec, LogMel
 
 SPEC = PRESETS["general"]
 SECONDS, ROUNDS = 60, 150

@@ -26,7 +26,7 @@ from benches import joining, rows
 from benches.growth import apart, megabytes
 from benches.harness import Figure, pin, report
 from benches.joining import Told
-from soundlake.model.features import PRESETS
+from soundlake.model.features.log_mel import PRESETS
 from soundlake.pipelines.extract import plan
 from soundlake.pipelines.extract.plan import Segment
 

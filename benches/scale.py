@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benches import rows
-from soundlake.model.features import PRESETS
+from soundlake.model.features.log_mel import PRESETS
 from soundlake.pipelines.extract import plan
 from soundlake.pipelines.extract.pipeline import PART_ROWS
 
@@ -46,7 +46,9 @@ RATES = {
     "bundle": Rate(3500, "windows a bundle", "`make bench-planner`; 2,070 with a bucket a bundle"),
     "encode": Rate(800, "windows a CPU second", "`make bench BENCHES=encode`; docs/figures.md"),
     "train": Rate(229, "windows a CPU second", "`make bench BENCHES=training`: 458 on two cores; docs/figures.md"),
-    "scan": Rate(48_000, "windows a second, one process", "`model.dataset.statistics` on warm shards, few taken"),
+    "scan": Rate(
+        48_000, "windows a second, one process", "`model.training.dataset.statistics` on warm shards, few taken"
+    ),
     "index": Rate(
         20.6, "CPU s for 10⁶ rows", "`python -m benches.index`, IVF_FLAT; beyond them taken to grow with rows^1.5"
     ),
@@ -91,8 +93,8 @@ GB_A_CPU = 3.75
 HELD = {
     "`train`: bundles and groups (`ledger.training_input`)": 257,
     "`train`: splits (`splits.assign`)": 48,
-    # 21 bytes a window (`model.places`), and of the mix a file has 131 windows.
-    "`train`: where each window lies (`model.places`)": 21 * 131,
+    # 21 bytes a window (`model.training.places`), and of the mix a file has 131 windows.
+    "`train`: where each window lies (`model.training.places`)": 21 * 131,
     "`status`: totals (`ledger.summary`)": 546,
     "a label file, on one worker (`labels.read_labels`)": 767,
     "extract's commit: names of new fragments, at 2,048 rows each": 0.27,

@@ -29,9 +29,12 @@ from benches.background import DECIBELS, MOST, NOISE_SET, NOISES, SEED, precisio
 from benches.experiments import development_folds
 from benches.harness import RESULTS, pin
 from benches.learning import LAKES, own_folds
-from soundlake.model import augment, changes, dataset, evaluate, splits, texture
-from soundlake.model.features import FeatureSpec, dequantise
-from soundlake.model.trainer import TrainSettings
+from soundlake.model.features import splits
+from soundlake.model.features.log_mel import FeatureSpec, dequantise
+from soundlake.model.judging import evaluate
+from soundlake.model.network import augment, changes, texture
+from soundlake.model.training import dataset
+from soundlake.model.training.trainer import TrainSettings
 
 # Numbers of the vector.
 SIZE = 128
@@ -39,7 +42,7 @@ SIZE = 128
 Array = npt.NDArray[np.float32]
 # Windows in nats, and the set that they are of → vectors.
 Embed = Callable[[Array], Array]
-# Attributes of `model.changes` that are others; parts of the statistics that are kept; numbers of the vector.
+# Attributes of `model.network.changes` that are others; parts of the statistics that are kept; numbers of the vector.
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
     "64 numbers": {"size": 64},

@@ -22,9 +22,10 @@ BATCHES, STEPS = 150, 12
 
 
 def prepared(lake: str) -> tuple[Any, Any, int]:
-    """Trainer, iterator over distributed batches, and windows of a batch: as `model.train` has them."""
-    from soundlake.model import dataset, places, splits
-    from soundlake.model.trainer import Trainer, TrainSettings, training_input
+    """Trainer, iterator over distributed batches, and windows of a batch: as `model.training.train` has them."""
+    from soundlake.model.features import splits
+    from soundlake.model.training import dataset, places
+    from soundlake.model.training.trainer import Trainer, TrainSettings, training_input
     from soundlake.pipelines.lake import ledger, lookup
     from soundlake.pipelines.lake.lake import Lake
 

@@ -1,1 +1,1 @@
-"""Sound and learning: features, the VAE, training. Imports neither `pipelines` nor Beam."""
+"""Sound and learning, in rooms that each answer one question; it knows no Beam, no lake and no terminal."""

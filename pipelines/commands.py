@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from soundlake.model.errors import HeldError, InputError
-from soundlake.model.features import FeatureSpec
+from soundlake.model.features.log_mel import FeatureSpec
 from soundlake.pipelines.engine.template import is_template, refuse_template
 from soundlake.pipelines.lake import fragments, ledger, models, table
 from soundlake.pipelines.lake.lake import Lake
@@ -348,7 +348,8 @@ def run(
         ``extract``, ``train`` (None if a model was there), ``held`` (why its model is not the one in use, or None),
         ``encode``, ``evaluation`` (of a model that had none, else None), ``ledger`` (its summary), ``report``.
     """
-    from soundlake.model import artifact, hosts
+    from soundlake.model.saved import artifact
+    from soundlake.model.training import hosts
 
     if hosts.from_environment().count > 1:
         raise InputError(

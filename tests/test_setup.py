@@ -38,7 +38,7 @@ def test_the_wheel_gives_the_command(tmp_path: Path) -> None:
     )
     wheel = tmp_path / done.stdout.strip().splitlines()[-1]
     names = zipfile.ZipFile(wheel).namelist()
-    assert "soundlake/model/report.html.j2" in names
+    assert "soundlake/model/judging/report.html.j2" in names
     assert {name.split("/")[0] for name in names} == {
         "soundlake",
         Path(done.stdout.strip()).name.split("-py3")[0] + ".dist-info",

@@ -5,8 +5,8 @@ import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from soundlake.model.evaluate import DISTURBANCES, GATE_WORDS, MEASURES, PARTS, baselines
-from soundlake.model.features import PRESETS
+from soundlake.model.features.log_mel import PRESETS
+from soundlake.model.judging.evaluate import DISTURBANCES, GATE_WORDS, MEASURES, PARTS, baselines
 from soundlake.pipelines.audio.reading import NOTES, REASONS
 from soundlake.pipelines.cli.terminal import visible
 from soundlake.pipelines.lake.lake import Lake

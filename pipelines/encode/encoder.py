@@ -12,10 +12,10 @@ import numpy.typing as npt
 import pyarrow as pa
 from apache_beam.ml.inference.base import ModelHandler
 
-from soundlake.model import artifact
 from soundlake.model.errors import InputError
-from soundlake.model.features import FeatureSpec, dequantise
-from soundlake.model.records import DamagedShardError, Record, decode, read_framed
+from soundlake.model.features.log_mel import FeatureSpec, dequantise
+from soundlake.model.features.records import DamagedShardError, Record, decode, read_framed
+from soundlake.model.saved import artifact
 from soundlake.pipelines.lake import fragments, models, table
 from soundlake.pipelines.lake.lake import Lake
 from soundlake.pipelines.lake.progress import Progress

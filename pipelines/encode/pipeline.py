@@ -144,7 +144,7 @@ def build(
 
     Parameters
     ----------
-    model : model.artifact.Model
+    model : model.saved.artifact.Model
     known, dataset : lance.LanceDataset
         The ledger and the table at the versions that the run works from.
     last : callable or None
@@ -213,7 +213,7 @@ def encode(
     Parameters
     ----------
     lake : Lake
-    model : model.artifact.Model
+    model : model.saved.artifact.Model
         Its spec says which features.
     under : (str, str) or None
         A corpus and one of its partitions: no file elsewhere comes into the table, and no row leaves but for newer ones

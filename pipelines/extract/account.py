@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields, replace
 from operator import attrgetter
 from typing import Any
 
-from soundlake.model.features import FeatureSpec
+from soundlake.model.features.log_mel import FeatureSpec
 from soundlake.pipelines.audio.reading import DECODER_VERSION, Probe
 from soundlake.pipelines.audio.recording import TRANSIENT
 from soundlake.pipelines.extract import plan

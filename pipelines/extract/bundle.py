@@ -12,7 +12,7 @@ from dataclasses import astuple, replace
 import pyarrow as pa
 
 from soundlake.model.errors import OF_THE_MACHINE, InputError, number_of
-from soundlake.model.features import FeatureSpec
+from soundlake.model.features.log_mel import FeatureSpec
 from soundlake.pipelines.audio.isolation import Sandbox, sandbox
 from soundlake.pipelines.audio.reading import DECODER_VERSION, Rejected
 from soundlake.pipelines.audio.recording import TRANSIENT

@@ -15,8 +15,8 @@ import apache_beam as beam
 import numpy as np
 from apache_beam.pvalue import AsSingleton
 
-from soundlake.model.features import FeatureSpec
-from soundlake.model.records import Record, encode
+from soundlake.model.features.log_mel import FeatureSpec
+from soundlake.model.features.records import Record, encode
 from soundlake.pipelines.audio.isolation import sandbox
 from soundlake.pipelines.audio.reading import Rejected
 from soundlake.pipelines.audio.recording import TRANSIENT

@@ -15,7 +15,7 @@ import apache_beam as beam
 from apache_beam.metrics import Metrics
 from apache_beam.pvalue import AsDict, AsList, AsSingleton, TaggedOutput
 
-from soundlake.model.features import FeatureSpec
+from soundlake.model.features.log_mel import FeatureSpec
 from soundlake.pipelines.audio import isolation
 from soundlake.pipelines.audio.recording import TRANSIENT
 from soundlake.pipelines.engine.joins import joined

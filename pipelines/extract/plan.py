@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from soundlake.model.features import PRESETS, FeatureSpec
+from soundlake.model.features.log_mel import PRESETS, FeatureSpec
 from soundlake.pipelines.audio.reading import DECODER_VERSION, FLAC_FRAMES_PER_BYTE, SEEKABLE_CODECS, Probe
 from soundlake.pipelines.audio.recording import TRANSIENT
 from soundlake.pipelines.lake import ledger

@@ -16,7 +16,7 @@ import apache_beam as beam
 from apache_beam.pvalue import AsSingleton, TaggedOutput
 
 from soundlake.model.errors import OF_THE_MACHINE
-from soundlake.model.features import FeatureSpec
+from soundlake.model.features.log_mel import FeatureSpec
 from soundlake.pipelines.audio import isolation
 from soundlake.pipelines.audio.isolation import sandbox
 from soundlake.pipelines.audio.reading import Probe, Rejected, probe

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from soundlake.model.features import BLOCK_FRAMES, FeatureSpec, LogMel, quantise
-from soundlake.model.records import Record, encode, write_framed
+from soundlake.model.features.log_mel import BLOCK_FRAMES, FeatureSpec, LogMel, quantise
+from soundlake.model.features.records import Record, encode, write_framed
 from soundlake.pipelines.audio.isolation import alive
 from soundlake.pipelines.audio.reading import Probe, Rejected
 from soundlake.pipelines.audio.resampling import resampled

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from soundlake.model.artifact import FormatError
 from soundlake.model.errors import InputError, storage_errors
-from soundlake.model.features import PRESETS, FeatureSpec
+from soundlake.model.features.log_mel import PRESETS, FeatureSpec
 from soundlake.model.paths import is_id
+from soundlake.model.saved.artifact import FormatError
 from soundlake.pipelines.lake import ledger, models, table
 from soundlake.pipelines.lake.lake import Lake
 

@@ -15,9 +15,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from soundlake.model import artifact, promotion
 from soundlake.model.errors import InputError, TryLaterError, storage_errors
 from soundlake.model.paths import checked_id, is_id
+from soundlake.model.saved import artifact, promotion
 from soundlake.pipelines.lake.lake import Lake
 from soundlake.pipelines.storage import opening
 from soundlake.pipelines.storage.bucket import Bucket

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from soundlake.model import artifact
 from soundlake.model.errors import InputError
-from soundlake.model.features import PRESETS
+from soundlake.model.features.log_mel import PRESETS
 from soundlake.model.paths import is_id
+from soundlake.model.saved import artifact
 from soundlake.pipelines.lake import ledger, models, table
 from soundlake.pipelines.lake.forgotten import Memory
 from soundlake.pipelines.lake.lake import Lake

@@ -13,8 +13,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from soundlake.model.artifact import Model, Pooling
 from soundlake.model.errors import InputError, is_of_lance, number_of
+from soundlake.model.saved.artifact import Model, Pooling
 from soundlake.pipelines.lake import fragments
 from soundlake.pipelines.lake.lake import Lake
 from soundlake.pipelines.lake.stages import stage
@@ -32,7 +32,7 @@ RANDOM_PAIRS = "random_pairs"
 _KEY = {b"lance-schema:unenforced-primary-key": b"true"}
 
 
-# Of the column of embeddings: how those of a recording's windows become one (`model.artifact.Pooling`).
+# Of the column of embeddings: how those of a recording's windows become one (`model.saved.artifact.Pooling`).
 _POOLING = b"soundlake:pooling"
 
 

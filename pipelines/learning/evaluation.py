@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from soundlake.model import evaluate, splits
-from soundlake.model.artifact import Model, Pooling, pooled
-from soundlake.model.dataset import COMPONENT_WINDOWS
 from soundlake.model.errors import InputError
-from soundlake.model.features import FeatureSpec, dequantise
-from soundlake.model.trainer import TrainSettings, fresh
+from soundlake.model.features import splits
+from soundlake.model.features.log_mel import FeatureSpec, dequantise
+from soundlake.model.judging import evaluate
+from soundlake.model.saved.artifact import Model, Pooling, pooled
+from soundlake.model.training.dataset import COMPONENT_WINDOWS
+from soundlake.model.training.trainer import TrainSettings, fresh
 from soundlake.pipelines.lake import ledger
 from soundlake.pipelines.lake.lake import Lake
 from soundlake.pipelines.lake.stages import stage
@@ -84,7 +85,7 @@ def _untrained(model: Model) -> Embed:
 
 def _statistics(model: Model) -> Embed:
     """What the embedding is a map of, without the map; of a model that has no such statistics, too."""
-    from soundlake.model import texture
+    from soundlake.model.network import texture
 
     return lambda windows: np.concatenate(texture.statistics_of(model.normalise(windows), windows), axis=1)
 
@@ -181,7 +182,7 @@ def evaluation(lake: Lake, model: Model, *, folds: Mapping[str, str] | None = No
     Parameters
     ----------
     lake : Lake
-    model : model.artifact.Model
+    model : model.saved.artifact.Model
     folds : mapping of str to str or None
         uri → fold, of a data set that has its own; None for folds that no group straddles.
 

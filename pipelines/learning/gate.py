@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from soundlake.model import evaluate
-from soundlake.model.artifact import Model
 from soundlake.model.errors import InputError
+from soundlake.model.judging import evaluate
+from soundlake.model.saved.artifact import Model
 from soundlake.pipelines.lake import ledger
 from soundlake.pipelines.lake.lake import Lake
 from soundlake.pipelines.lake.stages import stage

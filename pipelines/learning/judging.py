@@ -41,7 +41,8 @@ def evaluate(
     given = _folds(folds)
     with stage("loading TensorFlow"), quiet():
         from soundlake.pipelines.learning.evaluation import evaluation
-    from soundlake.model import artifact, verdict
+    from soundlake.model.judging import verdict
+    from soundlake.model.saved import artifact
     from soundlake.pipelines.learning.showing import report
 
     with run_manifest(lake, "evaluate", {"model_id": model.model_id, "folds": folds}) as run:
@@ -125,7 +126,7 @@ def _through_the_gate(
 
 
 def _log(lake: Lake, model: Any, entry: dict[str, Any]) -> None:
-    from soundlake.model import promotion
+    from soundlake.model.saved import promotion
 
     promotion.log_promotion(model, entry)
     models.keep(lake, model, promotion.PROMOTIONS)

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from soundlake.model import copies, splits
-from soundlake.model.artifact import Model
-from soundlake.model.features import FeatureSpec, dequantise
+from soundlake.model.features import copies, splits
+from soundlake.model.features.log_mel import FeatureSpec, dequantise
+from soundlake.model.saved.artifact import Model
 from soundlake.pipelines.encode.encoder import read_shard
 from soundlake.pipelines.lake import ledger, table
 from soundlake.pipelines.lake.lake import Lake
@@ -152,7 +152,7 @@ def by_clip(clips: Sequence[Clip], rows: npt.NDArray[Any]) -> list[npt.NDArray[A
 
 
 def near_copies(clips: list[Clip], model: Model) -> list[tuple[int, int]]:
-    """Places of recordings of different groups that are near copies of each other: `model.copies.pairs`."""
+    """Places of recordings of different groups that are near copies of each other: `model.features.copies.pairs`."""
     spec = model.spec
     numbers = np.repeat(np.arange(len(clips)), [len(clip.values) for clip in clips])
     begins = np.searchsorted(numbers, np.arange(len(clips)))

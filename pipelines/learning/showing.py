@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from soundlake.model import evaluate
-from soundlake.model.artifact import REPORT, Model
 from soundlake.model.errors import InputError, TryLaterError
-from soundlake.model.features import dequantise
-from soundlake.model.inversion import sound_of
-from soundlake.model.report import Heard, Pair, Worth, write
+from soundlake.model.features.inversion import sound_of
+from soundlake.model.features.log_mel import dequantise
+from soundlake.model.judging import evaluate
+from soundlake.model.judging.report import Heard, Pair, Worth, write
+from soundlake.model.saved.artifact import REPORT, Model
 from soundlake.pipelines.audio.reading import Rejected, opened
 from soundlake.pipelines.corpus.files import at_hand, local_path
 from soundlake.pipelines.learning.evaluation import Judged

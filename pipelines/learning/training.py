@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from soundlake.model import hosts
 from soundlake.model.errors import InputError
+from soundlake.model.training import hosts
 from soundlake.pipelines.lake import ledger, models
 from soundlake.pipelines.lake.forgotten import Memory
 from soundlake.pipelines.lake.lake import Lake
@@ -30,7 +30,7 @@ def train(
 ) -> dict[str, Any]:
     """Train a model on the lake's features; it is promoted if the spec has no promoted model that can be used.
 
-    Where TF_CONFIG names several hosts (`model.hosts`), each makes this call; the chief alone writes.
+    Where TF_CONFIG names several hosts (`model.training.hosts`), each makes this call; the chief alone writes.
 
     Parameters
     ----------
@@ -63,10 +63,10 @@ def train(
             return _told(lake, known, trained=False, run_id=None) | grown
     bundles, groups = ledger.training_input(dataset)
     with stage("loading TensorFlow"), quiet():
-        from soundlake.model.artifact import model_id as id_of
-        from soundlake.model.places import BadShardError
-        from soundlake.model.train import TrainSettings, identity
-        from soundlake.model.train import train as train_model
+        from soundlake.model.saved.artifact import model_id as id_of
+        from soundlake.model.training.places import BadShardError
+        from soundlake.model.training.train import TrainSettings, identity
+        from soundlake.model.training.train import train as train_model
     # TensorFlow writes modules among the temporary files, and takes them away at the end, but not their bytecode.
     sys.dont_write_bytecode = True
 
@@ -134,7 +134,7 @@ def _strike_off(lake: Lake, model_id: str, groups: Iterable[str]) -> None:
 
 
 def _told(lake: Lake, model: Any, *, trained: bool, run_id: str | None) -> dict[str, Any]:
-    from soundlake.model import promotion
+    from soundlake.model.saved import promotion
 
     return {
         "model_id": model.model_id,

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from soundlake.model.artifact import Pooling, pooled_width
 from soundlake.model.errors import InputError, storage_errors
+from soundlake.model.saved.artifact import Pooling, pooled_width
 from soundlake.pipelines.lake.stages import Stage, stage
 from soundlake.pipelines.lake.table import filter_error, pooling_of, whole
 from soundlake.pipelines.storage.folder import Folder
@@ -57,7 +57,8 @@ def recordings_schema(size: int, pooling: Pooling = "mean") -> pa.Schema:
 
 
 def recordings(dataset: Any, *, where: str | None = None) -> Iterator[pa.RecordBatch]:
-    """The files that the table knows: one row each, with the clip embedding of its recording (`model.artifact.pooled`).
+    """The files that the table knows: one row each, with the clip embedding of its recording
+    (`model.saved.artifact.pooled`).
 
     Files that hold the same recording have a row each, with their own uri, label and group. Read a fragment at a time;
     what is held are files whose windows go on in a later one.

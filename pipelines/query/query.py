@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from soundlake.model.errors import InputError, storage_errors
-from soundlake.model.evaluate import MOST_RUN
-from soundlake.model.features import FeatureSpec, dequantise, log_mel, quantise, windows
+from soundlake.model.features.log_mel import FeatureSpec, dequantise, log_mel, quantise, windows
+from soundlake.model.judging.evaluate import MOST_RUN
 from soundlake.pipelines.audio.reading import REASONS, Rejected, opened, probe
 from soundlake.pipelines.audio.resampling import resampled
 from soundlake.pipelines.corpus.files import at_hand, uri_of

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from soundlake.model.errors import InputError, TryLaterError
-from soundlake.model.features import PRESETS, FeatureSpec, dequantise, log_mel
-from soundlake.model.records import DamagedShardError, Record, decode, read_framed
+from soundlake.model.features.log_mel import PRESETS, FeatureSpec, dequantise, log_mel
+from soundlake.model.features.records import DamagedShardError, Record, decode, read_framed
 from soundlake.pipelines.audio.reading import Rejected
 from soundlake.pipelines.corpus.files import at_hand
 from soundlake.pipelines.lake import ledger, table

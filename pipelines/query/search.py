@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from soundlake.model.errors import InputError
-from soundlake.model.evaluate import MOST_RUN, run_means
-from soundlake.model.features import FeatureSpec
+from soundlake.model.features.log_mel import FeatureSpec
+from soundlake.model.judging.evaluate import MOST_RUN, run_means
 from soundlake.pipelines.lake import fragments, table
 from soundlake.pipelines.lake.lake import Lake
 from soundlake.pipelines.query import random_pairs
@@ -79,7 +79,7 @@ class Searcher:
     Parameters
     ----------
     lake : Lake
-    model : model.artifact.Model or None
+    model : model.saved.artifact.Model or None
         None for filters and recordings of the table alone, which need none.
     dataset : lance.LanceDataset
         The model's table.

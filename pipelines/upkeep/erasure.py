@@ -15,8 +15,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from soundlake.model.features.records import DamagedShardError, read_framed, recording_of, write_framed
 from soundlake.model.paths import is_id
-from soundlake.model.records import DamagedShardError, read_framed, recording_of, write_framed
 from soundlake.pipelines.encode.encoder import read_shard, unreadable
 from soundlake.pipelines.extract.bundle import read_outcomes, write_outcomes
 from soundlake.pipelines.extract.plan import Segment, bundle_id

@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from soundlake.model import artifact
 from soundlake.model.errors import storage_errors
 from soundlake.model.paths import is_id
+from soundlake.model.saved import artifact
 from soundlake.pipelines.lake.lake import Lake
 from soundlake.pipelines.storage.store import Store
 

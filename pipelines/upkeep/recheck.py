@@ -20,8 +20,8 @@ import numpy as np
 from apache_beam.pvalue import TaggedOutput
 
 from soundlake.model.errors import InputError
-from soundlake.model.features import FeatureSpec
-from soundlake.model.records import Record, decode, read_framed
+from soundlake.model.features.log_mel import FeatureSpec
+from soundlake.model.features.records import Record, decode, read_framed
 from soundlake.pipelines.audio import isolation
 from soundlake.pipelines.audio.isolation import sandbox
 from soundlake.pipelines.audio.reading import Rejected, probe

@@ -12,11 +12,12 @@ from urllib.parse import quote
 
 import numpy as np
 
-from soundlake.model import artifact, splits
 from soundlake.model.errors import InputError
+from soundlake.model.features import splits
+from soundlake.model.features.records import DamagedShardError, read_framed, recording_of
 from soundlake.model.paths import is_id
-from soundlake.model.promotion import PROMOTIONS
-from soundlake.model.records import DamagedShardError, read_framed, recording_of
+from soundlake.model.saved import artifact
+from soundlake.model.saved.promotion import PROMOTIONS
 from soundlake.pipelines.corpus import files
 from soundlake.pipelines.lake import models
 from soundlake.pipelines.lake.forgotten import Memory
@@ -98,7 +99,7 @@ def _strike(lake: Lake, model_id: str, digests: Any) -> int | None:
     Parameters
     ----------
     digests : ndarray of uint64
-        `model.splits.digests` of the recordings.
+        `model.features.splits.digests` of the recordings.
 
     Returns
     -------

@@ -15,8 +15,8 @@ import apache_beam as beam
 from apache_beam.pvalue import TaggedOutput
 
 from soundlake.model.errors import InputError, TryLaterError
-from soundlake.model.features import FeatureSpec
-from soundlake.model.records import DamagedShardError, read_framed
+from soundlake.model.features.log_mel import FeatureSpec
+from soundlake.model.features.records import DamagedShardError, read_framed
 from soundlake.pipelines.audio.isolation import sandbox
 from soundlake.pipelines.audio.reading import Probe, Rejected, probe
 from soundlake.pipelines.corpus.files import at_hand

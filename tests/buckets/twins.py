@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from soundlake.model.records import decode, read_framed
+from soundlake.model.features.records import decode, read_framed
 from tests.buckets.server import Server
 from tests.system.lakes import Command, half_made, ledger_rows, shards, table_rows
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from soundlake.model.features import FeatureSpec, dequantise
-from soundlake.model.records import Record, encode, write_framed
+from soundlake.model.features.log_mel import FeatureSpec, dequantise
+from soundlake.model.features.records import Record, encode, write_framed
 
 SPEC = FeatureSpec(
     sample_rate=16_000,

@@ -12,11 +12,11 @@ import keras
 import numpy as np
 import pytest
 
-from soundlake.model import artifact, promotion
 from soundlake.model.errors import InputError
-from soundlake.model.features import FeatureSpec
-from soundlake.model.train import TrainSettings, train
-from soundlake.model.vae import VaeConfig, build
+from soundlake.model.features.log_mel import FeatureSpec
+from soundlake.model.network.vae import VaeConfig, build
+from soundlake.model.saved import artifact, promotion
+from soundlake.model.training.train import TrainSettings, train
 from tests.model.conftest import SPEC, Tiny
 
 
@@ -258,7 +258,7 @@ def test_promotion_is_by_spec_and_remembered(directory: Path, tmp_path: Path) ->
 
 def test_reading_and_encoding_imports_no_tensorflow(directory: Path) -> None:
     code = (
-        "import sys, numpy as np; from soundlake.model import artifact; m = artifact.load(sys.argv[1]); "
+        "import sys, numpy as np; from soundlake.model.saved import artifact; m = artifact.load(sys.argv[1]); "
         "m.decoder().decode(m.encoder().encode(np.zeros((2, 16, 16), np.float32)).mean); "
         "print(sorted({'tensorflow', 'keras', 'apache_beam'} & set(sys.modules)))"
     )

@@ -3,8 +3,8 @@
 import numpy as np
 import tensorflow as tf
 
-from soundlake.model import augment
-from soundlake.model.features import FeatureSpec, log_mel
+from soundlake.model.features.log_mel import FeatureSpec, log_mel
+from soundlake.model.network import augment
 from tests.model.conftest import SPEC
 
 

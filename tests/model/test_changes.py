@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from soundlake.model import changes
-from soundlake.model.features import PRESETS, FeatureSpec
+from soundlake.model.features.log_mel import PRESETS, FeatureSpec
+from soundlake.model.network import changes
 
 SPEC = PRESETS["general"]
 OFF = {"PITCH": 0, "LEVEL": 0.0, "TEMPO": 0.0, "ROOM_SHARE": 0.0, "BACKGROUND": 0.0}

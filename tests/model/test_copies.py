@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from soundlake.model import copies
-from soundlake.model.features import FeatureSpec, log_mel
+from soundlake.model.features import copies
+from soundlake.model.features.log_mel import FeatureSpec, log_mel
 from soundlake.pipelines.cli.synth import KINDS
 from soundlake.pipelines.lake.lookup import parse_spec
 

@@ -6,11 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from soundlake.model import dataset, splits, texture
 from soundlake.model.errors import InputError
-from soundlake.model.features import dequantise
-from soundlake.model.places import Places, find
-from soundlake.model.records import Record, encode, write_framed
+from soundlake.model.features import splits
+from soundlake.model.features.log_mel import dequantise
+from soundlake.model.features.records import Record, encode, write_framed
+from soundlake.model.network import texture
+from soundlake.model.training import dataset
+from soundlake.model.training.places import Places, find
 from tests.model.conftest import SPEC, Tiny, make
 
 

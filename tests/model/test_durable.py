@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from soundlake.model import artifact
+from soundlake.model.saved import artifact
 from soundlake.pipelines.storage.folder import Folder
 
 

@@ -6,9 +6,9 @@ from sklearn.metrics import average_precision_score
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
-from soundlake.model import evaluate
 from soundlake.model.errors import InputError
-from soundlake.model.features import PRESETS, log_mel
+from soundlake.model.features.log_mel import PRESETS, log_mel
+from soundlake.model.judging import evaluate
 
 SPEC = PRESETS["general"]
 

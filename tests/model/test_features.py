@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from soundlake.model.features import PRESETS, FeatureSpec, LogMel, dequantise, log_mel, quantise, windows
+from soundlake.model.features.log_mel import PRESETS, FeatureSpec, LogMel, dequantise, log_mel, quantise, windows
 
 GOLDEN = Path(__file__).with_name("golden")
 # Frames kept in a golden file, spread over the signal.

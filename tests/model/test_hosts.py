@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from soundlake.model import hosts
 from soundlake.model.errors import InputError, TryLaterError
+from soundlake.model.training import hosts
 
 ROOT = Path(__file__).resolve().parents[2]
 
 SCRIPT = """
 import sys
-from soundlake.model import hosts
+from soundlake.model.training import hosts
 here = hosts.from_environment()
 here.join()
 import numpy as np

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from soundlake.model.features import PRESETS, log_mel, mel_filters
-from soundlake.model.inversion import bins_of_bands, sound_of
+from soundlake.model.features.inversion import bins_of_bands, sound_of
+from soundlake.model.features.log_mel import PRESETS, log_mel, mel_filters
 
 SPEC = PRESETS["general"]
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from soundlake.model.objective import free_bits, nt_xent, warm_up
+from soundlake.model.network.objective import free_bits, nt_xent, warm_up
 
 
 def numpy(value: object) -> np.ndarray:

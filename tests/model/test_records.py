@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from soundlake.model.records import DamagedShardError, Record, decode, encode, read_framed, write_framed
+from soundlake.model.features.records import DamagedShardError, Record, decode, encode, read_framed, write_framed
 
 
 def record(window: int = 3, valid: int = 8, seed: int = 0) -> Record:

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from soundlake.model.splits import TEST, TRAIN, VALIDATION, assign, digests, held_out, split_of
+from soundlake.model.features.splits import TEST, TRAIN, VALIDATION, assign, digests, held_out, split_of
 
 
 def test_shares() -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from soundlake.model.texture import (
+from soundlake.model.network.texture import (
     BANDS,
     MODULATION_FLOOR,
     ORDERS,

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from soundlake.model import artifact
 from soundlake.model.errors import InputError
-from soundlake.model.train import TrainSettings, identity, train
-from soundlake.model.vae import VaeConfig, build
+from soundlake.model.network.vae import VaeConfig, build
+from soundlake.model.saved import artifact
+from soundlake.model.training.train import TrainSettings, identity, train
 from tests.model.conftest import SPEC, Tiny
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,7 +31,7 @@ call = json.loads(sys.argv[1])
 import tensorflow as tf
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * call["devices"])
-from soundlake.model.train import TrainSettings, train
+from soundlake.model.training.train import TrainSettings, train
 from tests.model.conftest import SPEC
 result = train(call["shards"], SPEC, groups=call["groups"], models_dir=Path(call["models"]),
                settings=TrainSettings(**call["settings"]), origin={})
@@ -189,7 +189,7 @@ def test_it_stops_early_and_shouts_on_collapse(tiny: Tiny, tmp_path: Path, caplo
 
 def test_collapse_is_recorded_loudly(tmp_path: Path, tiny: Tiny, caplog: pytest.LogCaptureFixture) -> None:
     """The figures of a run whose KL is nothing in every dimension."""
-    from soundlake.model import train as module
+    from soundlake.model.training import train as module
 
     class Loop:
         trainer = type(
@@ -275,7 +275,7 @@ def test_divergence_stops_and_says_where_the_last_good_weights_are(tiny: Tiny, t
 
 def test_a_loss_that_is_not_a_number_is_never_kept(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the seventh step on: the checkpoint of the sixth stays, and the same call fails again in the same way."""
-    from soundlake.model.trainer import Trainer
+    from soundlake.model.training.trainer import Trainer
 
     real = Trainer._losses
 

@@ -13,9 +13,9 @@ import pytest
 import tensorflow as tf
 from pydantic import ValidationError
 
-from soundlake.model.dataset import Normalisation
 from soundlake.model.errors import InputError
-from soundlake.model.trainer import Trainer, TrainSettings
+from soundlake.model.training.dataset import Normalisation
+from soundlake.model.training.trainer import Trainer, TrainSettings
 from tests.model.conftest import SPEC
 from tests.model.test_hosts import configs
 
@@ -32,7 +32,7 @@ import tensorflow as tf
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * call["devices"])
 import keras
-from soundlake.model import hosts
+from soundlake.model.training import hosts
 from tests.model.test_trainer import batch, trainer
 here = hosts.from_environment()
 here.join()

@@ -9,8 +9,8 @@ import pytest
 from pydantic import ValidationError
 from scipy import stats
 
-from soundlake.model.texture import statistics_of
-from soundlake.model.vae import (
+from soundlake.model.network.texture import statistics_of
+from soundlake.model.network.vae import (
     Components,
     DepthToSpace,
     VaeConfig,

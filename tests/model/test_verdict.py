@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from soundlake.model.trainer import TrainSettings
-from soundlake.model.verdict import sentences
+from soundlake.model.judging.verdict import sentences
+from soundlake.model.training.trainer import TrainSettings
 
 Interval = tuple[float, float, float]
 BETTER, WORSE, UNCLEAR = (-0.1, -0.2, -0.05), (0.1, 0.05, 0.2), (-0.01, -0.1, 0.1)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from soundlake.model.features import PRESETS
+from soundlake.model.features.log_mel import PRESETS
 from soundlake.pipelines.cli import options
 from soundlake.pipelines.cli.program import main
 from tests.conftest import Made

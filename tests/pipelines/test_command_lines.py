@@ -132,7 +132,7 @@ def test_by_default_a_training_has_its_own_steps_and_preset() -> None:
 
 
 def test_what_the_form_allows_a_training_takes() -> None:
-    from soundlake.model.trainer import TrainSettings
+    from soundlake.model.training.trainer import TrainSettings
 
     form = command_lines.TRAINING
     presets = TrainSettings.model_json_schema()["properties"]["preset"]["enum"]

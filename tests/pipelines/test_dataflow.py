@@ -25,7 +25,7 @@ from google.cloud.dataflow import ParameterType, TemplateMetadata
 from typer.main import get_command
 
 from soundlake.model.errors import InputError, TryLaterError
-from soundlake.model.features import PRESETS
+from soundlake.model.features.log_mel import PRESETS
 from soundlake.pipelines import commands
 from soundlake.pipelines.audio import isolation
 from soundlake.pipelines.cli import program

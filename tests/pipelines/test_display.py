@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from soundlake.model import artifact
+from soundlake.model.saved import artifact
 from soundlake.pipelines.cli import display
 from soundlake.pipelines.cli.display import at_work
 from soundlake.pipelines.cli.program import main

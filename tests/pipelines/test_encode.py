@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from soundlake.model import artifact
 from soundlake.model.errors import InputError
-from soundlake.model.features import dequantise
+from soundlake.model.features.log_mel import dequantise
+from soundlake.model.saved import artifact
 from soundlake.pipelines import commands
 from soundlake.pipelines.encode.encoder import LoadedModel, Name, Window, read_shard
 from soundlake.pipelines.lake import ledger, lookup, table

@@ -8,8 +8,8 @@ import pytest
 import soundfile
 
 from soundlake.model.errors import InputError
-from soundlake.model.features import PRESETS
-from soundlake.model.records import Record, encode
+from soundlake.model.features.log_mel import PRESETS
+from soundlake.model.features.records import Record, encode
 from soundlake.pipelines import commands
 from soundlake.pipelines.cli import messages
 from soundlake.pipelines.extract import cost, estimate

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from soundlake.model import artifact, splits
-from soundlake.model.features import dequantise, log_mel
+from soundlake.model.features import splits
+from soundlake.model.features.log_mel import dequantise, log_mel
+from soundlake.model.saved import artifact
 from soundlake.pipelines.audio.reading import probe
 from soundlake.pipelines.audio.resampling import resampled
 from soundlake.pipelines.cli.program import main

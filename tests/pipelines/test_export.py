@@ -11,8 +11,8 @@ import pyarrow as pa
 import pytest
 from pyarrow import csv, parquet
 
-from soundlake.model.artifact import pooled
 from soundlake.model.errors import InputError, TryLaterError
+from soundlake.model.saved.artifact import pooled
 from soundlake.pipelines.cli.program import main
 from soundlake.pipelines.lake import lookup, table
 from soundlake.pipelines.query import export

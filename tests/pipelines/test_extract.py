@@ -22,8 +22,8 @@ from apache_beam.testing.test_pipeline import TestPipeline
 from apache_beam.testing.util import assert_that, equal_to
 
 from soundlake.model.errors import InputError
-from soundlake.model.features import PRESETS
-from soundlake.model.records import decode, read_framed
+from soundlake.model.features.log_mel import PRESETS
+from soundlake.model.features.records import decode, read_framed
 from soundlake.pipelines import commands
 from soundlake.pipelines.audio.reading import REASONS, Probe, probe
 from soundlake.pipelines.audio.recording import TRANSIENT

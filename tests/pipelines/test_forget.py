@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from soundlake.model.errors import InputError
-from soundlake.model.features import PRESETS
+from soundlake.model.features.log_mel import PRESETS
 from soundlake.pipelines import commands
 from soundlake.pipelines.audio.reading import probe
 from soundlake.pipelines.extract import plan

@@ -10,7 +10,7 @@ import lance
 import pytest
 
 from soundlake.model.errors import InputError, TryLaterError
-from soundlake.model.features import PRESETS
+from soundlake.model.features.log_mel import PRESETS
 from soundlake.pipelines import commands
 from soundlake.pipelines.cli.program import main
 from soundlake.pipelines.encode import finish as finish_encode

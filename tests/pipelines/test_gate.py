@@ -9,8 +9,9 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from soundlake.model import artifact, promotion, splits
-from soundlake.model.features import dequantise
+from soundlake.model.features import splits
+from soundlake.model.features.log_mel import dequantise
+from soundlake.model.saved import artifact, promotion
 from soundlake.pipelines import commands
 from soundlake.pipelines.cli.program import main
 from soundlake.pipelines.lake import ledger, lookup, table

@@ -10,7 +10,7 @@ import pytest
 from pyarrow import parquet
 
 from soundlake.model.errors import InputError
-from soundlake.model.features import PRESETS
+from soundlake.model.features.log_mel import PRESETS
 from soundlake.pipelines import commands
 from soundlake.pipelines.cli.program import main
 from soundlake.pipelines.corpus.labels import Line, find_labels, read_folds, read_labels, resolved, without_file

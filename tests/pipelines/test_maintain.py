@@ -16,7 +16,7 @@ import pytest
 from pyarrow import parquet
 
 from soundlake.model.errors import HeldError, InputError
-from soundlake.model.features import PRESETS
+from soundlake.model.features.log_mel import PRESETS
 from soundlake.pipelines import commands
 from soundlake.pipelines.cli.program import main
 from soundlake.pipelines.lake import fragments, ledger, table

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from soundlake.model.artifact import pooled
+from soundlake.model.saved.artifact import pooled
 from soundlake.pipelines import commands
 from soundlake.pipelines.cli.program import main
 from soundlake.pipelines.lake import ledger, lookup, table

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from soundlake.model import artifact
+from soundlake.model.saved import artifact
 from soundlake.pipelines.corpus import labels
 from soundlake.pipelines.extract import bundle
 from tests.conftest import Made

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from soundlake.model.features import PRESETS
+from soundlake.model.features.log_mel import PRESETS
 from soundlake.pipelines.audio.reading import Probe
 from soundlake.pipelines.extract import plan
 from soundlake.pipelines.extract.plan import Segment

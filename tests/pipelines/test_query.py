@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from soundlake.model import artifact
 from soundlake.model.errors import InputError
-from soundlake.model.features import PRESETS, dequantise
+from soundlake.model.features.log_mel import PRESETS, dequantise
+from soundlake.model.saved import artifact
 from soundlake.pipelines.encode import encoder
 from soundlake.pipelines.lake import table
 from soundlake.pipelines.query.query import cuts, load_query, parse_query

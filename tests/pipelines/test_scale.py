@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from soundlake.model.features import PRESETS
+from soundlake.model.features.log_mel import PRESETS
 from soundlake.pipelines.audio.reading import Probe
 from soundlake.pipelines.engine import joins
 from soundlake.pipelines.extract import account, plan, survey

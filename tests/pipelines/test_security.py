@@ -17,9 +17,9 @@ import pyarrow as pa
 import pytest
 from lance import DatasetBasePath
 
-from soundlake.model import artifact
 from soundlake.model.errors import InputError
-from soundlake.model.features import PRESETS
+from soundlake.model.features.log_mel import PRESETS
+from soundlake.model.saved import artifact
 from soundlake.pipelines import commands
 from soundlake.pipelines.cli.playlist import playlist
 from soundlake.pipelines.encode import encoder

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from soundlake.model import artifact
 from soundlake.model.errors import InputError
-from soundlake.model.features import PRESETS
+from soundlake.model.features.log_mel import PRESETS
+from soundlake.model.saved import artifact
 from soundlake.pipelines import commands
 from soundlake.pipelines.cli.program import main
 from soundlake.pipelines.cli.terminal import Told, visible
@@ -166,7 +166,7 @@ def test_an_export_writes_through_no_link(made: Made, tmp_path: Path) -> None:
 def test_a_report_shows_names_and_runs_none(nasty: Made, tmp_path: Path) -> None:
     from html.parser import HTMLParser
 
-    from soundlake.model.report import Pair, Worth, write
+    from soundlake.model.judging.report import Pair, Worth, write
 
     names = [path.name for path in nasty.audio.iterdir()] + ['"><script>alert(1)</script>', "x' onmouseover='alert(1)"]
     model = artifact.find(Path(nasty.lake.root, "models"), model_of(nasty))

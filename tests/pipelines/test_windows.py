@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from soundlake.model.features import PRESETS, log_mel, quantise, windows
+from soundlake.model.features.log_mel import PRESETS, log_mel, quantise, windows
 from soundlake.pipelines.audio.reading import Rejected, probe
 from soundlake.pipelines.audio.resampling import resampled
 from soundlake.pipelines.extract.windows import CHUNK_FRAMES, SegmentWindows

@@ -14,7 +14,7 @@ from typing import Any
 
 import lance
 
-from soundlake.model.records import DamagedShardError, read_framed
+from soundlake.model.features.records import DamagedShardError, read_framed
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -13,7 +13,7 @@ import lance
 import pytest
 from lance.dataset import DatasetOptimizer
 
-from soundlake.model.features import PRESETS
+from soundlake.model.features.log_mel import PRESETS
 from soundlake.pipelines import commands
 from soundlake.pipelines.cli.program import main
 from soundlake.pipelines.cli.synth import synthesise

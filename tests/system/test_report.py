@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from soundlake.model import artifact
-from soundlake.model.report import Heard, Pair, Worth, write
+from soundlake.model.judging.report import Heard, Pair, Worth, write
+from soundlake.model.saved import artifact
 from soundlake.pipelines import commands
 from soundlake.pipelines.lake import lookup
 from soundlake.pipelines.learning import judging

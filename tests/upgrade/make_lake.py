@@ -21,7 +21,7 @@ SPEC |= {"window_frames": 16, "window_step": 8}
 # Random numbers do not compress: weights keep three bits of their mantissa, and the archive a third of its size.
 PROGRAM = """
 import numpy as np
-from model import artifact
+from model.saved import artifact
 from pipelines.cli.program import script
 
 export = artifact.export

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import soundfile
 
-from soundlake.model.records import decode, read_framed
+from soundlake.model.features.records import decode, read_framed
 from soundlake.pipelines import commands
 from soundlake.pipelines.cli.program import main
 from soundlake.pipelines.extract import plan

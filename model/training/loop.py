@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from soundlake.model import durable, evaluate
+from soundlake.model import durable
 from soundlake.model.errors import InputError
-from soundlake.model.hosts import Hosts
+from soundlake.model.judging import evaluate
 from soundlake.model.reports import Report
-from soundlake.model.trainer import Trainer
+from soundlake.model.training.hosts import Hosts
+from soundlake.model.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 

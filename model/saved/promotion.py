@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from soundlake.model.artifact import Model, write_json
 from soundlake.model.errors import InputError
 from soundlake.model.paths import inside, is_id, regular
+from soundlake.model.saved.artifact import Model, write_json
 
 # Of a folder of models: the promoted model of each spec, and the history.
 CURRENT = "current.json"

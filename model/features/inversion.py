@@ -3,7 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
-from soundlake.model.features import FeatureSpec, mel_filters
+from soundlake.model.features.log_mel import FeatureSpec, mel_filters
 
 # Multiplicative updates from mel bands to bins, rounds of Griffin and Lim from magnitudes to phases.
 UPDATES, ROUNDS = 30, 32

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from keras import ops
 
-from soundlake.model.features import FeatureSpec
+from soundlake.model.features.log_mel import FeatureSpec
 
 # Masks of a bank; a window gets one of them. More would take memory, fewer would be learned by heart.
 MASKS = 1024

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from soundlake.model.errors import InputError
-from soundlake.model.features import FeatureSpec
+from soundlake.model.features.log_mel import FeatureSpec
 
 # Of the probes: regularisation of the linear one, neighbours of the other, folds.
 LINEAR_C, NEIGHBOURS, FOLDS = 0.1, 5, 5

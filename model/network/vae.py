@@ -15,8 +15,8 @@ import numpy.typing as npt
 from keras import layers, ops
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from soundlake.model import texture
-from soundlake.model.texture import mean_over_time
+from soundlake.model.network import texture
+from soundlake.model.network.texture import mean_over_time
 
 # Part of a model's identity: raised when the same settings come to train another network or another loss, or when its
 # layers come in another order, by which checkpoints find their weights.

@@ -20,13 +20,17 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from soundlake.model import artifact, dataset, evaluate, hosts, places, splits, vae
-from soundlake.model import report as page
 from soundlake.model.errors import InputError, TryLaterError
-from soundlake.model.features import FeatureSpec
-from soundlake.model.loop import Loop
+from soundlake.model.features import splits
+from soundlake.model.features.log_mel import FeatureSpec
+from soundlake.model.judging import evaluate
+from soundlake.model.judging import report as page
+from soundlake.model.network import vae
 from soundlake.model.reports import Report, unheard
-from soundlake.model.trainer import Trainer, TrainSettings, fresh, training_input
+from soundlake.model.saved import artifact
+from soundlake.model.training import dataset, hosts, places
+from soundlake.model.training.loop import Loop
+from soundlake.model.training.trainer import Trainer, TrainSettings, fresh, training_input
 
 log = logging.getLogger(__name__)
 
@@ -105,12 +109,13 @@ def train(
 ) -> TrainResult:
     """Train a VAE on a lake's windows, or find that this very model is there already.
 
-    Where TF_CONFIG names several hosts (`model.hosts`), each makes this call, and they train one model together.
+    Where TF_CONFIG names several hosts (`model.training.hosts`), each makes this call, and they train one model
+    together.
 
     Parameters
     ----------
     shards : mapping of str to collection of str
-        `model.places.Shards`.
+        `model.training.places.Shards`.
     spec : FeatureSpec
     groups : mapping of str to str
         recording_id → group, of the recordings to use.

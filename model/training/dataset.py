@@ -10,11 +10,12 @@ import numpy.typing as npt
 import tensorflow as tf
 from keras import ops
 
-from soundlake.model import augment, changes, splits, texture, vae
 from soundlake.model.errors import InputError
-from soundlake.model.features import dequantise
-from soundlake.model.places import Places
+from soundlake.model.features import splits
+from soundlake.model.features.log_mel import dequantise
+from soundlake.model.network import augment, changes, texture, vae
 from soundlake.model.reports import Report, unheard
+from soundlake.model.training.places import Places
 
 # Windows that a shuffle holds: 128 MB at 128 x 128.
 SHUFFLE_WINDOWS = 4096

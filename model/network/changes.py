@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from keras import ops
 
-from soundlake.model import augment
-from soundlake.model.features import FeatureSpec
+from soundlake.model.features.log_mel import FeatureSpec
+from soundlake.model.network import augment
 
 # Mel bands up or down; decibels (a standard deviation); noise of each value (at most, in standard deviations of the
 # data); tempo (at most, in nats of its ratio).

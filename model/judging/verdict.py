@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from soundlake.model.evaluate import MEASURES
+from soundlake.model.judging.evaluate import MEASURES
 
 # The baselines, in words.
 BASELINES = {

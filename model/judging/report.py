@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from soundlake.model import artifact, evaluate
-from soundlake.model.features import FeatureSpec
-from soundlake.model.inversion import sound_of
+from soundlake.model.features.inversion import sound_of
+from soundlake.model.features.log_mel import FeatureSpec
+from soundlake.model.judging import evaluate
+from soundlake.model.saved import artifact
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 # Rates that MP3 knows, Hz; sound at any other is written as WAV, ten times as large.
@@ -65,7 +66,7 @@ class Worth:
     found : mapping
         As in metrics.json.
     plane : ndarray, shape (clips, 2), or None
-        Where each recording lies: `model.evaluate.on_a_plane`; None where there are too few.
+        Where each recording lies: `model.judging.evaluate.on_a_plane`; None where there are too few.
     names : sequence of str
     labels : sequence of str or None
     neighbours : sequence of sequence of Heard

@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from soundlake.model import durable
 from soundlake.model.errors import NO_LOCKS, InputError, TryLaterError, number_of, storage_errors
-from soundlake.model.features import FeatureSpec
+from soundlake.model.features.log_mel import FeatureSpec
 from soundlake.model.paths import checked_id, inside, is_id, no_links, regular
 from soundlake.model.reports import Report, unheard
 
@@ -412,7 +412,7 @@ def export(vae: Any, directory: Path, *, mean: Array, std: Array, examples: Arra
 
     Parameters
     ----------
-    vae : model.vae.VAE
+    vae : model.network.vae.VAE
     directory : Path
     mean, std : ndarray of float32, shape (n_mels,)
     examples : ndarray of float32, shape (n, window_frames, n_mels)

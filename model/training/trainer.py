@@ -13,10 +13,11 @@ import numpy as np
 import tensorflow as tf
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from soundlake.model import augment, dataset, objective, vae
 from soundlake.model.errors import InputError
-from soundlake.model.features import FeatureSpec
-from soundlake.model.places import Places
+from soundlake.model.features.log_mel import FeatureSpec
+from soundlake.model.network import augment, objective, vae
+from soundlake.model.training import dataset
+from soundlake.model.training.places import Places
 
 # What the presets differ in, beside the network: the seed is trained as in the article, by the ELBO alone.
 _OF_PRESET: dict[str, dict[str, Any]] = {

@@ -39,7 +39,7 @@ class Record:
     valid_frames : int
         Frames that hold sound of the recording; the rest, at the end, is padding.
     values : ndarray of uint16, shape (window_frames, n_mels)
-        Quantised log-mel (`model.features.quantise`).
+        Quantised log-mel (`model.features.log_mel.quantise`).
     """
 
     recording_id: str

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from soundlake.model import splits
 from soundlake.model.errors import InputError
-from soundlake.model.features import FeatureSpec
-from soundlake.model.hosts import Hosts
+from soundlake.model.features import splits
+from soundlake.model.features.log_mel import FeatureSpec
+from soundlake.model.features.records import DamagedShardError, Record, decode, read_framed
 from soundlake.model.paths import regular
-from soundlake.model.records import DamagedShardError, Record, decode, read_framed
 from soundlake.model.reports import Report, unheard
+from soundlake.model.training.hosts import Hosts
 
 # Local paths of shards, and the recording_ids that are to be read from each: a shard may hold more.
 Shards = Mapping[str, Collection[str]]
