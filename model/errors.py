@@ -12,21 +12,25 @@ from collections.abc import Iterator
 from typing import Any
 
 
-class InputError(ValueError):
+class SoundlakeError(Exception):
+    """The root of what soundlake raises on purpose; each kind below says what a caller can do about it."""
+
+
+class InputError(SoundlakeError, ValueError):
     """The call or its input is wrong: the same call gives the same answer. Exit code 2.
 
     The message is one line: what is wrong, where, what to do.
     """
 
 
-class TryLaterError(RuntimeError):
+class TryLaterError(SoundlakeError, RuntimeError):
     """The same call may go through later: storage unreachable, disk full, lake busy. Exit code 75.
 
     The message is one line: what happened, where, what to do.
     """
 
 
-class HeldError(RuntimeError):
+class HeldError(SoundlakeError, RuntimeError):
     """A gate said no: what was made is worse than what is in use. Exit code 3.
 
     The message is one line: what is worse, by which figures, what to do.

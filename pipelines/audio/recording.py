@@ -4,6 +4,8 @@ import functools
 from dataclasses import dataclass
 from typing import Any
 
+from soundlake.model.errors import SoundlakeError
+
 RATE_RANGE = (1000, 768_000)
 CHANNELS_RANGE = (1, 1024)
 
@@ -49,7 +51,7 @@ NOTES = {
 }
 
 
-class Rejected(Exception):
+class Rejected(SoundlakeError):
     """A recording that cannot be used, with the reason.
 
     Parameters
