@@ -63,6 +63,7 @@ check: $(VENV)/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/codespell
 
 # The same on a real scheduler, database and API, on loopback: a quarter of an hour, and Debian's postgresql.
 test-airflow-live: $(AIRFLOW)/ready $(VENV)/ready
