@@ -249,6 +249,68 @@ def stretch(uri: str, spec: FeatureSpec, *, start: float, end: float) -> Samples
         )
 
 
+def sound_of(uri: str, *, start: float, end: float, sample_rate: int | None = None) -> tuple[Samples, int]:
+    """Decode a stretch of a recording.
+
+    Parameters
+    ----------
+    start, end : float
+        Seconds.
+    sample_rate : int or None
+        Hz; None for the recording's own.
+
+    Returns
+    -------
+    samples : ndarray of float32, shape (n_samples,)
+        Mono; shorter where the recording ends.
+    sample_rate : int
+
+    Raises
+    ------
+    Rejected
+        If it cannot be decoded.
+    """
+    with at_hand(uri) as local:
+        rate = sample_rate or probe(os.fsdecode(local)).sample_rate
+        return decoded(local, rate, start=round(start * rate), stop=round(end * rate)), rate
+
+
+def load_audio(path: str | os.PathLike[str], *, sample_rate: int | None = None) -> tuple[Samples, int]:
+    """Decode an audio file or a file in a bucket, as `soundlake extract` does: any format, mono.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+        A path, or a URI.
+    sample_rate : int or None
+        Hz; None for the file's own.
+
+    Returns
+    -------
+    samples : ndarray of float32, shape (n_samples,)
+        Full scale ±1; channels are averaged.
+    sample_rate : int
+
+    Raises
+    ------
+    InputError
+        If there is no such file.
+    Rejected
+        If it cannot be decoded.
+
+    Examples
+    --------
+    >>> samples, rate = soundlake.load_audio(folder / "audio/bell/bell-000.flac")
+    >>> samples.dtype, samples.ndim
+    (dtype('float32'), 1)
+    """
+    name = os.fspath(path)
+    uri = name if "://" in name else uri_of(os.path.abspath(os.fsencode(name)))
+    with storage_errors(name), at_hand(uri) as local:
+        rate = sample_rate or probe(os.fsdecode(local)).sample_rate
+        return decoded(local, rate, start=0, stop=None), rate
+
+
 def loudness(frames: Frames, spec: FeatureSpec) -> npt.NDArray[np.float32]:
     """Nats of each frame's loudest band above the floor, shape (n_frames,); 0 where that is silence."""
     above = frames.max(axis=1, initial=spec.floor) - np.float32(spec.floor)

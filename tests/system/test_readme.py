@@ -50,6 +50,8 @@ def test_the_walk_through(tmp_path: Path) -> None:
     assert partition.startswith("nothing to do: all 12 files")
     assert "removed: " in kept
     assert "nothing to do: all 98 files are unchanged" in again
+    program = README.read_text().split("```python")[1].split("```")[0]
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
     report = Path(re.search(r"^report +(.+)$", again, re.MULTILINE)[1])
     assert (tmp_path / report).read_text().startswith("<!doctype html>")
 
