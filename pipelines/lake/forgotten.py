@@ -157,5 +157,5 @@ def with_files(memory: Memory, digests: Iterable[str]) -> Memory:
 
 def without(memory: Memory, digests: Iterable[str]) -> Memory:
     """A memory without some digests, of any kind."""
-    gone = set(digests)
-    return replace(memory, **{name: getattr(memory, name) - gone for name in _SETS})
+    dropped = set(digests)
+    return replace(memory, **{name: getattr(memory, name) - dropped for name in _SETS})

@@ -125,12 +125,12 @@ class Tally:
 @contextlib.contextmanager
 def watching(progress: Progress, *, verb: str) -> Iterator[Watch]:
     """Show the progress of a run during the block, as a stage with the name `verb` (`pipelines.lake.stages`)."""
-    watch, over = Watch(progress), threading.Event()
+    watch, run_over = Watch(progress), threading.Event()
     look = LOCAL_LOOK if progress.lake.is_local else REMOTE_LOOK
     with stage(verb) as shown:
 
         def watch_on() -> None:
-            while not over.wait(look):
+            while not run_over.wait(look):
                 with contextlib.suppress(OSError, TryLaterError, ValueError):
                     watch.look()
                 watch.report(shown)
@@ -140,5 +140,5 @@ def watching(progress: Progress, *, verb: str) -> Iterator[Watch]:
         try:
             yield watch
         finally:
-            over.set()
+            run_over.set()
             watcher.join()

@@ -116,10 +116,10 @@ def _forgotten(lake: Lake) -> Any:
 @contextlib.contextmanager
 def run_manifest(lake: Lake, command: str, settings: dict[str, Any]) -> Iterator[Run]:
     """Record a command: write ``runs/RUN_ID.json`` when it ends, also after a failure, then with the traceback."""
-    run, clock, before = Run.begin(lake, command, settings), time.monotonic(), _forgotten(lake)
+    run, began, before = Run.begin(lake, command, settings), time.monotonic(), _forgotten(lake)
 
     def end(result: str) -> bool:
-        run.manifest["seconds"] = round(time.monotonic() - clock, 3)
+        run.manifest["seconds"] = round(time.monotonic() - began, 3)
         return run.end(result)
 
     try:

@@ -51,9 +51,9 @@ def status(lake: Lake, *, spec: str | None = None) -> dict[str, Any]:
             last_totals = table.said(lake, model_id)
             tables[model_id] = {"rows": dataset.count_rows(), "table_version": int(dataset.version)}
             tables[model_id]["index"] = last_totals.get("index")
-            now = specs.get(found_models.get(model_id, {}).get("spec_id", ""), {}).get("ledger_version")
-            current = {"ledger_version": now, "row_format": table.ROW_FORMAT}
-            fresh = now is not None and current == {name: last_totals.get(name) for name in current}
+            ledger_version = specs.get(found_models.get(model_id, {}).get("spec_id", ""), {}).get("ledger_version")
+            current = {"ledger_version": ledger_version, "row_format": table.ROW_FORMAT}
+            fresh = ledger_version is not None and current == {name: last_totals.get(name) for name in current}
             # The spec of a model that cannot be read is unknown.
             tables[model_id]["up_to_date"] = None if "unreadable" in found_models.get(model_id, {}) else fresh
     memory = Memory.of(lake)

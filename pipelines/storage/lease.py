@@ -105,10 +105,10 @@ def held(bucket: Versioned, name: str, *, wait: bool = True) -> Iterator[Callabl
     """
     lease = _Lease(bucket, name)
     _take(lease, bucket, name, wait=wait)
-    over = threading.Event()
+    released = threading.Event()
 
     def show() -> None:
-        while not over.wait(LENGTH_S / 3):
+        while not released.wait(LENGTH_S / 3):
             try:
                 lease.keep()
             except Exception as error:
@@ -121,7 +121,7 @@ def held(bucket: Versioned, name: str, *, wait: bool = True) -> Iterator[Callabl
     try:
         yield lease.keep
     finally:
-        over.set()
+        released.set()
         keeper.join()
         # A lease that cannot be released expires by itself.
         with contextlib.suppress(TryLaterError, OSError):
