@@ -215,7 +215,7 @@ def filter_error(dataset: Any, where: str | None, error: Exception) -> Exception
     if where is None or is_of_lance(error) or number_of(error) is not None:
         return error
     # The user's filter, without the text that `whole` and a search put around it.
-    asked = inside[1] if (inside := _WHOLE.match(where)) else where
+    user_filter = inside[1] if (inside := _WHOLE.match(where)) else where
     text = _LANCE.sub("", str(error).split(", /")[0].split(", rust/")[0])
     if statement := _STATEMENT.search(text):
         text = statement[1].replace("found: )", "found: the end")
@@ -224,7 +224,7 @@ def filter_error(dataset: Any, where: str | None, error: Exception) -> Exception
     text = text if text.endswith("?") else f"{text}."
     hidden = ("embedding", "latent", "bundle", "record_offset")
     names = ", ".join(name for name in dataset.schema.names if name not in hidden)
-    return InputError(f"cannot use the filter {asked!r}: {text} Columns: {names}")
+    return InputError(f"cannot use the filter {user_filter!r}: {text} Columns: {names}")
 
 
 def recall(dataset: Any) -> float:
@@ -238,10 +238,10 @@ def recall(dataset: Any) -> float:
     with stage(name) as report:
         for number, vector in enumerate(dataset.take(picked, columns=["embedding"])["embedding"].to_pylist()):
             report(name, number, RECALL_QUERIES, f"{number} of {RECALL_QUERIES} queries")
-            both = (
+            results = (
                 nearest(dataset, vector, k=RECALL_K, where=None, columns=key_columns, exact=exact)
                 for exact in (True, False)
             )
-            true, found = ({(row["recording_id"], row["window"]) for row in rows} for rows in both)
-            wanted, hits = wanted + len(true), hits + len(true & found)
+            true, approximate = ({(row["recording_id"], row["window"]) for row in rows} for rows in results)
+            wanted, hits = wanted + len(true), hits + len(true & approximate)
     return hits / wanted

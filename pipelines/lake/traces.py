@@ -28,9 +28,9 @@ def forgotten_in(memory: Memory, rows: Any, columns: Iterable[str] = ABOUT) -> A
     is_forgotten = pa.array([False] * len(rows))
     for name in columns:
         values = [value for value in pc.unique(rows[name]).to_pylist() if value is not None]
-        gone = [value for value in values if memory.holds(**{name: value})]
-        if gone:
-            mask = pc.is_in(rows[name], pa.array(gone, pa.string()))
+        forgotten = [value for value in values if memory.holds(**{name: value})]
+        if forgotten:
+            mask = pc.is_in(rows[name], pa.array(forgotten, pa.string()))
             is_forgotten = pc.or_(is_forgotten, mask.combine_chunks() if isinstance(mask, pa.ChunkedArray) else mask)
     return is_forgotten
 
@@ -89,15 +89,15 @@ def rewritten(
         New and dropped fragments, for `pipelines.lake.fragments.commit`.
     """
     new: list[str] = []
-    gone: list[tuple[int, None]] = []
+    dropped: list[tuple[int, None]] = []
     for fragment in dataset.get_fragments():
         selected = fragment.to_table(columns=list(columns))
         if held_by(memory, dataset.uri, files_of(fragment)) or concerned(selected):
             rows = after(fragment.to_table())
             if len(rows):
                 new += fragments.write(dataset.uri, rows.cast(dataset.schema))
-            gone.append((fragment.fragment_id, None))
-    return new, gone
+            dropped.append((fragment.fragment_id, None))
+    return new, dropped
 
 
 def cleaned(lake: Lake, name: str, memory: Memory, *, moment: float, versions: bool) -> None:
