@@ -1,4 +1,4 @@
-"""Audio: what does a file sound like? Readers, their time line, and the process that they run in."""
+"""Audio: readers of sound files, their time line, and the process in which they run."""
 
-# What other rooms may import.
+# The modules that other rooms may import.
 __all__ = ["isolation", "reading", "recording", "resampling"]

@@ -1,4 +1,4 @@
-"""Sound in blocks, as the readers give it: mono, float32, each with the sample it begins at."""
+"""Blocks of sound from the readers: mono, float32, each with the index of its first sample."""
 
 from collections.abc import Generator, Sequence
 from typing import Any
@@ -8,16 +8,16 @@ from numpy.typing import NDArray
 
 BLOCK_FRAMES = 65536
 
-# Each mono block with the sample it begins at.
+# Yields mono blocks, each with the index of its first sample.
 Blocks = Generator[tuple[int, NDArray[np.float32]], None, None]
 
 
 def mean(channels: Sequence[NDArray[Any]] | NDArray[Any], scale: float, offset: float) -> NDArray[np.float32]:
-    """Mean of channels, each ``(frames,)`` in any sample type, as new float32; samples are scaled after an offset."""
+    """Mean over channels of (sample + offset) × scale, as new float32; each channel is ``(frames,)``, of any type."""
     # Channel by channel, no matrix product: BLAS may round by a sample's place in the block, and slices would differ.
     with np.errstate(over="ignore", invalid="ignore"):
         if isinstance(channels, np.ndarray):
-            # All channels at once: they lie interleaved, and a cast that steps over the others is slow.
+            # Cast all channels at once: they are interleaved, and a cast of one channel with a stride is slow.
             values: Any = channels.astype(np.float32, copy=False)
         else:
             values = [channel.astype(np.float32, copy=False) for channel in channels]

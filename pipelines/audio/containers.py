@@ -1,7 +1,7 @@
-"""What the bytes of a file say about where its sound lies, beyond what a decoder tells.
+"""Find the place of the sound in a file's bytes, where decoders miss some of it.
 
-Decoders take the first stream of several that are chained in one file, and stop at the size that a header declares,
-both without a word. What is here finds the rest. Pure functions of an open file; nothing is decoded.
+Decoders read only the first of several streams that are chained in one file, and they stop at the size that a header
+declares. They report neither. The functions here find the rest. They only read an open file, and decode nothing.
 """
 
 import functools
@@ -14,19 +14,20 @@ from typing import BinaryIO, NamedTuple
 
 from soundlake.pipelines.audio.isolation import alive
 
-# No honest file chains more streams: a radio station recorded for a month.
+# A genuine file chains at most this many streams, such as the recording of a radio station for a month.
 MOST_LINKS = 10_000
-# Bytes behind the declared end of the sound that are worth a word. Fewer are padding or a tag.
+# Number of bytes after the declared end of the sound from which a note is made. Fewer are padding or a tag.
 WORTH_TELLING = 4096
-# What a program writes as the size of data that it cannot tell yet: all ones, or about the largest signed number.
+# Declared sizes from here on mean that the writer did not know the size yet: programs then write all ones, or about the
+# largest signed number.
 OPEN_SIZE = 0x7FFF_F000
 _READ_BYTES = 1 << 20
-# No page of Ogg is longer.
+# Greatest length of an Ogg page.
 _PAGE_BYTES = 65_536
 _PAGE = re.compile(rb"OggS\0")
-# How files of some formats begin, each long enough not to come up by chance. FLAC: its mark and STREAMINFO, always of
-# 34 bytes, the last block of metadata or not. Matroska and WebM: an EBML header with one of these types of document.
-# FLV. TTA, with its number of channels and bits. ASF.
+# The first bytes of files of some formats; each pattern is too long to occur by chance. FLAC: its mark and the header
+# of STREAMINFO, which always has 34 bytes and may or may not be the last block of metadata. Matroska and WebM: an EBML
+# header with one of these document types. FLV. TTA, with its number of channels and bits. ASF.
 _BEGINNINGS = (
     re.compile(rb"fLaC[\0\x80]\0\0\x22"),
     re.compile(rb"\x1a\x45\xdf\xa3.{0,48}?\x42\x82.(?:webm|matroska)", re.DOTALL),
@@ -34,12 +35,12 @@ _BEGINNINGS = (
     re.compile(rb"TTA1[\x01-\x03]\0[\x01-\x10]\0[\x08\x10\x18\x20]\0"),
     re.compile(rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11\xa6\xd9\x00\xaa\x00\x62\xce\x6c"),
 )
-# No match is longer.
+# Greatest length of a match.
 _PATTERN_BYTES = 64
 
 
 class Part(io.RawIOBase):
-    """Bytes [begin, end) of a file, as a file of their own."""
+    """Bytes [begin, end) of a file, as a separate file."""
 
     def __init__(self, file: BinaryIO, begin: int, end: int) -> None:
         self._file, self._begin, self._size, self._at = file, begin, end - begin, 0
@@ -67,14 +68,14 @@ class Part(io.RawIOBase):
 
 
 def id3_bytes(head: bytes) -> int:
-    """Length of the ID3v2 tag that begins with these ten bytes, from the tag's own header; 0 if none does."""
+    """Length of the ID3v2 tag that begins with these ten bytes, header included; 0 if they begin no tag."""
     if head[:3] != b"ID3" or len(head) < 10:
         return 0
     return 10 + functools.reduce(lambda total, byte: total << 7 | byte & 0x7F, head[6:10], 0)
 
 
 def closing_tags(file: BinaryIO, size: int) -> int:
-    """Bytes of the tags at a file's end: ID3v1, and APEv2 before it."""
+    """Number of bytes of the tags at a file's end: ID3v1, and APEv2 before it."""
     file.seek(max(0, size - 160))
     tail = file.read(160)
     id3v1 = 128 if tail[-128:-125] == b"TAG" else 0
@@ -82,14 +83,14 @@ def closing_tags(file: BinaryIO, size: int) -> int:
     if footer[:8] != b"APETAGEX":
         return id3v1
     length, _, flags = struct.unpack("<III", footer[12:24])
-    # The length counts the footer, and not a header.
+    # The length includes the footer, but not a header.
     return id3v1 + int(length) + (32 if flags >> 31 else 0)
 
 
 def tells_its_length(file: BinaryIO) -> bool:
-    """Whether an MP3 says in its first frame how long it is, and ends there: files joined into one go on.
+    """Whether an MP3 declares its length in its first frame and ends there; files that were joined into one continue.
 
-    The headers Xing (Info, at a constant bit rate) and VBRI, as FFmpeg's mp3dec.c reads them.
+    The length is in a Xing header (Info, at a constant bit rate) or a VBRI header, read as in FFmpeg's mp3dec.c.
     """
     start, tag = 0, -1
     while tag:
@@ -97,33 +98,33 @@ def tells_its_length(file: BinaryIO) -> bool:
         # The largest frame of MPEG audio has 1,441 bytes.
         first = file.read(1441)
         start += (tag := id3_bytes(first))
-    found = re.search(rb"(?:Xing|Info)...([\x03\x07\x0b\x0f])....(....)|VBRI.{6}(....)", first, re.DOTALL)
-    if found is None:
+    header = re.search(rb"(?:Xing|Info)...([\x03\x07\x0b\x0f])....(....)|VBRI.{6}(....)", first, re.DOTALL)
+    if header is None:
         return False
-    # Bytes of the frames, this one included; behind them come tags, or nothing.
-    file.seek(start + int.from_bytes(found[2] or found[3]))
+    # The header gives the bytes of all frames, the first included; after them come tags, or nothing.
+    file.seek(start + int.from_bytes(header[2] or header[3]))
     after = file.read(3)
     return after != b"ID3" and not (after[:1] == b"\xff" and after[1:2] >= b"\xe0")
 
 
 def _places(file: BinaryIO, pattern: re.Pattern[bytes], begin: int, *, step: int = _READ_BYTES) -> Iterator[int]:
-    """Where a pattern stands in a file, from `begin` on. Not by `mmap`: a decoder's process may not map large files."""
+    """Yield the positions of a pattern in a file, from `begin` on. No `mmap`: decoders may not map large files."""
     while True:
         alive()
         file.seek(begin)
         data = file.read(step)
-        # What may go on beyond these bytes is left to the next.
-        whole = len(data) if len(data) < step else len(data) - _PATTERN_BYTES
-        for found in pattern.finditer(data):
-            if found.start() < whole:
-                yield begin + found.start()
+        # A match that begins in the last bytes may be incomplete, so it is left to the next read.
+        complete = len(data) if len(data) < step else len(data) - _PATTERN_BYTES
+        for match in pattern.finditer(data):
+            if match.start() < complete:
+                yield begin + match.start()
         if len(data) < step:
             return
-        begin += whole
+        begin += complete
 
 
 def _ogg_links(file: BinaryIO) -> Iterator[int]:
-    """Where a page begins a stream after pages of another: RFC 3533's sequential multiplexing."""
+    """Yield the positions where a page begins a stream after pages of another (RFC 3533, sequential multiplexing)."""
     at, in_headers = 0, True
     for page in itertools.count():
         if page % 1024 == 0:
@@ -133,7 +134,7 @@ def _ogg_links(file: BinaryIO) -> Iterator[int]:
         if len(head) < 27:
             return
         if head[:5] != b"OggS\0":
-            # Damage, or a tag between two files: on to the next page, which is mostly near.
+            # Damage, or a tag between two files: search the next page, which is usually near.
             at = next(_places(file, _PAGE, at + 1, step=_PAGE_BYTES), -1)
             if at < 0:
                 return
@@ -146,7 +147,7 @@ def _ogg_links(file: BinaryIO) -> Iterator[int]:
 
 
 def is_whole_ogg(file: BinaryIO) -> bool:
-    """Whether a file is one Ogg stream from its first page to its last: none is missing, and nothing is beside them."""
+    """Whether a file consists of the pages of one Ogg stream, with none missing and nothing between them."""
     at, serial = 0, b""
     for number in itertools.count():
         file.seek(at)
@@ -163,7 +164,7 @@ def is_whole_ogg(file: BinaryIO) -> bool:
 
 
 def _mp4_links(file: BinaryIO) -> Iterator[int]:
-    """Where the boxes of another file begin behind those of an MP4 or QuickTime file."""
+    """Yield the positions where another file begins after the boxes of an MP4 or QuickTime file."""
     at = 0
     while True:
         file.seek(at)
@@ -174,17 +175,17 @@ def _mp4_links(file: BinaryIO) -> Iterator[int]:
             yield at
         size = int.from_bytes(head[:4])
         size = int.from_bytes(head[8:16]) if size == 1 else size
-        # To the end of the file, or no box.
+        # 0 means that the box reaches to the end of the file; other sizes below 8 are not valid.
         if size < 8:
             return
         at += size
 
 
 def links(file: BinaryIO) -> tuple[int, ...]:
-    """Where the streams or files after the first begin, if several follow each other in one file.
+    """Positions in bytes where further streams or files begin, if several follow each other in one file.
 
-    In Ogg, FLAC, Matroska, WebM, MP4, FLV, TTA and ASF. (What is joined of raw streams, and of MPEG's transport and
-    programme streams, FFmpeg reads as one.)
+    For Ogg, FLAC, Matroska, WebM, MP4, FLV, TTA and ASF. (FFmpeg reads joined raw streams, and joined MPEG transport
+    and programme streams, as one.)
 
     Raises
     ------
@@ -197,27 +198,27 @@ def links(file: BinaryIO) -> tuple[int, ...]:
     if begin:
         file.seek(begin)
         head = file.read(_PATTERN_BYTES)
-    found: Iterator[int] = iter(())
+    positions: Iterator[int] = iter(())
     if head[:4] == b"OggS":
-        found = _ogg_links(file)
+        positions = _ogg_links(file)
     elif head[4:8] == b"ftyp":
-        found = _mp4_links(file)
+        positions = _mp4_links(file)
     else:
         beginning = next((pattern for pattern in _BEGINNINGS if pattern.match(head)), None)
         if beginning is not None:
-            found = _places(file, beginning, begin + 4)
+            positions = _places(file, beginning, begin + 4)
     begins = []
-    for at in found:
-        begins.append(at)
+    for position in positions:
+        begins.append(position)
         if len(begins) > MOST_LINKS:
             raise ValueError(f"more than {MOST_LINKS} streams are chained in it")
     return tuple(begins)
 
 
 def sound_end(file: BinaryIO, begin: int, end: int) -> int:
-    """Where the last page with anything in it ends, of an Ogg stream in bytes [begin, end) of a file; else `end`.
+    """The end of an Ogg stream in bytes [begin, end) of a file, without an empty last page; `end` for other formats.
 
-    Some writers close a stream with a page that holds one empty packet, and decoders take that for damage.
+    Some writers close a stream with a page that contains one empty packet, and decoders treat that as damage.
     """
     file.seek(begin)
     if file.read(4) != b"OggS":
@@ -233,16 +234,16 @@ def sound_end(file: BinaryIO, begin: int, end: int) -> int:
 
 
 class Data(NamedTuple):
-    """Where samples lie in a file.
+    """The place of the samples in a file.
 
     Attributes
     ----------
     begin, length : int
-        In bytes, as far as the file goes.
+        In bytes, within the file's actual size.
     note : str or None
         A key of `pipelines.audio.recording.NOTES`, if header and file differ.
     endian : str
-        ``'LITTLE'`` or ``'BIG'``, where samples have more than a byte.
+        ``'LITTLE'`` or ``'BIG'``; relevant for samples of more than one byte.
     """
 
     begin: int
@@ -252,15 +253,15 @@ class Data(NamedTuple):
 
 
 class _Layout(NamedTuple):
-    """How a family of containers writes its chunks."""
+    """The chunk format of a family of containers."""
 
     size: struct.Struct
     name_bytes: int
-    # Whether a chunk's size counts its own header.
+    # Whether a chunk's size includes its own header.
     counts_header: bool
     align: int
     data: bytes
-    # Bytes of the data chunk before the samples.
+    # Number of bytes in the data chunk before the samples.
     before: int
 
 
@@ -275,7 +276,7 @@ _TAGS = (b"TAG", b"ID3", b"APETAGEX", b"LYRICSBEGIN")
 
 
 def _family(head: bytes) -> tuple[str, int] | None:
-    """The layout of a file by its first bytes, and where its first chunk is."""
+    """The name of a file's layout, by its first bytes, and the position of its first chunk."""
     if head[:4] in (b"RIFF", b"RF64", b"BW64") and head[8:12] == b"WAVE":
         return "riff", 12
     if head[:4] == b"RIFX" and head[8:12] == b"WAVE":
@@ -290,7 +291,7 @@ def _family(head: bytes) -> tuple[str, int] | None:
 
 
 def _chunks(file: BinaryIO, layout: _Layout, at: int, size: int) -> Iterator[tuple[bytes, int, int]]:
-    """Name, place of the content and its declared length of each chunk that has a sensible name, from `at` on."""
+    """Yield name, position and declared length of the content of each chunk from `at` on, until a name is no text."""
     head = layout.name_bytes + layout.size.size
     while at + head <= size:
         file.seek(at)
@@ -307,7 +308,7 @@ def _chunks(file: BinaryIO, layout: _Layout, at: int, size: int) -> Iterator[tup
 
 
 def _unexplained(file: BinaryIO, layout: _Layout, at: int, size: int) -> int:
-    """Where data begins, from the end of a data chunk on, that is neither a chunk nor a tag; `size` if none does."""
+    """The position, from the end `at` of a data chunk on, of bytes that are neither chunk nor tag; `size` for none."""
     aligned = -(-at // layout.align) * layout.align
     place = max(_after_chunks(file, layout, place, size) for place in {at, aligned})
     if place == at:
@@ -325,9 +326,9 @@ def _unexplained(file: BinaryIO, layout: _Layout, at: int, size: int) -> int:
 
 
 def _after_chunks(file: BinaryIO, layout: _Layout, place: int, size: int) -> int:
-    """Where the chunks that follow each other from a place on end; the first one of sound is none of them."""
+    """The end of the chunks that follow each other from `place` on, up to the first chunk of sound."""
     for name, begin, length in _chunks(file, layout, place, size):
-        # Another one of sound, or the header of another file.
+        # A further chunk of sound, or the header of another file.
         if name == layout.data or name[:4] in (b"RIFF", b"RIFX", b"FORM", b"riff") or length < 0:
             break
         if begin + length > size + 1:
@@ -337,27 +338,27 @@ def _after_chunks(file: BinaryIO, layout: _Layout, place: int, size: int) -> int
 
 
 def pcm_data(file: BinaryIO, size: int) -> Data | None:
-    """Where the samples lie in a WAV, RF64, W64, AIFF, AU or CAF file; None in anything else, or if none are named.
+    """The place of the samples in a WAV, RF64, W64, AIFF, AU or CAF file; None for other files or without a data chunk.
 
-    A size of 32 bits is too small for data of 4 GiB and more, and some writers let it begin again at 0. It is read as
-    if it had not where that explains the file to its last byte: what follows the data is nothing, a chunk or a tag.
+    A size of 32 bits is too small for data of 4 GiB and more, and some writers let it wrap to 0. A wrapped size is
+    corrected where the correction explains the file to its last byte: nothing, a chunk or a tag follows the data.
 
     Parameters
     ----------
     file, size : BinaryIO, int
-        The file, and how many bytes it has.
+        The file, and its number of bytes.
     """
     file.seek(0)
     head = file.read(28)
     if head[:4] == b".snd" and len(head) >= 24:
         begin, length = struct.unpack(">II", head[4:12])
-        there = size - begin
-        note = "more-data" if length + WORTH_TELLING <= there else "cut-short" if length > there else None
-        return Data(begin, min(length, there), None if length == 0xFFFF_FFFF else note, "BIG")
-    found = _family(head)
-    if found is None:
+        available = size - begin
+        note = "more-data" if length + WORTH_TELLING <= available else "cut-short" if length > available else None
+        return Data(begin, min(length, available), None if length == 0xFFFF_FFFF else note, "BIG")
+    match = _family(head)
+    if match is None:
         return None
-    family, first = found
+    family, first = match
     layout = _LAYOUTS[family]
     endian = "BIG" if layout.size.format.startswith(">") else "LITTLE"
     long_size = None
@@ -373,18 +374,18 @@ def pcm_data(file: BinaryIO, size: int) -> Data | None:
     narrow = layout.size.size == 4
     if narrow and long_size is not None and length == 0xFFFF_FFFF:
         length, narrow = long_size, False
-    there, end = size - begin, begin + length
+    available, end = size - begin, begin + length
     is_open = length <= 0 or (narrow and length >= OPEN_SIZE)
     if end > size or length <= 0:
-        return Data(begin, there, None if is_open else "cut-short", endian)
+        return Data(begin, available, None if is_open else "cut-short", endian)
     unexplained = _unexplained(file, layout, end, size)
     if size - unexplained < WORTH_TELLING:
         return Data(begin, length, None, endian)
-    # AIFF-C names the order of its bytes elsewhere.
+    # AIFF-C declares its byte order elsewhere, so its size is not corrected.
     if narrow and unexplained - end < layout.align and head[8:12] != b"AIFC":
-        wrapped = (there - length) >> 32 << 32
+        wrapped = (available - length) >> 32 << 32
         if wrapped and size - _unexplained(file, layout, end + wrapped, size) < WORTH_TELLING:
             return Data(begin, length + wrapped, "size-wrapped", endian)
         if is_open:
-            return Data(begin, there, "size-wrapped", endian)
+            return Data(begin, available, "size-wrapped", endian)
     return Data(begin, length, "more-data", endian)

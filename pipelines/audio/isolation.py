@@ -1,9 +1,9 @@
-"""A process of its own for the decoders: a crash, a hang or a hunger for memory costs one recording and no other.
+"""A separate process for the decoders: if one crashes, hangs or needs too much memory, only one recording is lost.
 
-Decoders are C libraries, and files come from strangers. What touches a file's content runs in a `Sandbox`: a child
-that the kernel stops by itself when it gives no sign of life (`alive`) or asks for too much memory, whatever the parent
-is doing. A call whose process dies is tried once more in a fresh one, so that a recording is not blamed for what the
-one before it broke.
+Decoders are C libraries, and files come from strangers. All code that touches a file's content runs in a `Sandbox`.
+This is a child process that the kernel stops when it gives no sign of life (`alive`) or requests too much memory,
+whatever the parent is doing. A call whose process dies is repeated once in a new process, so that a recording is not
+blamed for damage that the recording before it caused.
 """
 
 import contextlib
@@ -22,37 +22,42 @@ from typing import Any
 from soundlake.model.errors import TryLaterError, of_system
 from soundlake.pipelines.audio.recording import Rejected
 
-# Without a sign of life for so long the decoder hangs: it gives one with every block, each some milliseconds' work.
+# A decoder hangs if it gives no sign of life for this many seconds. It gives one with every block, which takes some
+# milliseconds.
 SECONDS = 60.0
-# On top of what the process holds at its start. An honest recording needs about 100 MB, whatever its length.
+# Allowed in addition to the memory of the process at its start. A genuine recording needs about 100 MB, whatever its
+# length.
 MEMORY_BYTES = 1 << 30
-# Asked of a runner that chooses machines, for one of two cores: where two decoders at once take all they may.
+# Requested from a runner that chooses machines, for a machine with two cores: enough if two decoders use all the memory
+# that they are allowed.
 RAM = "5GB"
 
-# Loaded once, in the server that the children are forked from: a child then starts in some milliseconds.
+# Modules that are loaded once, in the server from which the children are forked: a child then starts in some
+# milliseconds.
 PRELOADED = ["soundlake.pipelines.extract.windows", "soundfile", "soxr", "av", "typer"]
 PRELOADED += ["scipy.fft", "scipy.signal", "librosa.filters"]
 
-# Signals by which somebody else stops a process: they say nothing about the recording.
+# Signals by which somebody else stops a process: the recording is not their cause.
 _STOPPED = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 _SERVER_LOST = 255
 
-# Python looks after all children whenever it starts one. An exit code can be read once: of two threads that ask for it
-# at the same time, the second would be told that the server is lost.
+# Python polls all children whenever it starts one. An exit code can be read only once: if two threads ask for it at the
+# same time, the second one gets the code of a lost server.
 _exit_codes = threading.Lock()
 
-# In a child: seconds of the call at hand, 0 between calls and in any other process; and the process that calls.
+# In a child: the time limit of the current call, in seconds (0 between calls and in any other process), and the calling
+# process.
 _seconds = 0.0
 _parent: Any = None
 
 
 def alive() -> None:
-    """Tell that a long call goes on. Does nothing outside a sandbox."""
+    """Give a sign of life during a long call; does nothing outside a sandbox."""
     if _seconds:
         signal.setitimer(signal.ITIMER_REAL, _seconds)
-        # Not `getppid`: that is the server, which lives as long as this.
+        # Not `getppid`: that is the server, which lives as long as this process.
         if not _parent.is_alive():
-            # Killed: nobody waits for this any more.
+            # The parent was killed: nobody waits for the answer any more.
             os._exit(1)
 
 
@@ -62,20 +67,20 @@ def _limit_memory(extra: int) -> None:
     import resource
 
     with open("/proc/self/statm") as file:
-        now = int(file.read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (now + extra, resource.getrlimit(resource.RLIMIT_AS)[1]))
+        used = int(file.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + extra, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
 
 def _serve(calls: Any, seconds: float, memory: int) -> None:
-    """The child: answer calls until the parent hangs up."""
+    """Run in the child: answer calls until the parent closes the connection."""
     global _seconds, _parent
     _parent = multiprocessing.parent_process()
-    # A garbage collection would touch, and so copy, every page that this process shares with the one it came from.
+    # A garbage collection would touch, and so copy, every page of memory that this process shares with the server.
     gc.freeze()
-    # Ctrl-C is for the parent. The alarm has no handler: the kernel ends this process even in the middle of C code.
+    # The parent handles Ctrl-C. The alarm has no handler, so the kernel ends this process even in the middle of C code.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    # libmpg123 and FFmpeg talk to stderr; what matters comes home as an exception.
+    # libmpg123 and FFmpeg write to stderr. Errors that matter reach the parent as exceptions.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     _limit_memory(memory)
     calls.send("ready")
@@ -97,30 +102,33 @@ def _serve(calls: Any, seconds: float, memory: int) -> None:
             calls.send(answer)
         except BrokenPipeError:
             return
-        except Exception as error:  # an exception that cannot travel
+        except Exception as error:  # an answer that cannot be pickled
             calls.send((False, RuntimeError(f"{type(answer[1]).__name__}: {answer[1]} ({error})")))
 
 
 def _start_server() -> None:
-    """Start what children are forked from, unless it runs, deaf to Ctrl-C: Python makes it so after its preloading."""
-    # First, for it lets SIGINT in again.
+    """Start the server from which children are forked, unless it runs, with SIGINT blocked.
+
+    Python itself makes the server ignore SIGINT only after its preloading.
+    """
+    # This comes first, since it unblocks SIGINT.
     multiprocessing.resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    previous_mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         multiprocessing.forkserver.ensure_running()
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous_mask)
 
 
 class Sandbox:
-    """A child process that calls functions; started at the first call, again after each death.
+    """A child process that calls functions. It is started at the first call, and again after each death.
 
     Parameters
     ----------
     seconds : float
-        A call that is silent for longer is ended.
+        Time limit in seconds for a call without a sign of life.
     memory : int
-        Bytes that the child may ask for on top of what it starts with.
+        Bytes that the child may use in addition to its memory at the start.
     """
 
     def __init__(self, *, seconds: float = SECONDS, memory: int = MEMORY_BYTES) -> None:
@@ -129,21 +137,21 @@ class Sandbox:
         self._calls: Any = None
 
     def _start(self) -> None:
-        # Their threads would wait for each other in a child.
+        # The threads of these libraries would wait for each other in a child.
         for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
             os.environ.setdefault(name, "1")
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOADED)
-        self._calls, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(theirs, self._seconds, self._memory), daemon=True)
-        with theirs:
+        self._calls, child_end = context.Pipe()
+        process = context.Process(target=_serve, args=(child_end, self._seconds, self._memory), daemon=True)
+        with child_end:
             try:
                 with _exit_codes:
                     _start_server()
                     process.start()
             except (OSError, EOFError) as error:
-                if isinstance(clear := of_system(error, "decoder processes"), TryLaterError):
-                    raise clear from error
+                if isinstance(system_error := of_system(error, "decoder processes"), TryLaterError):
+                    raise system_error from error
                 raise TryLaterError(
                     f"the system could not start a decoder process ({error}): run the same command again"
                 ) from error
@@ -151,7 +159,7 @@ class Sandbox:
         self._calls.recv()
 
     def _buried(self) -> int:
-        """The exit code of a child that died; `TryLaterError` if somebody stopped it."""
+        """Wait for a dead child and return its exit code; raise `TryLaterError` if somebody stopped it."""
         multiprocessing.connection.wait([self._process.sentinel])
         with _exit_codes:
             self._process.join()
@@ -162,7 +170,7 @@ class Sandbox:
         return code
 
     def stop(self) -> None:
-        """End the child in the middle of a call; from any thread."""
+        """End the child in the middle of a call; may be called from any thread."""
         process = self._process
         if process is not None:
             process.terminate()
@@ -178,27 +186,32 @@ class Sandbox:
             self._process = None
 
     def call(self, function: Callable[..., Any], *arguments: Any, stage: str) -> Any:
-        """``function(*arguments)`` in the child.
+        """Call ``function(*arguments)`` in the child.
 
         Parameters
         ----------
         function : callable
-            Of a module, so that the child can import it; it should call `alive` now and then.
+            A function of a module, so that the child can import it. It should call `alive` now and then.
         arguments
-            Small, and fit for pickle.
+            Small, and picklable.
         stage : str
-            Of the rejection, if the process dies.
+            The stage of the rejection, if the process dies.
+
+        Returns
+        -------
+        object
+            The result of the function.
 
         Raises
         ------
         Rejected
-            With reason ``'decoder-crashed'``, ``'decoder-hangs'`` or ``'too-much-memory'`` if the process died, twice.
+            With reason ``'decoder-crashed'``, ``'decoder-hangs'`` or ``'too-much-memory'`` if the process died twice.
         TryLaterError
-            If somebody stopped the process, or the system starts none.
+            If somebody stopped the process, or if the system could not start one.
         RuntimeError
-            If the process dies before it can be called.
+            If the process dies before it can be called, at the second attempt.
         Exception
-            Whatever the function raised.
+            Any exception of the function.
         """
         for attempt in (1, 2):
             ready = False
@@ -207,7 +220,7 @@ class Sandbox:
                     self._start()
                 ready = True
                 self._calls.send((function, arguments))
-                good, answer = self._calls.recv()
+                succeeded, answer = self._calls.recv()
             except (EOFError, ConnectionError) as error:
                 code = self._buried()
                 if attempt == 2 and not ready:
@@ -216,16 +229,16 @@ class Sandbox:
                     raise _rejection(code, stage, self._seconds) from error
                 continue
             except BaseException:
-                # Interrupted in the middle of an answer: the next call would take it for its own.
+                # Interrupted in the middle of an answer, which the next call would read as its own.
                 if self._process is not None:
                     self._process.kill()
                     self._process = None
                 raise
-            if good:
+            if succeeded:
                 return answer
             if not isinstance(answer, MemoryError):
                 raise answer
-            # Not the next call's to pay for: the process may hold what it took, for this call or for one before.
+            # End the process: it may still hold memory of this or an earlier call, which the next call would lack.
             self.close()
             if attempt == 2:
                 raise Rejected(stage, "too-much-memory", detail=f"more than {self._memory >> 20} MB") from answer
@@ -233,7 +246,7 @@ class Sandbox:
 
 
 def _rejection(code: int, stage: str, seconds: float) -> Rejected:
-    """What the death of a process says about the recording."""
+    """The rejection of a recording whose process died with an exit code."""
     if -code == signal.SIGALRM:
         return Rejected(stage, "decoder-hangs", detail=f"no sign of life for {seconds:g} s")
     if -code == signal.SIGKILL:
@@ -252,20 +265,20 @@ _lock = threading.Lock()
 
 @contextlib.contextmanager
 def sandbox() -> Iterator[Sandbox]:
-    """An idle sandbox of this process, or a new one; it goes back when the block ends."""
+    """Take an idle sandbox of this process, or start a new one; it becomes idle again when the block ends."""
     with _lock:
-        found = _idle.pop() if _idle else Sandbox()
-        _busy.append(found)
+        taken = _idle.pop() if _idle else Sandbox()
+        _busy.append(taken)
     try:
-        yield found
+        yield taken
     finally:
         with _lock:
-            _busy.remove(found)
-            _idle.append(found)
+            _busy.remove(taken)
+            _idle.append(taken)
 
 
 def stop() -> None:
-    """End what the sandboxes of this process are doing: calls that wait for them raise `TryLaterError`."""
+    """Stop the busy sandboxes of this process: calls that wait for them raise `TryLaterError`."""
     with _lock:
-        for found in _busy:
-            found.stop()
+        for busy in _busy:
+            busy.stop()

@@ -1,9 +1,9 @@
-"""Read any recording as mono at its own rate, in bounded memory, or say in one word why not.
+"""Read any recording as mono at its own rate, in bounded memory, or reject it with a reason.
 
-`probe` looks at a file without decoding it, `mono_blocks` decodes a span. Whatever is wrong with a file ends in one
-exception, `Rejected`. A header's length is treated as a claim: the end of a recording is where the decoder stops giving
-samples. Samples lie on the time line that a player shows. A span read alone holds, bit for bit, what the whole
-recording has there.
+`probe` examines a file without decoding it, and `mono_blocks` decodes a span. Any fault of a file raises one exception,
+`Rejected`. The length in a header is only a claim: a recording ends where the decoder stops yielding samples. Samples
+lie on the time line that a player shows. A span that is read alone equals, bit for bit, the same span of the whole
+recording.
 """
 
 import contextlib
@@ -38,21 +38,21 @@ __all__ = [
     "probe",
 ]
 
-# Counted up when some file is decoded otherwise than before: `extract --recheck` decodes again what an older one read.
-# Version 1 read the first of chained streams alone, and left no silence where time stamps leave a gap.
+# Increased whenever a file is decoded differently than before. `extract --recheck` decodes the files again that an
+# older version read. Version 1 read only the first of chained streams, and ignored gaps between time stamps.
 DECODER_VERSION = 2
 
-# A FLAC frame holds at most 65,535 samples and takes at least about 11 bytes: no honest file claims more a byte.
+# A FLAC frame has at most 65,535 samples and at least about 11 bytes: no genuine file claims more samples per byte.
 FLAC_FRAMES_PER_BYTE = 8192
 
 SEEKABLE_CONTAINERS = frozenset({"WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF"})
-# Bytes of a sample.
+# Bytes per sample.
 SEEKABLE_CODECS = {"PCM_S8": 1, "PCM_U8": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8}
 SEEKABLE_CODECS |= {"ULAW": 1, "ALAW": 1}
 
 
 def _say(error: BaseException) -> str:
-    """One line of an exception, without the path; a name with surrogates would not fit a UTF-8 table."""
+    """The text of an exception in one line, without the path and without surrogates, which no UTF-8 table can store."""
     text = f"{type(error).__name__}: {getattr(error, 'strerror', None) or error}"
     return " ".join(text.encode("utf-8", "backslashreplace").decode().split())[:300]
 
@@ -64,7 +64,7 @@ _OS_REASONS |= {errno.EACCES: "no-permission", errno.EPERM: "no-permission"}
 def opened(path: str | os.PathLike[str], stage: str) -> BufferedReader:
     """Open a regular, non-empty file, or raise `Rejected`."""
     try:
-        # Before opening: to open a FIFO waits for ever, and a device never ends.
+        # Check before opening: opening a FIFO waits for ever, and a device never ends.
         info = os.stat(path)
         if not stat.S_ISREG(info.st_mode):
             pipe = stat.S_ISFIFO(info.st_mode) or stat.S_ISSOCK(info.st_mode)
@@ -80,12 +80,12 @@ def opened(path: str | os.PathLike[str], stage: str) -> BufferedReader:
 
 
 def _refuse_unreadable(file: BinaryIO, stage: str, *, most: float = math.inf) -> None:
-    """Raise `Rejected` if the system cannot read a file: decoders take that for its end, or for damage.
+    """Raise `Rejected` if the system cannot read a file, since decoders treat that as its end or as damage.
 
     Parameters
     ----------
     most : float
-        Bytes to read at most.
+        Greatest number of bytes to read.
     """
     number, at = file.fileno(), 0
     try:
@@ -96,11 +96,11 @@ def _refuse_unreadable(file: BinaryIO, stage: str, *, most: float = math.inf) ->
 
 
 def _probe_soundfile(file: BinaryIO, size: int) -> Probe | None:
-    """Probe by libsndfile; None where FFmpeg should have the file."""
+    """Probe by libsndfile; None if FFmpeg should read the file."""
     import soundfile
 
     try:
-        # An open file, not a path: soundfile cannot take names that are not UTF-8.
+        # An open file, not a path: soundfile cannot open names that are not UTF-8.
         with soundfile.SoundFile(file) as sound:
             container, codec, frames = sound.format, sound.subtype, int(sound.frames)
             rate, channels = sound.samplerate, sound.channels
@@ -108,30 +108,30 @@ def _probe_soundfile(file: BinaryIO, size: int) -> Probe | None:
         raise
     except Exception:
         return None
-    # 0 may be a recorder that crashed before it wrote the size: FFmpeg reads on to the end of the file.
+    # 0 may come from a recorder that crashed before it wrote the size; FFmpeg reads to the end of the file.
     if frames <= 0:
         return None
-    # libsndfile reads the first of chained streams alone, closes the gap where pages of Vorbis are lost, and decodes
-    # Opus at the rate of what was encoded, which only informs. A whole stream of Vorbis it begins and ends at the
-    # sample that the pages name; FFmpeg may be some hundred samples off.
+    # libsndfile reads only the first of chained streams, leaves no gap where Vorbis pages are lost, and decodes Opus at
+    # the rate of the encoder's input, which is only informative. It begins and ends a whole Vorbis stream at the sample
+    # that the pages declare, where FFmpeg may be some hundred samples off.
     if container == "OGG" and (codec != "VORBIS" or not containers.is_whole_ogg(file) or ffmpeg.has_gaps(file)):
         return None
-    # libsndfile stops in silence at the length that the first frame tells, or that it guesses from that frame.
+    # libsndfile silently stops at the length that the first frame declares, or that it estimates from that frame.
     if container == "MP3" and not containers.tells_its_length(file):
         return None
-    # Unknown totals and absurd ones make libsndfile fail or ask for 256 GiB.
+    # Unknown and absurd totals make libsndfile fail or request 256 GiB of memory.
     if container == "FLAC" and (frames > size * FLAC_FRAMES_PER_BYTE or containers.links(file)):
         return None
-    # libFLAC takes a tag behind the last frame for damage.
+    # libFLAC treats a tag after the last frame as damage.
     if container == "FLAC" and containers.closing_tags(file, size):
         return None
     seekable = (container in SEEKABLE_CONTAINERS and codec in SEEKABLE_CODECS) or container == "FLAC"
-    found = Probe(container, codec, rate, channels, None if frames >= 2**62 else frames, seekable, "soundfile")
-    return _with_data(file, size, found) if container in SEEKABLE_CONTAINERS else found
+    result = Probe(container, codec, rate, channels, None if frames >= 2**62 else frames, seekable, "soundfile")
+    return _with_data(file, size, result) if container in SEEKABLE_CONTAINERS else result
 
 
 def _with_data(file: BinaryIO, size: int, found: Probe) -> Probe:
-    """A probe of libsndfile's with what the sizes of the container's chunks add to it."""
+    """Add to a probe by libsndfile the notes and the length that follow from the sizes of the container's chunks."""
     data = containers.pcm_data(file, size)
     if data is None:
         return found
@@ -140,7 +140,7 @@ def _with_data(file: BinaryIO, size: int, found: Probe) -> Probe:
         if width:
             return replace(found, claimed_frames=data.length // width, notes=(note,))
         note = "more-data"
-    # libsndfile goes by other fields in some containers.
+    # In some containers libsndfile uses other fields.
     read = (found.claimed_frames or 0) * width
     if note == "more-data" and read >= data.length + containers.WORTH_TELLING:
         note = None
@@ -190,40 +190,44 @@ def _probe_ffmpeg(file: BinaryIO) -> Probe:
 
 
 def probe(path: str | os.PathLike[str]) -> Probe:
-    """Say what a file holds, without decoding it.
+    """Examine a file without decoding it.
 
     Parameters
     ----------
     path : str or os.PathLike
-        Any name the system allows, UTF-8 or not.
+        Any name that the system allows, UTF-8 or not.
 
     Returns
     -------
     Probe
-        Format, native rate in Hz, channels, claimed length in frames, and which reader takes it. Whatever is wrong is
-        raised as `Rejected` with stage ``'probe'``.
+        Format, native rate in Hz, channels, claimed length in frames, and the reader to use.
+
+    Raises
+    ------
+    Rejected
+        For any fault of the file, with stage ``'probe'``.
     """
     with opened(path, "probe") as file:
         try:
-            found = _probe_soundfile(file, os.fstat(file.fileno()).st_size) or _probe_ffmpeg(file)
+            result = _probe_soundfile(file, os.fstat(file.fileno()).st_size) or _probe_ffmpeg(file)
         except Rejected:
             _refuse_unreadable(file, "probe", most=1 << 20)
             raise
-    if not RATE_RANGE[0] <= found.sample_rate <= RATE_RANGE[1]:
-        raise Rejected("probe", "unsupported-rate", detail=f"{found.sample_rate} Hz")
-    if not CHANNELS_RANGE[0] <= found.channels <= CHANNELS_RANGE[1]:
-        raise Rejected("probe", "unsupported-channels", detail=f"{found.channels} channels")
-    return found
+    if not RATE_RANGE[0] <= result.sample_rate <= RATE_RANGE[1]:
+        raise Rejected("probe", "unsupported-rate", detail=f"{result.sample_rate} Hz")
+    if not CHANNELS_RANGE[0] <= result.channels <= CHANNELS_RANGE[1]:
+        raise Rejected("probe", "unsupported-channels", detail=f"{result.channels} channels")
+    return result
 
 
 def _sound(file: BinaryIO, found: Probe) -> Any:
-    """What libsndfile reads a file by."""
+    """Open a file by libsndfile."""
     import soundfile
 
     class Sound(soundfile.SoundFile):
-        """After each read soundfile seeks to where it is, if the file says that it can be sought in.
+        """A file that reports itself as not seekable; otherwise soundfile seeks to its position after each read.
 
-        In MP3 that decodes some frames again.
+        In MP3 such a seek decodes some frames again.
         """
 
         def seekable(self) -> bool:
@@ -240,13 +244,13 @@ def _sound(file: BinaryIO, found: Probe) -> Any:
             subtype=found.codec,
             endian=data.endian,
         )
-    # By its descriptor: libsndfile reads by itself, instead of calling back to Python for every few kilobytes.
+    # By its descriptor: libsndfile then reads the file directly, without a call to Python for every few kilobytes.
     return Sound(file.fileno(), closefd=False)
 
 
 def _goes_on(file: BinaryIO) -> bool:
-    """Whether a decoder that stopped at the length that it was told has left much of the file unread."""
-    # Of the descriptor, which libsndfile reads by; before anything here reads from it.
+    """Whether a decoder that stopped at the declared length has left much of the file unread."""
+    # libsndfile reads through this descriptor, so its position is taken before any other read.
     read = os.lseek(file.fileno(), 0, os.SEEK_CUR)
     size = os.fstat(file.fileno()).st_size
     return read + containers.closing_tags(file, size) + containers.WORTH_TELLING <= size
@@ -267,7 +271,7 @@ def _soundfile_blocks(
             sound.seek(at)
         while stop is None or at < stop:
             want = frames if stop is None else min(frames, stop - at)
-            # Never soundfile.blocks(): it ignores short reads and hands out what the buffer held before.
+            # Not soundfile.blocks(): it ignores short reads, and yields the old content of the buffer.
             got = len(sound.read(want, out=buffer))
             if got:
                 if pcm16:
@@ -275,7 +279,7 @@ def _soundfile_blocks(
                 yield at, mean(values[:got].T, 1 / 32768 if pcm16 else 1.0, 0.0)
                 at += got
             if got < want:
-                # Where the length is exact, less of it means the decoder stopped early without a word.
+                # Where the length is exact, fewer frames mean that the decoder stopped early without an error.
                 if found.seekable and at < sound.frames:
                     raise EOFError(f"{at} of {sound.frames} frames")
                 if found.container in ("FLAC", "MP3") and _goes_on(file):
@@ -296,18 +300,22 @@ def mono_blocks(
     Parameters
     ----------
     path, probe : str or os.PathLike, Probe
-        The file, and what `probe` returned for it.
+        The file, and the result of `probe` for it.
     start, stop : int, int or None
         Span in native samples; None reads to the end. A span beyond the end is cut, without an error.
     note : callable
-        Told what is remarkable, by keys of `NOTES`, beside what the probe has noted; perhaps more than once.
+        Called with keys of `NOTES`, in addition to the notes of the probe; perhaps several times with the same key.
 
     Yields
     ------
     numpy.ndarray
-        float32, shape ``(n,)``, full scale 1, n at most about 65,536 plus one codec frame; the caller's to keep. Raises
-        `Rejected` with stage ``'decode'``: damaged, not-finite, no-samples, format-changes, time-stamps, or no longer
-        to be opened.
+        float32, shape ``(n,)``, full scale 1, n at most about 65,536 plus one codec frame. The array is not reused.
+
+    Raises
+    ------
+    Rejected
+        With stage ``'decode'``: damaged, not-finite, no-samples, format-changes, time-stamps, or the file can no longer
+        be opened.
     """
     if start < 0 or (stop is not None and stop < start):
         raise ValueError(f"span [{start}, {stop})")
@@ -340,6 +348,6 @@ def mono_blocks(
                     raise Rejected("decode", "not-finite", detail=f"at {second:.3f} s")
                 if len(part):
                     yield part
-    # Only from the beginning: a seek past the end reads nothing of a recording that may hold plenty.
+    # Only if the read began at 0: after a seek past the end nothing is read, although the recording may have samples.
     if end == 0:
         raise Rejected("decode", "no-samples")

@@ -1,4 +1,4 @@
-"""What the product says of a recording: what its file holds, what is remarkable about it, or why it cannot be used."""
+"""Facts about a recording: the content of its file, notes about it, or the reason for its rejection."""
 
 import functools
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ REASONS = {
     "decoder-hangs": "The decoder gave no block of samples for a minute, twice.",
     "too-much-memory": "Decoding asks for far more memory than any recording needs.",
 }
-# A rejection for one of these says something about the machine, not about the bytes: the next run tries again.
+# These reasons concern the machine, not the bytes of the file: the next run tries the recording again.
 TRANSIENT = frozenset({"missing", "no-permission", "unreadable"})
 
 
@@ -59,7 +59,7 @@ class Rejected(SoundlakeError):
     stage, reason : str
         ``'probe'``, ``'decode'`` or ``'features'``, and a key of `REASONS`.
     detail : str
-        What was seen, for a log; may hold a decoder's own words.
+        Details for a log; may contain a decoder's own message.
     """
 
     def __init__(self, stage: str, reason: str, *, detail: str = "") -> None:
@@ -72,28 +72,29 @@ class Rejected(SoundlakeError):
         return f"{self.stage}: {self.reason}: {self.detail or REASONS[self.reason]}"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # The default calls __init__ with three positionals, and a worker process could not send this home.
+        # The default calls __init__ with three positional arguments, which fails: a worker process could not send the
+        # exception to its parent.
         return functools.partial(Rejected, detail=self.detail), (self.stage, self.reason)
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What a file says about itself.
+    """The facts about a file that its header declares.
 
     Attributes
     ----------
     container, codec : str
-        Names as the reader gives them (``'WAV'``, ``'PCM_16'``; ``'mov,mp4,…'``, ``'aac'``).
+        Names in the spelling of the reader (``'WAV'``, ``'PCM_16'``; ``'mov,mp4,…'``, ``'aac'``).
     sample_rate, channels : int
         Native rate in Hz, and number of channels.
     claimed_frames : int or None
-        Frames by the header, a claim only; None where unknown.
+        Number of frames by the header, only a claim; None where unknown.
     seekable, reader : bool, str
         True only where seeking is exact to the sample; ``'soundfile'`` or ``'pyav'``.
     links : tuple of int
-        Where the streams after the first begin, in bytes, if several are chained in one file.
+        Positions in bytes where the streams after the first begin, if several are chained in one file.
     notes : tuple of str
-        What is remarkable about the file, by its header: keys of `NOTES`.
+        Notes about the file, by its header: keys of `NOTES`.
     """
 
     container: str
@@ -107,6 +108,6 @@ class Probe:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        # From JSON they come as lists.
+        # JSON gives them as lists.
         object.__setattr__(self, "links", tuple(self.links))
         object.__setattr__(self, "notes", tuple(self.notes))

@@ -1,4 +1,4 @@
-"""The corpus: which files are there, and what are they called?"""
+"""The corpus: its files, their names and their labels."""
 
-# What other rooms may import.
+# The modules that other rooms may import.
 __all__ = ["files", "labels"]

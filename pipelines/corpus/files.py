@@ -1,7 +1,7 @@
-"""The corpus: list its files, know their names, have a file at hand.
+"""The files of a corpus: list them, convert between uris and paths, and provide a file locally.
 
 A uri is the absolute path, or the full URI in a bucket. A local name that is not UTF-8 becomes a percent-encoded
-``file://`` URI, since no table can hold it as it is.
+``file://`` URI, since no table can store it unchanged.
 """
 
 import contextlib
@@ -16,7 +16,8 @@ from soundlake.pipelines.storage import opening
 from soundlake.pipelines.storage.secrecy import refuse_secrets
 from soundlake.pipelines.storage.store import Store, is_bucket
 
-# Left out by name: what lies beside audio and never is. All else is listed, and the decoder judges by content.
+# Endings of files that often lie beside audio but are never audio: these are left out. All other files are listed, and
+# the decoder judges by their content.
 OTHER = frozenset(
     [
         ".cfg",
@@ -75,7 +76,8 @@ OTHER = frozenset(
     ]
 )
 
-# The partition of the files that lie in the corpus's own folder; the others are its folders, by name.
+# Name of the partition of the files that lie directly in the corpus's folder. The other partitions are its subfolders,
+# by name.
 LOOSE = "."
 
 
@@ -86,7 +88,7 @@ class Entry:
     Attributes
     ----------
     size, mtime_ns : int
-        Bytes and nanoseconds since 1970; -1 where the system would not say.
+        Bytes, and nanoseconds since 1970; -1 where the system does not report them.
     """
 
     size: int
@@ -94,12 +96,12 @@ class Entry:
 
 
 def corpus_root(audio: str, *, may_be_gone: bool = False) -> str:
-    """The uri of a corpus as given on the command line, checked.
+    """The uri of a corpus from the command line, checked.
 
     Raises
     ------
     InputError
-        If there is no such folder, unless it may have gone, or a URI holds a password.
+        If there is no such folder (unless `may_be_gone`), if it may not be read, or if a URI contains a password.
     """
     refuse_secrets(audio)
     if not audio:
@@ -110,8 +112,8 @@ def corpus_root(audio: str, *, may_be_gone: bool = False) -> str:
         return audio.rstrip("/")
     root = os.path.abspath(os.path.expanduser(audio))
     if not os.path.isdir(root) and not (may_be_gone and not os.path.exists(root)):
-        what = "it is a file: name the folder that holds it" if os.path.exists(root) else "there is no such folder"
-        raise InputError(f"cannot read the corpus {audio}: {what}")
+        reason = "it is a file: name the folder that holds it" if os.path.exists(root) else "there is no such folder"
+        raise InputError(f"cannot read the corpus {audio}: {reason}")
     if os.path.exists(root) and not os.access(root, os.R_OK | os.X_OK):
         raise InputError(f"cannot read the corpus {audio}: no permission")
     return uri_of(os.fsencode(root))
@@ -126,7 +128,7 @@ def uri_of(path: bytes) -> str:
 
 
 def local_path(uri: str) -> bytes | None:
-    """The local path of a uri; None for one in a bucket."""
+    """The local path of a uri; None for a uri in a bucket."""
     if uri.startswith("file://"):
         return unquote_to_bytes(uri.removeprefix("file://"))
     return None if "://" in uri else os.fsencode(uri)
@@ -137,7 +139,7 @@ def _left_out(name: bytes) -> bool:
 
 
 def partition_of(uri: str, root: str) -> str | None:
-    """The partition of a corpus that a file belongs to; None if it is none of the corpus."""
+    """The partition of a corpus to which a file belongs; None if it is not a file of the corpus."""
     path, start = local_path(uri), local_path(root)
     whole, top = (os.fsencode(uri), os.fsencode(root)) if path is None or start is None else (path, start)
     if not whole.startswith(top + b"/"):
@@ -147,39 +149,39 @@ def partition_of(uri: str, root: str) -> str | None:
 
 
 def in_partition(uri: str, root: str, partition: str | None) -> bool:
-    """Whether a file belongs to a partition of a corpus; to None, for the whole of it, any does."""
+    """Whether a file belongs to a partition of a corpus; always True if `partition` is None, the whole corpus."""
     return partition is None or partition_of(uri, root) == partition
 
 
 def partitions(root: str) -> list[str]:
-    """The partitions of a corpus: its folders by name, sorted, and `LOOSE` if files lie beside them.
+    """The sorted partitions of a corpus: its folders by name, and `LOOSE` if files lie beside them.
 
-    Every file that `listing` knows is in exactly one, by `in_partition`.
+    Every file that `listing` yields is in exactly one partition, by `in_partition`.
     """
     start = local_path(root)
-    found = set()
+    names = set()
     if start is None:
         with storage_errors(root):
             for info in opening.at(root).below("", recursive=False):
                 if not info.is_folder:
-                    found |= set() if _left_out(info.name.encode()) else {LOOSE}
+                    names |= set() if _left_out(info.name.encode()) else {LOOSE}
                 elif not info.name.startswith("."):
-                    found.add(info.name)
-        return sorted(found)
+                    names.add(info.name)
+        return sorted(names)
     with storage_errors(root), os.scandir(start) as entries:
         for entry in entries:
             if not entry.is_dir():
-                found |= set() if _left_out(entry.name) else {LOOSE}
+                names |= set() if _left_out(entry.name) else {LOOSE}
             elif not entry.name.startswith(b"."):
-                found.add(os.fsdecode(entry.name))
-    return sorted(found)
+                names.add(os.fsdecode(entry.name))
+    return sorted(names)
 
 
 def listing(root: str, partition: str | None = None) -> Iterator[tuple[str, Entry] | None]:
-    """The files of a corpus, or of one of its partitions; None for each that is left out by its name.
+    """Yield the files of a corpus or of one of its partitions, as (uri, entry); None for each file left out by name.
 
-    Follows links to folders, each real folder once, so a link to a folder above ends. Hidden names are left out.
-    A folder that may not be read is an entry of its own, with size -1, and ends as a rejection.
+    Links to folders are followed, but each real folder only once, so a link to a parent folder ends. Hidden names are
+    left out. A folder that may not be read is yielded as an entry with size -1, which becomes a rejection.
     """
     if is_bucket(root):
         yield from _remote_listing(root, partition)
@@ -187,17 +189,17 @@ def listing(root: str, partition: str | None = None) -> Iterator[tuple[str, Entr
     start = local_path(root)
     assert start is not None
     if not os.path.isdir(start):
-        # Gone: whether the ledger may be emptied is asked when all are counted.
+        # The corpus is gone. Whether the ledger may be emptied is checked later, when all files are counted.
         return
     waiting, seen = [start], {os.path.realpath(start)}
     while waiting:
         folder = waiting.pop()
         try:
-            with os.scandir(folder) as found:
-                entries = sorted(found, key=lambda entry: entry.name)
+            with os.scandir(folder) as scan:
+                entries = sorted(scan, key=lambda entry: entry.name)
         except OSError as error:
             if error.errno in PASSING:
-                # Its files would seem to be gone, and leave the ledger.
+                # Otherwise its files would seem to be gone, and would be removed from the ledger.
                 with storage_errors(os.fsdecode(folder)):
                     raise
             yield uri_of(folder), Entry(-1, -1)
@@ -207,14 +209,14 @@ def listing(root: str, partition: str | None = None) -> Iterator[tuple[str, Entr
                 is_folder = entry.is_dir()
             except OSError:
                 is_folder = False
-            # In the corpus's own folder the partition chooses; whatever lies deeper comes with its folder.
+            # The partition selects among the entries of the corpus's own folder; deeper files come with their folder.
             if folder == start and partition not in (None, os.fsdecode(entry.name) if is_folder else LOOSE):
                 continue
             if is_folder:
                 real = os.path.realpath(entry.path)
                 if entry.name.startswith(b".") or real in seen:
                     continue
-                # A linked folder may lie inside the corpus and come again under its own name: the own name wins.
+                # A link to a folder inside the corpus: that folder is listed under its own name, so skip the link.
                 if entry.is_symlink() and real.startswith(os.path.realpath(start) + b"/"):
                     continue
                 seen.add(real)
@@ -230,7 +232,7 @@ def listing(root: str, partition: str | None = None) -> Iterator[tuple[str, Entr
 
 
 def _remote_listing(root: str, partition: str | None = None) -> Iterator[tuple[str, Entry] | None]:
-    """The same for a bucket."""
+    """`listing` for a bucket."""
     under = "" if partition in (None, LOOSE) else str(partition)
     with storage_errors(root):
         for info in opening.at(root).below(under, recursive=partition != LOOSE):
@@ -244,35 +246,35 @@ def _remote_listing(root: str, partition: str | None = None) -> Iterator[tuple[s
 
 
 def _placed(uri: str) -> tuple[Store, str]:
-    """The store of a uri's folder, and its name there."""
+    """The store of a uri's folder, and the name of the file in it."""
     path = local_path(uri)
     folder, _, name = (uri if path is None else os.fsdecode(os.path.abspath(path))).rpartition("/")
     return opening.at(folder or "/"), name
 
 
 def is_file(uri: str) -> bool:
-    """Whether there is a file of this uri, and no folder."""
-    files, name = _placed(uri)
+    """Whether a file of this uri exists; False for a folder."""
+    store, name = _placed(uri)
     with storage_errors(uri):
-        info = files.info(name)
+        info = store.info(name)
     return info is not None and not info.is_folder
 
 
 def read_whole(uri: str) -> bytes:
-    """A small file, such as one of labels, whole."""
-    files, name = _placed(uri)
+    """Read a whole small file, such as a label file."""
+    store, name = _placed(uri)
     with storage_errors(uri):
-        return files.read(name)
+        return store.read(name)
 
 
 @contextlib.contextmanager
 def at_hand(uri: str) -> Iterator[bytes | str]:
-    """A local path of a recording; one in a bucket is copied to a temporary file for the length of the block.
+    """Provide a local path of a recording; from a bucket it is copied to a temporary file for the length of the block.
 
     Raises
     ------
     OSError
-        If it cannot be copied.
+        If the recording cannot be copied.
     TryLaterError
         If the bucket does not answer.
     """
@@ -280,8 +282,8 @@ def at_hand(uri: str) -> Iterator[bytes | str]:
     if path is not None:
         yield path
         return
-    files, name = _placed(uri)
+    store, name = _placed(uri)
     with tempfile.NamedTemporaryFile(prefix="soundlake-") as copy:
-        files.copy_to(name, copy)
+        store.copy_to(name, copy)
         copy.flush()
         yield copy.name

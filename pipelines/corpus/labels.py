@@ -1,7 +1,7 @@
-"""Label files: what they say about the files of a corpus, what contradicts itself in them, and what has no file.
+"""Label files: read the labels of a corpus, and find contradictions and labels without a file.
 
-A label file is CSV or Parquet, with a column ``uri`` and others such as ``label`` and ``group``. Nothing in it is
-guessed: what can be read in two ways is refused, and what is odd is told.
+A label file is CSV or Parquet, with a column ``uri`` and others such as ``label`` and ``group``. Nothing is guessed:
+ambiguous files are refused, and oddities are reported.
 """
 
 import contextlib
@@ -23,26 +23,26 @@ from soundlake.pipelines.storage.store import is_bucket
 
 NAMES = ("labels.csv", "labels.parquet")
 COLUMNS = ("label", "group")
-# What may part the columns of a CSV: spreadsheets of many countries write semicolons, and clipboards write tabs.
+# Possible separators of a CSV: spreadsheets write semicolons in many countries, and clipboards write tabs.
 SEPARATORS = ",;\t"
 
-# Labels without a file that are named, and pairs of labels that look alike.
+# Number of labels without a file, and of groups of labels that look alike, that are reported by name.
 NAMED = 5
-# Files of the corpus whose names are compared with those.
+# Number of files of the corpus whose names are compared with the labels without a file.
 COMPARED = 100_000
-# Names of one folder that have this share of their letters in common are near (`difflib.SequenceMatcher.ratio`).
+# Two names in one folder are near if they have this share of letters in common (`difflib.SequenceMatcher.ratio`).
 NEAR = 0.8
 
 
 class Line(NamedTuple):
-    """What a label file says about a file.
+    """The entry of a label file for one file.
 
     Attributes
     ----------
     number : int
         The line of a CSV, or the row of a Parquet file; the first is 1.
     values : tuple of str or None
-        By column, in the order in which they were asked for.
+        One value for each requested column, in the order of the request.
     """
 
     number: int
@@ -51,14 +51,14 @@ class Line(NamedTuple):
 
 @dataclass
 class LabelFile:
-    """A label file that was read.
+    """The content of a label file.
 
     Attributes
     ----------
     lines : dict of str to Line
-        By the uri that `pipelines.corpus.files.listing` gives such a file.
+        By uri, in the form of `pipelines.corpus.files.listing`.
     notes : list of str
-        What is odd about the file and was read all the same, in words.
+        Messages about oddities of the file that did not prevent reading it.
     """
 
     lines: dict[str, Line] = field(default_factory=dict)
@@ -66,58 +66,59 @@ class LabelFile:
 
 
 def find_labels(root: str, labels: str | None) -> str | None:
-    """The label file of a corpus: the one named, else ``labels.csv`` or ``labels.parquet`` in its folder, else None.
+    """The label file of a corpus: `labels`, else ``labels.csv`` or ``labels.parquet`` in its folder, else None.
 
     Raises
     ------
     InputError
-        If the named file does not exist, a URI holds a password, or both files lie in the folder and none is named.
+        If the file `labels` does not exist, if a URI contains a password, or if `labels` is None and both files lie in
+        the folder.
     """
     if labels is not None:
         refuse_secrets(labels)
         if not is_file(labels):
             raise InputError(f"cannot read {labels}: there is no such file")
         return labels
-    there = [f"{root}/{name}" for name in NAMES if is_file(f"{root}/{name}")]
-    if len(there) > 1:
+    existing = [f"{root}/{name}" for name in NAMES if is_file(f"{root}/{name}")]
+    if len(existing) > 1:
         raise InputError(f"the corpus {root} has two label files, {' and '.join(NAMES)}: choose one with --labels")
-    return there[0] if there else None
+    return existing[0] if existing else None
 
 
 def read_labels(labels: str, root: str, *, columns: Sequence[str] = COLUMNS) -> LabelFile:
-    """Read a label file whole.
+    """Read a whole label file.
 
     Parameters
     ----------
     labels : str
-        Path or uri; a name that ends in ``.parquet`` is one, any other is CSV in UTF-8.
+        Path or uri. A file whose name ends in ``.parquet`` is Parquet; any other is CSV in UTF-8.
     root : str
-        The corpus: names that are not absolute are relative to it.
+        The corpus; names that are not absolute are relative to it.
     columns : sequence of str
-        What is read beside the uri; one of them must be there.
+        The columns to read besides ``uri``; at least one of them must exist.
 
     Raises
     ------
     InputError
-        If the file is empty, does not name its columns, cannot be read as what its name says, or says different things
-        about one file.
+        If the file is empty, lacks its column names, is not of the format of its name, or has different values for one
+        file.
     """
     data = read_whole(labels)
     is_parquet = labels.endswith(".parquet")
     word = "row" if is_parquet else "line"
-    found = LabelFile()
+    result = LabelFile()
     trimmed: list[int] = []
     conflicts: list[tuple[str, Line, Line]] = []
-    for number, uri, given in _parquet(labels, data, columns) if is_parquet else _csv(labels, data, columns):
+    for number, uri, texts in _parquet(labels, data, columns) if is_parquet else _csv(labels, data, columns):
         if not uri.strip():
             raise InputError(f"{labels} names no file in {word} {number}: its `uri` is empty")
-        values = tuple(sys.intern(text.strip()) or None if text is not None else None for text in given)
-        if any(text is not None and text != (value or "") for text, value in zip(given, values, strict=True)):
+        values = tuple(sys.intern(text.strip()) or None if text is not None else None for text in texts)
+        if any(text is not None and text != (value or "") for text, value in zip(texts, values, strict=True)):
             trimmed.append(number)
         name, line = resolved(uri, root), Line(number, values)
-        before = found.lines.setdefault(name, line)
-        if before.values != values:
-            conflicts.append((name, before, line))
+        earlier = result.lines.setdefault(name, line)
+        if earlier.values != values:
+            conflicts.append((name, earlier, line))
     if conflicts:
         name, first, second = conflicts[0]
         more = f" (and so for {len(conflicts) - 1} more rows)" if len(conflicts) > 1 else ""
@@ -125,25 +126,25 @@ def read_labels(labels: str, root: str, *, columns: Sequence[str] = COLUMNS) -> 
             f"{labels} says two things about {name}: {_said(columns, first)} in {word} {first.number}, "
             f"{_said(columns, second)} in {word} {second.number}{more}. Keep one of the rows"
         )
-    if not found.lines:
-        found.notes.append("the label file names its columns, but no file")
+    if not result.lines:
+        result.notes.append("the label file names its columns, but no file")
     if trimmed:
-        found.notes.append(
+        result.notes.append(
             f"{len(trimmed)} rows have blanks around a label or group, the first in {word} {trimmed[0]}: "
             "the blanks were removed"
         )
     for place, column in enumerate(columns):
-        found.notes += _look_alike(column, (line.values[place] for line in found.lines.values()))
-    return found
+        result.notes += _look_alike(column, (line.values[place] for line in result.lines.values()))
+    return result
 
 
 def read_folds(path: str) -> dict[str, str]:
-    """uri → fold, from a CSV or Parquet file with those columns; relative uris are to the file's own folder.
+    """Read uri → fold from a CSV or Parquet file with these columns; uris may be relative to the file's own folder.
 
     Raises
     ------
     InputError
-        As `read_labels`, and if there is no such file, or no fold in it.
+        As for `read_labels`, and if there is no such file, or if it contains no fold.
     """
     labels = str(find_labels("", path))
     folder = path.rpartition("/")[0] if "://" in path else os.path.dirname(os.path.abspath(path))
@@ -155,7 +156,7 @@ def read_folds(path: str) -> dict[str, str]:
 
 
 def resolved(uri: str, root: str) -> str:
-    """The uri by which `pipelines.corpus.files.listing` knows what a label file calls `uri`, however it is spelt."""
+    """Convert a uri of a label file, in any spelling, to the form of `pipelines.corpus.files.listing`."""
     is_absolute = uri.startswith(("/", "file://"))
     if not is_absolute and "://" in uri:
         return uri
@@ -163,12 +164,12 @@ def resolved(uri: str, root: str) -> str:
         return f"{root}/{uri.removeprefix('./')}"
     path = local_path(uri if is_absolute else root) or b""
     whole = path if is_absolute else path + b"/" + os.fsencode(uri)
-    # Of two slashes at the start POSIX makes something else than of one, and `normpath` leaves them.
+    # POSIX gives two leading slashes a meaning of their own, so `normpath` keeps them: reduce them to one.
     return uri_of(b"/" + os.path.normpath(whole).lstrip(b"/"))
 
 
 def _csv(labels: str, data: bytes, columns: Sequence[str]) -> Iterator[tuple[int, str, list[str | None]]]:
-    """Number, uri and the other values of each row of a CSV file; blank lines are passed over."""
+    """Yield number, uri and the other values of each row of a CSV file; blank lines are skipped."""
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -196,9 +197,9 @@ def _csv(labels: str, data: bytes, columns: Sequence[str]) -> Iterator[tuple[int
 
 
 def _headers(text: str) -> Iterator[tuple[str, list[str], Any]]:
-    """Separators by which a CSV file has a column `uri`, each with the names of the columns and a reader."""
+    """Yield the separators with which a CSV file has a column `uri`, each with the column names and a reader."""
     for separator in SEPARATORS:
-        # Ends of lines as the file has them, since a name in quotes may hold one.
+        # newline="" keeps the file's line ends, since a name in quotes may contain one.
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
         with contextlib.suppress(csv.Error):
             names = [name.strip() for name in next((row for row in reader if any(row)), [])]
@@ -207,7 +208,7 @@ def _headers(text: str) -> Iterator[tuple[str, list[str], Any]]:
 
 
 def _parquet(labels: str, data: bytes, columns: Sequence[str]) -> Iterator[tuple[int, str, list[str | None]]]:
-    """Number, uri and the other values of each row of a Parquet file."""
+    """Yield number, uri and the other values of each row of a Parquet file."""
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -220,18 +221,19 @@ def _parquet(labels: str, data: bytes, columns: Sequence[str]) -> Iterator[tuple
                 pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_nested(kind)
             ):
                 raise InputError(f"{labels} has a column of {kind} where text is needed: `{rows.column_names[place]}`")
-        found = [[None] * len(rows) if place is None else rows.column(place).to_pylist() for place in places]
+        cells = [[None] * len(rows) if place is None else rows.column(place).to_pylist() for place in places]
     except (pa.ArrowInvalid, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {labels}: {error}") from error
-    for number, (uri, *values) in enumerate(zip(*found, strict=True), start=1):
-        # What is not a number says nothing: some libraries write it where a value is missing.
-        yield number, str(uri or ""), [None if v is None or v != v else str(v) for v in values]
+    for number, (uri, *values) in enumerate(zip(*cells, strict=True), start=1):
+        # NaN counts as missing: some libraries write it for missing values.
+        yield number, str(uri or ""), [None if value is None or value != value else str(value) for value in values]
 
 
 def _places(labels: str, names: Sequence[str], columns: Sequence[str]) -> list[int | None]:
-    """Where the uri and the other columns are; None for one that is not there.
+    """The positions of the uri and the other columns; None for a missing column.
 
-    What the file has instead is not told: a link may stand for any file of this user, and the message is kept.
+    The messages do not quote the file's own column names: the path may be a link to any file of this user, and the
+    messages are stored.
     """
     if "uri" not in names:
         raise InputError(f"{labels} has no column `uri`: name the columns in its first line, such as uri,label,group")
@@ -244,17 +246,17 @@ def _places(labels: str, names: Sequence[str], columns: Sequence[str]) -> list[i
 
 
 def _said(columns: Sequence[str], line: Line) -> str:
-    said = [f"{name} {value!r}" for name, value in zip(columns, line.values, strict=True) if value is not None]
-    return " and ".join(said) or f"no {' and no '.join(columns)}"
+    parts = [f"{name} {value!r}" for name, value in zip(columns, line.values, strict=True) if value is not None]
+    return " and ".join(parts) or f"no {' and no '.join(columns)}"
 
 
 def folded(text: str) -> str:
-    """A text without what people do not see: Unicode form, case, blanks around it and how many there are within."""
+    """Normalise a text: its Unicode form, its case, blanks around it and the number of blanks within it."""
     return " ".join(unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold()).split())
 
 
 def _look_alike(column: str, values: Iterable[str | None]) -> list[str]:
-    """Say which values of a column are different and look the same."""
+    """Messages about values of a column that differ but look the same."""
     known: dict[str, list[str]] = {}
     for value in dict.fromkeys(values):
         if value is not None:
@@ -269,24 +271,25 @@ def _look_alike(column: str, values: Iterable[str | None]) -> list[str]:
 
 
 def without_file(unmatched: Sequence[Sequence[Any]], root: str) -> list[dict[str, Any]]:
-    """Labels without a file, each with the name of a file that may be meant.
+    """Labels without a file, each with a file that may be meant.
 
     Parameters
     ----------
     unmatched : sequence of (int, str)
-        Lines of the label file (rows, of a Parquet file), and uris.
+        Line numbers of the label file (row numbers of a Parquet file), and uris.
     root : str
-        The corpus; the first `COMPARED` of its files are compared.
+        The corpus; its first `COMPARED` files are compared.
 
     Returns
     -------
     list of dict
-        ``line``, ``uri``; ``nearest``, the uri of a file or None; ``differs`` from it in what, in words.
+        ``line``; ``uri``; ``nearest``, the uri of the nearest file, or None; ``differs``, how the two names differ, in
+        words, or None.
     """
     best: list[tuple[int, float, str]] = [(len(_DIFFERENCES), 0.0, "")] * len(unmatched)
     names = [_Name.of(uri, root) for _, uri in unmatched]
     if names:
-        for listed in islice((one for one in listing(root) if one is not None), COMPARED):
+        for listed in islice((file for file in listing(root) if file is not None), COMPARED):
             name = _Name.of(listed[0], root)
             for place, wanted in enumerate(names):
                 rank = _nearness(wanted, name)
@@ -303,7 +306,7 @@ def without_file(unmatched: Sequence[Sequence[Any]], root: str) -> list[dict[str
     ]
 
 
-# How a label's name differs from a file's, from near to far.
+# The kinds of difference between a label's name and a file's name, from near to far.
 _DIFFERENCES = (
     "in Unicode form",
     "in case",
@@ -316,7 +319,7 @@ _DIFFERENCES = (
 
 
 class _Name(NamedTuple):
-    """A name within a corpus, as it is and folded: whole, its folder, its last part, and that without its ending."""
+    """A name within a corpus: unchanged, and folded: whole, its folder, its last part, and that part without ending."""
 
     text: str
     whole: str
@@ -333,7 +336,7 @@ class _Name(NamedTuple):
 
 
 def _nearness(wanted: _Name, name: _Name) -> tuple[int, float] | None:
-    """A place in `_DIFFERENCES`, and how far a name is among those of this place; None if it is not near."""
+    """The index of the difference in `_DIFFERENCES`, and the distance within that kind; None if names are not near."""
     if wanted.whole == name.whole:
         same = (
             unicodedata.normalize("NFC", wanted.text) == unicodedata.normalize("NFC", name.text),

@@ -1,6 +1,6 @@
-"""The lake: what lies where, and how does it become visible?"""
+"""The lake: the place of every file, and the commits that make files visible."""
 
-# What other rooms may import.
+# The modules that other rooms may import.
 __all__ = [
     "forgotten",
     "fragments",

@@ -1,8 +1,8 @@
-"""What a lake has forgotten: keyed digests, by which an extract knows what to leave out.
+"""The memory of forgotten recordings: keyed digests, by which an extract leaves recordings out.
 
-``forgotten.json`` holds a random key and HMAC-SHA256 digests, and nothing else: whoever has a recording or its name can
-ask whether the lake has forgotten it, and nobody can read from the file what that was. `pipelines.upkeep.forget` adds
-to it.
+``forgotten.json`` contains a random key and HMAC-SHA256 digests, and nothing else. Whoever has a recording or its name
+can check whether the lake has forgotten it. Nobody can read the forgotten names or contents from the file.
+`pipelines.upkeep.forget` adds to it.
 """
 
 import hashlib
@@ -22,20 +22,20 @@ _SETS = ("names", "recordings", "files", "former")
 
 @dataclass(frozen=True)
 class Memory:
-    """What ``forgotten.json`` says.
+    """The content of ``forgotten.json``.
 
     Attributes
     ----------
     key : str
-        Random, hexadecimal.
+        Random key, hexadecimal.
     names : frozenset of str
-        Digests of uris: such a file is left out, whatever it holds.
+        Digests of uris. A file with such a uri is left out, whatever its content.
     recordings : frozenset of str
-        Digests of recording_ids: such content is left out, whatever it is called.
+        Digests of recording_ids. Such content is left out, whatever its name.
     files : frozenset of str
-        Digests of a uri with its size and time of change, of files that hold such content: they are not read again.
+        Digests of a uri with its size and time of change, of files with forgotten content. They are not read again.
     former : frozenset of str
-        Digests of uris that such content had: a label for one of them is not told as a label without a file.
+        Digests of uris that forgotten content had. A label for such a uri is not reported as a label without a file.
     """
 
     key: str
@@ -53,18 +53,18 @@ class Memory:
         return self._digest("recording", recording_id)
 
     def file(self, uri: str, size: int, mtime_ns: int) -> str:
-        """The digest of a file as it was listed."""
+        """The digest of a listed file: of its uri, size and time of change."""
         return self._digest("file", uri, size, mtime_ns)
 
     def is_former(self, uri: str) -> bool:
-        """Whether a uri, or content under it, was forgotten."""
+        """Whether a uri, or content that had this uri, was forgotten."""
         return bool(self.names or self.former) and self.name(uri) in self.names | self.former
 
     def _digest(self, *values: Any) -> str:
         return hmac.digest(bytes.fromhex(self.key), json.dumps(values).encode(), hashlib.sha256).hex()
 
     def known(self, uri: str, size: int, mtime_ns: int) -> set[str]:
-        """Of the digests, those of a listed file, by its name alone or as it was when it was last read."""
+        """The digests of the memory that match a listed file: by its uri alone, or by uri, size and time of change."""
         if not (self.names or self.files):
             return set()
         return {self.name(uri)} & self.names | {self.file(uri, size, mtime_ns)} & self.files
@@ -80,24 +80,24 @@ class Memory:
 
     @property
     def mark(self) -> str:
-        """A digest that changes when something more is forgotten, or comes back."""
+        """A digest that changes when more is forgotten, or when something forgotten is allowed again."""
         text = json.dumps([sorted(self.names), sorted(self.recordings)])
         return hashlib.sha256(text.encode()).hexdigest()
 
     @classmethod
     def of(cls, lake: Lake) -> "Memory":
-        """What a lake says; nothing is forgotten where there is no such file.
+        """Read the memory of a lake; nothing is forgotten where there is no such file.
 
         Raises
         ------
         InputError
-            If the file is damaged: without it an extract would bring back what was forgotten.
+            If the file is damaged. Without it an extract would bring back forgotten recordings.
         """
         return _read(lake)[0]
 
 
 def _read(lake: Lake) -> tuple[Memory, Any]:
-    """What a lake says; and, in a bucket, which version of the file says so."""
+    """Read the memory of a lake and, in a bucket, the version of its file."""
     version = None
     try:
         if lake.is_local:
@@ -107,10 +107,10 @@ def _read(lake: Lake) -> tuple[Memory, Any]:
     except (FileNotFoundError, NotADirectoryError):
         return Memory(secrets.token_hex(32)), None
     try:
-        found = json.loads(data)
-        sets = {name: frozenset(map(str, found[name])) for name in _SETS}
-        bytes.fromhex(found["key"])
-        return Memory(found["key"], **sets), version
+        content = json.loads(data)
+        sets = {name: frozenset(map(str, content[name])) for name in _SETS}
+        bytes.fromhex(content["key"])
+        return Memory(content["key"], **sets), version
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{lake.uri(FORGOTTEN)} is damaged ({error}): restore it from a copy; without it an extract would bring "
@@ -119,12 +119,18 @@ def _read(lake: Lake) -> tuple[Memory, Any]:
 
 
 def change(lake: Lake, changed: Callable[[Memory], Memory]) -> Memory:
-    """Change what a lake has forgotten; of two changes at once none is lost.
+    """Change the memory of a lake; no concurrent change is lost.
 
     Parameters
     ----------
+    lake : Lake
     changed : callable
-        What the memory is to be, of what it is; it may be asked again.
+        Takes the present memory and returns the new one. It may be called more than once.
+
+    Returns
+    -------
+    Memory
+        The new memory.
     """
     with lake.locked(FORGOTTEN.removesuffix(".json")):
         while True:
@@ -145,11 +151,11 @@ def change(lake: Lake, changed: Callable[[Memory], Memory]) -> Memory:
 
 
 def with_files(memory: Memory, digests: Iterable[str]) -> Memory:
-    """The same, and files that were found to hold what is forgotten."""
+    """A memory with more digests of files that hold forgotten content."""
     return replace(memory, files=memory.files | set(digests))
 
 
 def without(memory: Memory, digests: Iterable[str]) -> Memory:
-    """The same without some digests of any kind."""
-    gone = set(digests)
-    return replace(memory, **{name: getattr(memory, name) - gone for name in _SETS})
+    """A memory without some digests, of any kind."""
+    dropped = set(digests)
+    return replace(memory, **{name: getattr(memory, name) - dropped for name in _SETS})

@@ -1,8 +1,9 @@
 """Lance datasets that many workers write and one commit changes: the ledger, and the tables.
 
-Workers write new fragments, and old ones without the rows that leave, where no reader sees them. One commit by the
-driver makes all of it visible, if the rows are still those of the version that the run was planned from. Lance itself
-would rebase concurrent appends, duplicating rows: docs/storage.md tells how that is prevented.
+Workers write new fragments, and old fragments without the removed rows, where no reader sees them. One commit by the
+driver makes all of it visible. It goes through only if the rows are still those of the version that the run was planned
+from. Lance itself would rebase concurrent appends and so duplicate rows; docs/storage.md explains how soundlake
+prevents this.
 """
 
 import contextlib
@@ -24,57 +25,58 @@ from soundlake.pipelines.storage.patience import patiently
 
 Result = TypeVar("Result")
 
-# What Lance calls its files.
+# The form of the names that Lance gives to its files.
 _FILE = re.compile(r"[0-9A-Za-z_-]+\.lance")
 
 
 def is_there(lake: Lake, name: str) -> bool:
-    """Whether a dataset has a version: its folders alone may be what a killed first commit left."""
-    return any(found.endswith(".manifest") for found in lake.names(f"{name}/_versions"))
+    """Whether a dataset has a version. Its folders alone may be leftovers of a killed first commit."""
+    return any(base_name.endswith(".manifest") for base_name in lake.names(f"{name}/_versions"))
 
 
 def opened(uri: str, version: int | None = None) -> Any:
-    """A dataset at a version, or the newest."""
+    """Open a dataset at a version, or at the newest."""
     import lance
 
     return patiently(uri, lambda: lance.dataset(uri, version=version, storage_options=lance_options(uri)))
 
 
 def of_lake(lake: Lake, name: str, version: int | None = None) -> Any:
-    """A dataset of the lake, at a version or the newest; None if it has none.
+    """Open a dataset of the lake, at a version or at the newest; None if it has no version.
 
     Raises
     ------
     InputError
-        If it has data outside its folder: Lance reads from wherever a version says.
+        If the dataset is damaged, or refers to data outside its folder: Lance reads from any place that a version
+        names.
     """
     if not is_there(lake, name):
         return None
     if lake.is_local:
         no_links(lake.path(name))
-    found = opened(lake.path(name), version)
-    if not found.schema.names:
-        # A manifest of zeros, as a power cut may leave, is one for Lance, of a dataset without columns.
+    dataset = opened(lake.path(name), version)
+    if not dataset.schema.names:
+        # A power cut may leave a manifest of zeros. Lance reads it as a dataset without columns.
         raise InputError(
-            f"{found.uri} is damaged (its newest version has no columns): check the disk, then restore its folder from "
-            "a backup"
+            f"{dataset.uri} is damaged (its newest version has no columns): check the disk, then restore its folder "
+            "from a backup"
         )
-    bases = [base.path for base in found.base_paths().values()]
+    bases = [base.path for base in dataset.base_paths().values()]
     if bases:
         raise InputError(
-            f"{found.uri} refers to data outside the lake ({bases[0][:200]}), which soundlake never "
+            f"{dataset.uri} refers to data outside the lake ({bases[0][:200]}), which soundlake never "
             "writes: restore it from a backup"
         )
-    return found
+    return dataset
 
 
 def checked(text: str) -> Any:
-    """A fragment from its JSON, for `commit`: its files lie in the dataset's own folder, by names that Lance gives.
+    """Parse a fragment for `commit`, and check that its files lie in the dataset's own folder, under Lance's names.
 
     Raises
     ------
     InputError
-        If they do not, or this is no fragment.
+        If a file lies elsewhere, or if the text is no fragment.
     """
     from lance.fragment import FragmentMetadata
 
@@ -88,19 +90,19 @@ def checked(text: str) -> Any:
 
 
 def of(uri: str, version: int, fragment: int) -> Any:
-    """One fragment of a dataset at a pinned version: what a worker reads of it."""
+    """Open one fragment of a dataset at a pinned version, as workers do."""
     return opened(uri, version).get_fragment(fragment)
 
 
 def created(uri: str, schema: pa.Schema) -> Any:
-    """A dataset without rows, made if there is none."""
+    """Create a dataset without rows, or open the existing one."""
     import lance
 
     def create() -> Any:
         try:
             return lance.write_dataset(schema.empty_table(), uri, schema=schema, storage_options=lance_options(uri))
         except OSError as error:
-            # By another, or by a try whose answer was lost.
+            # Another process created it, or an earlier try whose answer was lost.
             if "already exists" in str(error):
                 return opened(uri)
             raise
@@ -110,27 +112,33 @@ def created(uri: str, schema: pa.Schema) -> Any:
 
 
 def changed(dataset: Any, change: Callable[[Any], Result]) -> Result:
-    """What a change of a dataset gives that may be made twice, such as an index; `dataset` is at its newest after it.
+    """Make a change that may be repeated, such as building an index, at the newest version of a dataset.
 
     Parameters
     ----------
     dataset : lance.LanceDataset
+        At its newest version afterwards.
     change : callable
-        Of the dataset; each time it looks again at what there is to do.
+        Takes the dataset. It may be called again, and must check each time which work is left.
+
+    Returns
+    -------
+    object
+        The result of `change`.
     """
 
     def again() -> Result:
         dataset.checkout_latest()
-        found = change(dataset)
+        result = change(dataset)
         dataset.checkout_latest()
-        return found
+        return result
 
     with storage_errors(dataset.uri):
         return patiently(dataset.uri, again)
 
 
 def numbers(dataset: Any) -> list[int]:
-    """The numbers of a dataset's fragments; none where there is no dataset yet."""
+    """The ids of a dataset's fragments; none where there is no dataset yet."""
     return [] if dataset is None else [fragment.fragment_id for fragment in dataset.get_fragments()]
 
 
@@ -140,7 +148,7 @@ def version_of(dataset: Any) -> int:
 
 
 def write(uri: str, rows: pa.Table) -> list[str]:
-    """Write rows where no reader sees them; return the fragments as JSON for `commit`."""
+    """Write rows where no reader sees them; return the new fragments as JSON for `commit`."""
     import lance
 
     def put() -> Any:
@@ -153,25 +161,25 @@ def write(uri: str, rows: pa.Table) -> list[str]:
 
 
 def in_list(column: str, values: Iterable[str]) -> str:
-    """An SQL filter for rows whose `column` is one of some texts, whatever is in them."""
+    """An SQL filter for rows whose `column` has one of the values, which may contain any characters."""
     quoted = ", ".join("'" + value.replace("'", "''") + "'" for value in values)
     return f"{column} IN ({quoted})"
 
 
 def drop(element: tuple[int, Iterable[str]], uri: str, version: int, column: str) -> tuple[int, str | None]:
-    """Take rows out of a fragment, where no reader sees it.
+    """Delete rows of a fragment, where no reader sees it.
 
     Parameters
     ----------
     element : (int, iterable of str)
-        The fragment, and the values of `column` whose rows leave.
+        The id of the fragment, and the values of `column` whose rows are deleted.
     uri, version, column : str, int, str
-        The dataset that the run was planned from.
+        The dataset and version that the run was planned from, and the column to match.
 
     Returns
     -------
     (int, str or None)
-        The fragment, and what is left of it as JSON for `commit`; None if no row is.
+        The id of the fragment, and the remaining fragment as JSON for `commit`; None if no row remains.
     """
     number, values = element
     with storage_errors(uri):
@@ -188,9 +196,9 @@ def commit(
     *,
     run_id: str | None = None,
 ) -> int | None:
-    """One commit: rows leave, fragments come in.
+    """Commit new fragments and deleted rows together, as one new version.
 
-    Of two commits from one version one goes through, on a disk and in a bucket, whatever locks say.
+    Of two commits from one version only one goes through, on a disk and in a bucket, with or without locks.
 
     Parameters
     ----------
@@ -198,41 +206,43 @@ def commit(
         The dataset that the run was planned from; 0 where there was none.
     schema : pyarrow.Schema
     fragments : iterable of str
-        From `write`.
+        Results of `write`.
     dropped : iterable of (int, str or None)
-        From `drop`.
+        Results of `drop`.
     run_id : str or None
-        Of a run that may call this once more from the same version, not knowing that its commit is there.
+        The id of a run that may call this again from the same version, because it does not know that its commit was
+        made. The second call then finds the first commit.
 
     Returns
     -------
     int or None
-        The new version; None if another commit has changed rows meanwhile, and nothing of this one is there.
+        The new version; None if another commit has changed rows meanwhile and nothing of this commit was made.
 
     Raises
     ------
     InputError
-        If a fragment has files elsewhere.
+        If a fragment has files outside the dataset's folder.
     """
     import lance
 
     new = [checked(text) for text in fragments]
     gone = {number: None if text is None else checked(text) for number, text in dropped}
-    # The name by which a commit knows itself again, when its answer was lost.
+    # The name by which this commit is recognised if its answer was lost.
     name = uuid.uuid4() if run_id is None else uuid.uuid5(uuid.NAMESPACE_URL, f"{uri}@{version}#{run_id}")
     transaction = lance.Transaction(version, _operation(uri, version, schema, new, gone), str(name))
 
     def put() -> int | None:
         try:
-            # A first commit is strict if Lance may not try it again; another one is by what it says it changes.
+            # A first commit is strict only if Lance may not retry it. A later commit is strict because of the fragment
+            # that it declares as changed.
             retries, options = 20 if version else 0, lance_options(uri)
-            done = lance.LanceDataset.commit(uri, transaction, storage_options=options, max_retries=retries)
-            return int(done.version)
+            committed = lance.LanceDataset.commit(uri, transaction, storage_options=options, max_retries=retries)
+            return int(committed.version)
         except (OSError, ValueError, RuntimeError) as error:
-            after, ours = _since(uri, version, transaction.uuid)
-            if ours is not None:
-                return ours
-            if after and is_conflict(error):
+            has_newer, own_version = _since(uri, version, transaction.uuid)
+            if own_version is not None:
+                return own_version
+            if has_newer and is_conflict(error):
                 return None
             raise
 
@@ -241,19 +251,22 @@ def commit(
 
 
 def _operation(uri: str, version: int, schema: pa.Schema, new: list[Any], gone: dict[int, Any]) -> Any:
-    """What Lance is told to change: always something that every other commit from this version changes, too."""
+    """The Lance operation of a commit. It always changes a fragment that every other commit from this version changes.
+
+    So Lance refuses the second of two such commits.
+    """
     import lance
 
     if not version:
         return lance.LanceOperation.Overwrite(schema, new)
     dataset = opened(uri, version)
-    there = {fragment.fragment_id: fragment for fragment in dataset.get_fragments()}
-    if not there:
-        # A merge names all fragments, and goes with no other change of rows.
+    existing = {fragment.fragment_id: fragment for fragment in dataset.get_fragments()}
+    if not existing:
+        # A merge lists all fragments, and conflicts with every other change of rows.
         return lance.LanceOperation.Merge(new, dataset.lance_schema)
-    witness = min(there)
+    witness = min(existing)
     if witness not in gone:
-        gone = {witness: there[witness].metadata, **gone}
+        gone = {witness: existing[witness].metadata, **gone}
     return lance.LanceOperation.Update(
         removed_fragment_ids=[number for number, kept in gone.items() if kept is None],
         updated_fragments=[kept for kept in gone.values() if kept is not None],
@@ -262,7 +275,7 @@ def _operation(uri: str, version: int, schema: pa.Schema, new: list[Any], gone: 
 
 
 def _since(uri: str, version: int, name: str) -> tuple[bool, int | None]:
-    """Whether there are versions after one, and which of them a transaction of this name has made."""
+    """Whether versions after `version` exist, and which of them the transaction of this name made, if any."""
     try:
         newest = opened(uri)
     except (ValueError, FileNotFoundError) as error:
@@ -271,14 +284,14 @@ def _since(uri: str, version: int, name: str) -> tuple[bool, int | None]:
         return False, None
     for number in range(version + 1, int(newest.version) + 1):
         with contextlib.suppress(ValueError):
-            found = patiently(uri, functools.partial(newest.read_transaction, number))
-            if found is not None and found.uuid == name:
+            transaction = patiently(uri, functools.partial(newest.read_transaction, number))
+            if transaction is not None and transaction.uuid == name:
                 return True, number
     return int(newest.version) > version, None
 
 
 def is_conflict(error: Exception) -> bool:
-    """Whether an error of a commit says that another commit was faster."""
-    said = f"{type(error).__name__}: {error}"
-    # A strict first commit asks for the version 0 that there never was.
-    return any(words in said for words in ("onflict", "already exists", "0.manifest was not found"))
+    """Whether an error of a commit means that another commit was faster."""
+    text = f"{type(error).__name__}: {error}"
+    # A strict first commit looks for version 0, which never existed.
+    return any(words in text for words in ("onflict", "already exists", "0.manifest was not found"))

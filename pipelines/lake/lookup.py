@@ -1,4 +1,4 @@
-"""What a user names, found: a spec, a model."""
+"""Find the spec, model or table that a user names."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from soundlake.pipelines.lake.lake import Lake
 
 
 def parse_spec(name: str) -> FeatureSpec:
-    """A spec by the name of a preset, or from a JSON file.
+    """The spec of a preset's name or of a JSON file.
 
     Raises
     ------
@@ -36,24 +36,24 @@ def _read_spec(data: bytes, where: str) -> FeatureSpec:
         return FeatureSpec.model_validate_json(data)
     except ValidationError as error:
         first = error.errors()[0]
-        # Of what is no JSON at all, or holds together badly, there is no place.
+        # The place is empty if the text is no JSON at all, or if fields contradict each other.
         place = ".".join(str(part) for part in first["loc"])
-        said = f"{place}: {first['msg']}" if place else first["msg"]
-        raise InputError(f"the spec in {where} is not valid: {said}") from error
+        detail = f"{place}: {first['msg']}" if place else first["msg"]
+        raise InputError(f"the spec in {where} is not valid: {detail}") from error
 
 
 def _spec_id(lake: Lake, name: str) -> str:
-    """What a preset, a file or a spec_id of the lake names."""
+    """The spec_id of a preset, of a file, or of a spec of the lake."""
     return name if name in ledger.specs(lake) else parse_spec(name).spec_id
 
 
 def spec_of_lake(lake: Lake, name: str | None) -> FeatureSpec:
-    """The spec of a lake's features: the one named (preset, file or spec_id), else the only one there is.
+    """The spec of a lake's features: the spec of this name (preset, file or spec_id), or the lake's only spec.
 
     Raises
     ------
     InputError
-        If the lake has no features of it, or holds several and none is named.
+        If the lake has no features of the spec, or has several specs and `name` is None.
     """
     lake.check()
     spec_id = ledger.only_spec(lake) if name is None else _spec_id(lake, name)
@@ -67,36 +67,37 @@ def spec_of_lake(lake: Lake, name: str | None) -> FeatureSpec:
 
 
 def find_model(lake: Lake, model_id: str | None, spec: str | None = None) -> Any:
-    """A model of the lake: the one named, else the promoted one of the spec.
+    """Load a model of the lake: the model of this id, or the promoted model of the spec.
 
     Raises
     ------
     InputError
-        If there is none, or the one named is not of the spec named.
+        If there is no such model, or if it does not belong to the given spec.
     """
     lake.check()
     wanted_id = _promoted(lake, spec) if model_id is None else model_id
     if model_id is not None and model_id not in models.known(lake):
         raise _no_model(lake, model_id)
     try:
-        found = models.load(lake, wanted_id)
+        model = models.load(lake, wanted_id)
     except FormatError as error:
         raise InputError(f"{error}; {_way_out(lake, error, wanted_id)}") from error
-    _refuse_other_spec(lake, found, model_id, spec)
-    return found
+    _refuse_other_spec(lake, model, model_id, spec)
+    return model
 
 
 def find_table(lake: Lake, model_id: str | None, spec: str | None = None) -> tuple[str, Any]:
-    """The table of `find_model`, and the id of its model; of the model's own files none is needed.
+    """Open the table of the model that `find_model` would load; none of the model's own files is needed.
 
     Returns
     -------
     (str, lance.LanceDataset)
+        The id of the model, and its table.
 
     Raises
     ------
     InputError
-        If there is no table, or the one named is not of the spec named.
+        If there is no table, or if the model does not belong to the given spec.
     """
     lake.check()
     wanted_id = _promoted(lake, spec) if model_id is None else model_id
@@ -110,10 +111,10 @@ def find_table(lake: Lake, model_id: str | None, spec: str | None = None) -> tup
 
 def _promoted(lake: Lake, spec: str | None) -> str:
     spec_id = spec_of_lake(lake, spec).spec_id
-    found = models.promoted(lake, spec_id)
-    if found is None:
+    model_id = models.promoted(lake, spec_id)
+    if model_id is None:
         raise InputError(f"the lake has no model for the spec {spec_id} yet; run: {lake.command('train')}")
-    return found
+    return model_id
 
 
 def _no_model(lake: Lake, model_id: str) -> InputError:
@@ -122,7 +123,7 @@ def _no_model(lake: Lake, model_id: str) -> InputError:
 
 
 def _way_out(lake: Lake, error: FormatError, model_id: str) -> str:
-    """What to do about a model that this soundlake does not read."""
+    """The advice for a model that this soundlake does not read."""
     if error.newer:
         return "update soundlake"
     specs = [spec_id for spec_id in ledger.specs(lake) if models.promoted(lake, spec_id) == model_id]
@@ -132,7 +133,7 @@ def _way_out(lake: Lake, error: FormatError, model_id: str) -> str:
 
 
 def _refuse_other_spec(lake: Lake, found: Any, model_id: str | None, spec: str | None) -> None:
-    """Raise `InputError` if a model and a spec were named that do not go together: nothing is ignored in silence."""
+    """Raise `InputError` if the user named both a model and a spec, and the model has another spec."""
     if spec is not None and found.spec.spec_id != (wanted := _spec_id(lake, spec)):
         raise InputError(
             f"the model {model_id} has the spec {found.spec.spec_id}, but --spec {spec} is {wanted}: "

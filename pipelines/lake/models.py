@@ -1,8 +1,8 @@
-"""Models of a lake at hand: in its own folder, or, of a lake in a bucket, in a cache on this machine.
+"""Local copies of a lake's models: in the lake's own folder or, if the lake is in a bucket, in a cache on this machine.
 
-In a bucket a model exists once its model.json is there, which is sent last; what was sent before is of no model. What
-is fetched is verified by the digests in model.json and used again. A training keeps its checkpoints in the bucket, too,
-so that another machine may go on with it.
+In a bucket a model exists once its model.json exists. It is sent last; without it, the files sent before belong to no
+model. Fetched files are verified by the digests in model.json, and used again. A training keeps its checkpoints in the
+bucket, too, so that another machine can continue it.
 """
 
 import contextlib
@@ -26,45 +26,45 @@ from soundlake.pipelines.storage.store import Info
 
 CURRENT = f"models/{promotion.CURRENT}"
 CHECKPOINTS = "checkpoints"
-# Files fetched or sent side by side.
+# Number of files fetched or sent at the same time.
 SIDE_BY_SIDE = 8
-# Of a disk, what stays free.
+# Bytes of a disk that stay free.
 _SPARE_BYTES = 64 << 20
 
 
 def cache() -> Path:
-    """Where what comes out of buckets is kept: ``SOUNDLAKE_CACHE``, or a folder of the user's cache."""
-    given = os.environ.get("SOUNDLAKE_CACHE")
-    return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "soundlake"
+    """The folder for files from buckets: ``SOUNDLAKE_CACHE``, or a folder in the user's cache."""
+    path = os.environ.get("SOUNDLAKE_CACHE")
+    return Path(path) if path else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "soundlake"
 
 
 def _cached(lake: Lake) -> Path:
-    # A bucket of the same name may be at two addresses.
+    # Two endpoints may have buckets of the same name.
     text = f"{endpoint(lake.root)} {lake.root}"
     return cache() / "lakes" / hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def folder(lake: Lake) -> Path:
-    """The local folder that models of the lake lie in, or come into."""
+    """The local folder in which models of the lake lie, or into which they are fetched."""
     return Path(lake.path("models")) if lake.is_local else _cached(lake) / "models"
 
 
 def _bucket(lake: Lake) -> Bucket:
-    found = lake.store
-    assert isinstance(found, Bucket)
-    return found
+    bucket = lake.store
+    assert isinstance(bucket, Bucket)
+    return bucket
 
 
 def known(lake: Lake) -> list[str]:
-    """Ids of the finished models, sorted."""
+    """Sorted ids of the finished models."""
     if lake.is_local:
         return artifact.models(folder(lake))
-    there = filter(is_id, lake.names("models"))
-    return [name for name in there if _bucket(lake).info(f"models/{name}/{artifact.MANIFEST}")]
+    model_ids = filter(is_id, lake.names("models"))
+    return [name for name in model_ids if _bucket(lake).info(f"models/{name}/{artifact.MANIFEST}")]
 
 
 def _current(lake: Lake) -> tuple[dict[str, Any], Any]:
-    """What current.json of a lake in a bucket says, and the version of it."""
+    """The content of current.json of a lake in a bucket, and its version."""
     try:
         data, version = _bucket(lake).read_version(CURRENT)
     except FileNotFoundError:
@@ -73,20 +73,20 @@ def _current(lake: Lake) -> tuple[dict[str, Any], Any]:
 
 
 def promoted(lake: Lake, spec_id: str) -> str | None:
-    """The promoted model of a spec, or None."""
+    """The id of the promoted model of a spec, or None."""
     if lake.is_local:
         return promotion.promoted(folder(lake), spec_id)
     return _current(lake)[0]["promoted"].get(spec_id)
 
 
 def usable(lake: Lake, spec_id: str) -> str | None:
-    """The promoted model of a spec; None if there is none, or if it has a format that this soundlake does not read."""
+    """The id of the promoted model of a spec; None without one, or if this soundlake does not read its format."""
     model_id = promoted(lake, spec_id)
     return model_id if model_id is not None and _is_read(lake, model_id) else None
 
 
 def _is_read(lake: Lake, model_id: str) -> bool:
-    """Whether this soundlake reads a model's format. A model that is damaged or missing may be restored: it counts."""
+    """Whether this soundlake reads a model's format; True for a damaged or missing model, which may be restored."""
     try:
         told(lake, model_id)
     except artifact.FormatError:
@@ -97,9 +97,9 @@ def _is_read(lake: Lake, model_id: str) -> bool:
 
 
 def promote(lake: Lake, model: artifact.Model, *, reason: str, first: bool = False) -> None:
-    """Make a model the one that its spec's commands use; with `first`, only if the spec has none that is `usable`.
+    """Promote a model: commands use it for its spec. With `first`, only if the spec has no `usable` promoted model.
 
-    Of two at once none is lost: in a bucket the file is written only if it still is what was read.
+    No concurrent promotion is lost: in a bucket the file is written only if nobody has changed it since it was read.
     """
     if lake.is_local:
         with lake.locked("models/current"):
@@ -109,9 +109,9 @@ def promote(lake: Lake, model: artifact.Model, *, reason: str, first: bool = Fal
     entry = promotion.promotion(model, reason=reason)
     while True:
         current, version = _current(lake)
-        # The second: written, and its answer lost, and another promotion came after it.
-        there = current["promoted"].get(model.spec.spec_id)
-        if (first and there is not None and _is_read(lake, there)) or entry in current["history"]:
+        # The history has the entry if an earlier try wrote it, its answer was lost, and another promotion followed.
+        promoted_id = current["promoted"].get(model.spec.spec_id)
+        if (first and promoted_id is not None and _is_read(lake, promoted_id)) or entry in current["history"]:
             return
         text = json.dumps(promotion.promoting(current, entry), indent=1, sort_keys=True) + "\n"
         with storage_errors(lake.uri(CURRENT)):
@@ -120,14 +120,14 @@ def promote(lake: Lake, model: artifact.Model, *, reason: str, first: bool = Fal
 
 
 def load(lake: Lake, model_id: str) -> artifact.Model:
-    """A model with all its files at hand, verified.
+    """Load a model, with all its files on this machine and verified.
 
     Raises
     ------
     InputError
-        If there is no finished model, or a file is not what model.json says.
+        If there is no such finished model, or if a file does not match model.json.
     TryLaterError
-        If the bucket does not answer, or the disk of the cache is full.
+        If the bucket does not answer, or if the disk of the cache is full.
     """
     if not lake.is_local:
         _fetch(lake, model_id)
@@ -135,14 +135,14 @@ def load(lake: Lake, model_id: str) -> artifact.Model:
 
 
 def told(lake: Lake, model_id: str) -> artifact.Model:
-    """What a model says of itself; of one in a bucket no more than that is fetched."""
+    """Load a model's model.json; from a bucket no other file is fetched."""
     if not lake.is_local:
         _fetch(lake, model_id, only_manifest=True)
     return artifact.find(folder(lake), model_id, files=lake.is_local)
 
 
 def report(lake: Lake, model: artifact.Model) -> str:
-    """Where a model's report lies: a path, or a URI."""
+    """The path or URI of a model's report."""
     return lake.uri(f"models/{model.model_id}/{artifact.REPORT}")
 
 
@@ -153,23 +153,23 @@ def _fetch(lake: Lake, model_id: str, *, only_manifest: bool = False) -> None:
         data = lake.read(f"{name}/{artifact.MANIFEST}")
     except FileNotFoundError as error:
         raise InputError(f"no finished model at {lake.uri(name)}: {artifact.MANIFEST} is missing") from error
-    here = opening.at(str(directory))
+    local_store = opening.at(str(directory))
     if not only_manifest:
         try:
             digests = dict(json.loads(data)["files"])
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{lake.uri(name)}/{artifact.MANIFEST} is damaged: {error}") from error
-        own = {one: digest for one, digest in digests.items() if Path(one).name == one}
-        lacking = [one for one, digest in own.items() if not artifact.is_file(directory / one, digest)]
-        # These two may be written anew, wherever evaluate and promote ran last.
+        own = {base: digest for base, digest in digests.items() if Path(base).name == base}
+        lacking = [base for base, digest in own.items() if not artifact.is_file(directory / base, digest)]
+        # Evaluate and promote may have rewritten these two, on any machine.
         _copy(lake, name, directory, lacking)
         _copy(lake, name, directory, [artifact.METRICS, promotion.PROMOTIONS], if_there=True)
-    with storage_errors(directory), here.create(artifact.MANIFEST) as file:
+    with storage_errors(directory), local_store.create(artifact.MANIFEST) as file:
         file.write(data)
 
 
 def _copy(lake: Lake, name: str, directory: Path, names: Iterable[str], *, if_there: bool = False) -> None:
-    """Bring files of a folder of the lake into a local one, each whole."""
+    """Copy files of a folder of the lake into a local folder, each whole."""
 
     def one(base: str) -> None:
         try:
@@ -190,7 +190,7 @@ def _side_by_side(work: Callable[[Any], Any], items: Iterable[Any]) -> None:
 
 
 def keep(lake: Lake, model: artifact.Model, *names: str) -> None:
-    """Keep files of a model's folder that were written anew."""
+    """Store rewritten files of a model's folder in the lake."""
     if not lake.is_local:
         _side_by_side(lambda name: _send(lake, model.directory, name), names)
 
@@ -202,39 +202,43 @@ def _send(lake: Lake, directory: Path, name: str) -> None:
 
 
 def _files(directory: Path) -> list[str]:
-    """Names of all files in a model's folder but its lock, sorted."""
-    found = (str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
-    return sorted(name for name in found if name != "lock" and not Path(name).name.startswith("."))
+    """Sorted names of all files in a model's folder, except its lock and hidden files."""
+    names = (str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
+    return sorted(name for name in names if name != "lock" and not Path(name).name.startswith("."))
 
 
 @contextlib.contextmanager
 def being_trained(lake: Lake, model_id: str) -> Iterator[Callable[[Path], None]]:
-    """Train a model of a lake in a bucket in the cache: it is taken up where any machine left it, and sent at the end.
+    """Hold a model for training. If the lake is in a bucket, training runs in the cache.
+
+    It then continues from the last checkpoints of any machine, and the model is sent to the bucket at the end.
 
     Yields
     ------
     callable
-        Of the model's local folder: keeps its checkpoints in the bucket. For a lake on a disk it has nothing to do.
+        Takes the model's local folder and stores its checkpoints in the bucket. For a lake on a disk it does nothing.
 
     Raises
     ------
     TryLaterError
-        If another machine is training it, or has taken over since this one gave no sign of life.
+        If another machine is training the model, or has taken over because this one gave no sign of life.
     """
     if lake.is_local:
         yield lambda directory: None
         return
     name, directory = f"models/{model_id}", folder(lake) / model_id
     with lake.locked(name, wait=False) as still_ours:
-        there = [info.name.removeprefix(f"{name}/") for info in lake.store.below(f"{name}/{CHECKPOINTS}")]
-        if there:
-            # Where a machine has trained on meanwhile, what lies here is old.
+        remote = [info.name.removeprefix(f"{name}/") for info in lake.store.below(f"{name}/{CHECKPOINTS}")]
+        if remote:
+            # Local checkpoints are old if another machine has continued the training meanwhile.
             shutil.rmtree(directory / CHECKPOINTS, ignore_errors=True)
-            _copy(lake, name, directory, there)
+            _copy(lake, name, directory, remote)
 
         yield lambda local: _keep_checkpoints(lake, local, still_ours)
         still_ours()
-        files = [one for one in _files(directory) if not one.startswith(f"{CHECKPOINTS}/") and one != artifact.MANIFEST]
+        files = [
+            file for file in _files(directory) if not file.startswith(f"{CHECKPOINTS}/") and file != artifact.MANIFEST
+        ]
         _side_by_side(lambda one: _send(lake, directory, one), files)
         still_ours()
         _send(lake, directory, artifact.MANIFEST)
@@ -243,50 +247,51 @@ def being_trained(lake: Lake, model_id: str) -> Iterator[Callable[[Path], None]]
 
 
 def _keep_checkpoints(lake: Lake, directory: Path, still_ours: Callable[[], None]) -> None:
-    """Send what is new of the checkpoints: values first, then the files that say which ones count, the newest last.
+    """Send new checkpoint files: values first, then the files that name the valid checkpoints, that of the newest last.
 
-    `still_ours` raises if another machine trains the same model now: then its checkpoints are there, not to be touched.
+    `still_ours` raises if another machine trains the same model now. The checkpoints in the bucket then belong to that
+    machine, and must not be touched.
     """
     still_ours()
     name = f"models/{directory.name}"
-    here = [one for one in _files(directory) if one.startswith(f"{CHECKPOINTS}/")]
-    there = {info.name.removeprefix(f"{name}/"): info.size for info in lake.store.below(f"{name}/{CHECKPOINTS}")}
-    states = sorted((one for one in here if one.endswith("/checkpoint")), key=len, reverse=True)
-    values = [one for one in here if one not in states]
+    local = [file for file in _files(directory) if file.startswith(f"{CHECKPOINTS}/")]
+    stored = {info.name.removeprefix(f"{name}/"): info.size for info in lake.store.below(f"{name}/{CHECKPOINTS}")}
+    states = sorted((file for file in local if file.endswith("/checkpoint")), key=len, reverse=True)
+    values = [file for file in local if file not in states]
     # Values are named by their step, and the same step has the same values.
-    new = [one for one in values if there.get(one) != (directory / one).stat().st_size]
+    new = [file for file in values if stored.get(file) != (directory / file).stat().st_size]
     _side_by_side(lambda one: _send(lake, directory, one), new)
-    for one in states:
+    for file in states:
         still_ours()
-        _send(lake, directory, one)
-    for one in there.keys() - set(here):
+        _send(lake, directory, file)
+    for file in stored.keys() - set(local):
         still_ours()
-        with storage_errors(lake.uri(f"{name}/{one}")):
-            lake.store.delete(f"{name}/{one}")
+        with storage_errors(lake.uri(f"{name}/{file}")):
+            lake.store.delete(f"{name}/{file}")
 
 
 def shards(lake: Lake, spec_id: str, bundles: Mapping[str, Collection[str]]) -> dict[str, Collection[str]]:
-    """Local paths of shards, for TensorFlow, with what `bundles` has for each; those in a bucket come into the cache.
+    """Local paths of shards, for TensorFlow, each with its value in `bundles`; from a bucket, shards are cached here.
 
     Raises
     ------
     InputError
         If a shard is missing.
     TryLaterError
-        If the disk of the cache has not enough room.
+        If the disk of the cache has not enough space.
     """
     if lake.is_local:
         return {lake.path(Lake.shard(spec_id, bundle)): wanted for bundle, wanted in bundles.items()}
     base = _cached(lake)
     names = {bundle: Lake.shard(spec_id, bundle) for bundle in bundles}
     (base / Lake.spec(spec_id) / "shards").mkdir(parents=True, exist_ok=True)
-    there = {info.name: info for info in lake.store.below(f"{Lake.spec(spec_id)}/shards", recursive=False)}
-    missing = sorted(set(names.values()) - set(there))
+    stored = {info.name: info for info in lake.store.below(f"{Lake.spec(spec_id)}/shards", recursive=False)}
+    missing = sorted(set(names.values()) - set(stored))
     if missing:
         raise InputError(
             f"the shard {lake.uri(missing[0])} is missing; to rebuild it run: {lake.command('extract AUDIO --repair')}"
         )
-    lacking = [there[name] for name in names.values() if not _is_here(base, there[name])]
+    lacking = [stored[name] for name in names.values() if not _is_here(base, stored[name])]
     need, free = sum(info.size for info in lacking), shutil.disk_usage(base).free
     if need + _SPARE_BYTES > free:
         raise TryLaterError(
@@ -297,7 +302,7 @@ def shards(lake: Lake, spec_id: str, bundles: Mapping[str, Collection[str]]) -> 
     def one(info: Info) -> None:
         with storage_errors(base / info.name), opening.at(str(base)).create(info.name) as file:
             lake.store.copy_to(info.name, file)
-        # By its time, too: a shard that was damaged and made again has the size that it had.
+        # The time is compared, too, in `_is_here`: a damaged shard that was made again has the same size as before.
         os.utime(base / info.name, ns=(info.changed_ns, info.changed_ns))
 
     _side_by_side(one, lacking)
@@ -305,14 +310,14 @@ def shards(lake: Lake, spec_id: str, bundles: Mapping[str, Collection[str]]) -> 
 
 
 def uncache(lake: Lake, name: str) -> None:
-    """Remove a file of a lake in a bucket from the cache on this machine."""
+    """Remove a file from the cache on this machine, if the lake is in a bucket."""
     if not lake.is_local:
         (_cached(lake) / name).unlink(missing_ok=True)
 
 
 def _is_here(base: Path, info: Info) -> bool:
     try:
-        found = (base / info.name).stat()
+        status = (base / info.name).stat()
     except FileNotFoundError:
         return False
-    return (found.st_size, found.st_mtime_ns) == (info.size, info.changed_ns)
+    return (status.st_size, status.st_mtime_ns) == (info.size, info.changed_ns)

@@ -1,4 +1,4 @@
-"""Runs: each command leaves a manifest in the lake, however it ends."""
+"""Runs: each command leaves a manifest in the lake, whether it succeeds, fails or is interrupted."""
 
 import contextlib
 import json
@@ -15,15 +15,15 @@ from soundlake.model.errors import InputError, TryLaterError
 from soundlake.pipelines.lake.lake import FORGOTTEN, Lake
 from soundlake.pipelines.storage.secrecy import without_secrets
 
-# Runs whose manifests are looked at.
+# Number of runs whose manifests are read.
 LAST_RUNS = 50
-# Begins the note on an error that the manifest of its run tells about, too.
+# Beginning of the note on an error that the manifest of its run also contains.
 MANIFEST = "told in the lake's runs/"
 
 
 @dataclass
 class Run:
-    """One execution of a command: an id, and the manifest that it leaves."""
+    """One execution of a command: its id, and the manifest that it leaves."""
 
     lake: Lake
     run_id: str
@@ -31,27 +31,27 @@ class Run:
 
     @classmethod
     def begin(cls, lake: Lake, command: str, settings: dict[str, Any]) -> "Run":
-        """A run that begins now; its manifest says that it failed until something else is known."""
+        """Begin a run; the result in its manifest is ``failed`` until the run ends otherwise."""
         started = datetime.now(UTC)
         run_id = f"{started:%Y%m%dT%H%M%SZ}-{command}-{secrets.token_hex(3)}"
-        told = {"run_id": run_id, "command": command, "settings": without_secrets(settings), "versions": versions()}
-        return cls(lake, run_id, told | {"started": started.isoformat(timespec="seconds"), "result": "failed"})
+        manifest = {"run_id": run_id, "command": command, "settings": without_secrets(settings), "versions": versions()}
+        return cls(lake, run_id, manifest | {"started": started.isoformat(timespec="seconds"), "result": "failed"})
 
     @property
     def folder(self) -> str:
-        """Folder of the lake for what the run needs while it goes on; it is removed at the end."""
+        """Folder of the lake for the run's temporary files; it is removed at the end."""
         return f"runs/{self.run_id}"
 
     def end(self, result: str) -> bool:
-        """Write the manifest and remove the folder; a full disk does not hide the error that it caused.
+        """Write the manifest and remove the folder; storage errors are suppressed, so that they hide no earlier error.
 
         Returns
         -------
         bool
-            Whether the manifest is written.
+            Whether the manifest was written.
         """
-        took = datetime.now(UTC) - datetime.fromisoformat(self.manifest["started"])
-        self.manifest |= {"result": result, "seconds": self.manifest.get("seconds", took.total_seconds())}
+        elapsed = datetime.now(UTC) - datetime.fromisoformat(self.manifest["started"])
+        self.manifest |= {"result": result, "seconds": self.manifest.get("seconds", elapsed.total_seconds())}
         with contextlib.suppress(OSError, InputError, TryLaterError):
             self.lake.remove(self.folder)
             text = json.dumps(self.manifest, indent=1, sort_keys=True)
@@ -61,14 +61,14 @@ class Run:
 
 
 class HandedOver(Exception):
-    """A pipeline was written down for a service that starts it later: the run goes on, and ends, without this process.
+    """A pipeline was saved for a service that starts it later: the run goes on, and ends, without this process.
 
-    Not an error. Raised where the pipeline would have run, since nothing after that has anything to work with.
+    This is no error. It is raised where the pipeline would have run, since the steps after it would have no input.
     """
 
 
 def versions() -> dict[str, str]:
-    """Versions of soundlake and of what its results depend on."""
+    """Versions of soundlake and of the packages on which its results depend."""
     names = (
         "soundlake",
         "apache-beam",
@@ -81,16 +81,16 @@ def versions() -> dict[str, str]:
         "av",
         "pylance",
     )
-    found = {}
+    installed = {}
     for name in names:
         with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
+            installed[name] = metadata.version(name)
+    return installed
 
 
 def interrupted(error: BaseException | None) -> bool:
-    """Whether an error is Ctrl-C, or comes of it: Beam, for one, makes another error of what a step raises."""
-    # Beam raises an error of an older one that it was the context of: such a chain goes round.
+    """Whether an error is Ctrl-C or was caused by it: Beam, for example, wraps the errors of steps in its own."""
+    # Beam raises an error from an older one whose context is that same error: such a chain is a circle.
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         if isinstance(error, KeyboardInterrupt):
@@ -101,25 +101,25 @@ def interrupted(error: BaseException | None) -> bool:
 
 
 def forgotten_meanwhile(lake: Lake) -> TryLaterError:
-    """What to say if something was forgotten while a command worked on it."""
+    """The error to raise if recordings were forgotten while a command worked on them."""
     return TryLaterError(f"recordings of the lake {lake.root} were forgotten meanwhile: run the same command again")
 
 
 def _forgotten(lake: Lake) -> Any:
-    """What a lake has forgotten, for comparison; None if nothing, or if it cannot be read now."""
+    """The digests of forgotten names and recordings, for comparison; None without any, or if reading them fails."""
     with contextlib.suppress(OSError, ValueError, TypeError, InputError, TryLaterError):
-        found = json.loads(lake.read(FORGOTTEN))
-        return found.get("names"), found.get("recordings")
+        content = json.loads(lake.read(FORGOTTEN))
+        return content.get("names"), content.get("recordings")
     return None
 
 
 @contextlib.contextmanager
 def run_manifest(lake: Lake, command: str, settings: dict[str, Any]) -> Iterator[Run]:
-    """Record a command: ``runs/RUN_ID.json`` is written when it ends, however it ends, traceback included."""
-    run, clock, before = Run.begin(lake, command, settings), time.monotonic(), _forgotten(lake)
+    """Record a command: write ``runs/RUN_ID.json`` when it ends, also after a failure, then with the traceback."""
+    run, began, before = Run.begin(lake, command, settings), time.monotonic(), _forgotten(lake)
 
     def end(result: str) -> bool:
-        run.manifest["seconds"] = round(time.monotonic() - clock, 3)
+        run.manifest["seconds"] = round(time.monotonic() - began, 3)
         return run.end(result)
 
     try:
@@ -131,7 +131,7 @@ def run_manifest(lake: Lake, command: str, settings: dict[str, Any]) -> Iterator
             end("interrupted")
             raise
         if isinstance(error, Exception) and _forgotten(lake) != before:
-            # What it read is gone. And the error may name what was forgotten: it is not written down.
+            # The command's input is gone. The error may name forgotten recordings, so it is not recorded.
             later = forgotten_meanwhile(lake)
             run.manifest["error"] = str(later)
             end("failed")
@@ -144,29 +144,32 @@ def run_manifest(lake: Lake, command: str, settings: dict[str, Any]) -> Iterator
 
 
 def manifests(lake: Lake, *commands: str) -> Iterator[dict[str, Any]]:
-    """Manifests of runs that ended well, of some commands, the newest first; the last few runs only."""
+    """Yield the manifests of successful runs of some commands, the newest first, from the last `LAST_RUNS` runs."""
     names = [name for name in lake.names("runs") if name.endswith(".json")]
     for name in [n for n in reversed(names) if any(f"-{command}-" in n for command in commands)][:LAST_RUNS]:
         try:
-            found = json.loads(lake.read(f"runs/{name}"))
+            manifest = json.loads(lake.read(f"runs/{name}"))
         except (OSError, ValueError):
             continue
-        parts = [found, *(found.get(key) for key in ("settings", "counts"))] if isinstance(found, dict) else [None]
-        if all(isinstance(part, dict) for part in parts) and found.get("result") == "done":
-            yield found
+        parts = (
+            [manifest, *(manifest.get(key) for key in ("settings", "counts"))] if isinstance(manifest, dict) else [None]
+        )
+        if all(isinstance(part, dict) for part in parts) and manifest.get("result") == "done":
+            yield manifest
 
 
 def last_step(run: Run, committed: Callable[[], dict[str, Any] | None], note: Callable[[dict[str, Any]], None]) -> None:
-    """What the driver does else, on a worker; it cannot plan again.
+    """Finish a run on a worker, where usually the driver does it; a worker cannot plan the run again.
 
     Parameters
     ----------
     run : Run
-        Ended here.
+        The run; it is ended here.
     committed : callable
-        Commits what the pipeline has left: `pipelines.extract.finish.extract` or `pipelines.encode.finish.encode`.
+        Commits the results of the pipeline (`pipelines.extract.finish.extract` or `pipelines.encode.finish.encode`),
+        and returns the totals; None if another run was faster.
     note : callable
-        Keeps the totals in the manifest.
+        Records the totals in the manifest.
 
     Raises
     ------
@@ -181,7 +184,7 @@ def last_step(run: Run, committed: Callable[[], dict[str, Any] | None], note: Ca
 
 
 def others(lake: Lake) -> TryLaterError:
-    """What to say if other runs were faster, each time."""
+    """The error to raise if other runs were faster at every try."""
     return TryLaterError(
         f"other runs keep changing the lake {lake.root}: run the same command again when they are done"
     )

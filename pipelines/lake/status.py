@@ -14,7 +14,7 @@ from soundlake.pipelines.lake.runs import manifests
 
 
 def status(lake: Lake, *, spec: str | None = None) -> dict[str, Any]:
-    """The lake at a glance: features, models and tables; of one spec alone, if one is named."""
+    """The lake at a glance: its features, models and tables, or only those of one spec."""
     lake.check()
     specs = {}
     for spec_id in ledger.specs(lake) if spec is None else [spec_of_lake(lake, spec).spec_id]:
@@ -22,19 +22,19 @@ def status(lake: Lake, *, spec: str | None = None) -> dict[str, Any]:
         preset = next((name for name, spec in PRESETS.items() if spec.spec_id == spec_id), None)
         specs[spec_id] = {"preset": preset, "ledger_version": int(dataset.version), **ledger.summary(dataset)}
         specs[spec_id]["estimate"] = _last_estimate(lake, spec_id)
-        # Here too, since a model that cannot be read does not say what it is of.
+        # Here too, since the spec of a model that cannot be read is unknown.
         specs[spec_id]["promoted"] = models.promoted(lake, spec_id)
-    found: dict[str, Any] = {}
+    found_models: dict[str, Any] = {}
     tables: dict[str, Any] = {}
     for model_id in models.known(lake):
         try:
             model = models.told(lake, model_id)
         except InputError as error:
-            found[model_id] = {"unreadable": str(error)}
+            found_models[model_id] = {"unreadable": str(error)}
             continue
         if spec is not None and model.spec.spec_id not in specs:
             continue
-        found[model_id] = {
+        found_models[model_id] = {
             "spec_id": model.spec.spec_id,
             "promoted": models.promoted(lake, model.spec.spec_id) == model_id,
             "validation": model.metrics["validation"],
@@ -46,23 +46,23 @@ def status(lake: Lake, *, spec: str | None = None) -> dict[str, Any]:
         model_id = name.removesuffix(".lance")
         if name.endswith(".lance") and is_id(model_id):
             dataset = table.open_table(lake, model_id)
-            if dataset is None or (spec is not None and model_id not in found):
+            if dataset is None or (spec is not None and model_id not in found_models):
                 continue
-            said = table.said(lake, model_id)
+            last_totals = table.said(lake, model_id)
             tables[model_id] = {"rows": dataset.count_rows(), "table_version": int(dataset.version)}
-            tables[model_id]["index"] = said.get("index")
-            now = specs.get(found.get(model_id, {}).get("spec_id", ""), {}).get("ledger_version")
-            wanted = {"ledger_version": now, "row_format": table.ROW_FORMAT}
-            fresh = now is not None and wanted == {name: said.get(name) for name in wanted}
-            # Of a model that cannot be read, nobody knows the spec.
-            tables[model_id]["up_to_date"] = None if "unreadable" in found.get(model_id, {}) else fresh
+            tables[model_id]["index"] = last_totals.get("index")
+            ledger_version = specs.get(found_models.get(model_id, {}).get("spec_id", ""), {}).get("ledger_version")
+            current = {"ledger_version": ledger_version, "row_format": table.ROW_FORMAT}
+            fresh = ledger_version is not None and current == {name: last_totals.get(name) for name in current}
+            # The spec of a model that cannot be read is unknown.
+            tables[model_id]["up_to_date"] = None if "unreadable" in found_models.get(model_id, {}) else fresh
     memory = Memory.of(lake)
     forgotten = {"recordings": len(memory.recordings), "names": len(memory.names)}
-    return {"lake": lake.root, "specs": specs, "models": found, "tables": tables, "forgotten": forgotten}
+    return {"lake": lake.root, "specs": specs, "models": found_models, "tables": tables, "forgotten": forgotten}
 
 
 def _last_estimate(lake: Lake, spec_id: str) -> dict[str, Any] | None:
-    """How far the newest estimate of extract was off (`pipelines.extract.cost.error`); None if none can be told."""
+    """The error of the newest estimate of extract (`pipelines.extract.cost.error`); None if no manifest has one."""
     for manifest in manifests(lake, "extract"):
         if manifest["settings"].get("spec_id") == spec_id and manifest["counts"].get("estimate"):
             return dict(manifest["counts"]["estimate"])

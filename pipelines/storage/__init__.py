@@ -1,4 +1,4 @@
-"""Storage: how do bytes lie in a folder or a bucket?"""
+"""Storage: read and write files in a folder or a bucket."""
 
-# What other rooms may import.
+# The modules that other rooms may import.
 __all__ = ["bucket", "folder", "opening", "patience", "secrecy", "store"]

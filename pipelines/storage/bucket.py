@@ -1,8 +1,9 @@
-"""A store in a bucket, by obstore: the library below it (Rust's object_store) is the one that Lance works with, too.
+"""A store in a bucket, by obstore. Lance uses the same library below it (Rust's object_store).
 
-Both read the clouds' own environment variables; `lance_options` hands Lance what they do not say, and no secret. A
-request that fails is sent again (`pipelines.storage.patience`). What was sent with a condition is looked at before: its
-answer may have been lost, and it would be refused for what it has done itself.
+Both read the clouds' own environment variables. `lance_options` gives Lance the settings that these variables lack; it
+passes no secret. A request that fails is sent again (`pipelines.storage.patience`). Before a conditional put is sent
+again, the object is read: the first put may have succeeded and only its answer was lost. The second put would then be
+refused because of the first.
 """
 
 import contextlib
@@ -20,16 +21,16 @@ from soundlake.pipelines.storage.lease import held
 from soundlake.pipelines.storage.patience import patiently
 from soundlake.pipelines.storage.store import Info, Token
 
-# Of what is sent in parts, one part; of a long file, what one request reads.
+# Bytes of one part of an upload in parts, and of one read request of a long file.
 BLOCK = 8 << 20
-# Tries that the library makes by itself before `patiently` comes in.
+# Retries that the library makes by itself before `patiently` retries.
 TRIES = 3
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def lance_options(uri: str) -> dict[str, str] | None:
-    """What Lance needs to know of a bucket beside the environment; None for a folder."""
+    """Lance's storage options for a bucket, besides the environment variables; None for a folder."""
     if "://" not in uri:
         return None
     options = {"timeout": f"{patience.REQUEST_S:g}s", "connect_timeout": "5s", "allow_http": "true"}
@@ -40,7 +41,7 @@ def lance_options(uri: str) -> dict[str, str] | None:
 def _client(scheme: str, bucket: str) -> Any:
     from obstore.store import from_url
 
-    # Without encryption goes what is given as http://, such as a server on loopback, and nothing else.
+    # Only addresses that begin with http:// are used without encryption, such as a server on loopback.
     client: Any = {"timeout": f"{patience.REQUEST_S:g}s", "connect_timeout": "5s", "allow_http": True}
     backoff: Any = {"init_backoff": timedelta(seconds=0.1), "max_backoff": timedelta(seconds=2), "base": 2}
     retry: Any = {"max_retries": TRIES, "retry_timeout": timedelta(seconds=patience.REQUEST_S), "backoff": backoff}
@@ -81,12 +82,12 @@ class Bucket:
         return self.read_version(name)[0]
 
     def read_version(self, name: str) -> tuple[bytes, Token]:
-        """A whole small file, and which version of it this is."""
+        """Read a whole small file, and the version of it that was read."""
         import obstore
 
         def get(store: Any, key: str) -> tuple[bytes, Token]:
-            found = obstore.get(store, key)
-            return bytes(found.bytes()), _token(found.meta)
+            answer = obstore.get(store, key)
+            return bytes(answer.bytes()), _token(answer.meta)
 
         return cast(tuple[bytes, Token], self._try(name, get))
 
@@ -97,13 +98,14 @@ class Bucket:
         return io.BufferedReader(_Reader(self, name, meta), block)
 
     def copy_to(self, name: str, target: IO[bytes]) -> None:
-        """Write a file's content to a local one."""
+        """Write the content of a file to a local file."""
         import obstore
 
         def get(store: Any, key: str) -> tuple[Any, bytes | None]:
-            found = obstore.get(store, key)
-            # A short one at once; else the answer is dropped, and comes in blocks that can be asked for again.
-            return found.meta, bytes(found.bytes()) if found.meta["size"] <= BLOCK else None
+            answer = obstore.get(store, key)
+            # A short file is read at once. The answer for a long file is dropped: it is read in blocks, which can be
+            # requested again one by one.
+            return answer.meta, bytes(answer.bytes()) if answer.meta["size"] <= BLOCK else None
 
         meta, data = self._try(name, get)
         if data is not None:
@@ -114,7 +116,7 @@ class Bucket:
             target.write(data)
 
     def range(self, name: str, meta: Any, begin: int, end: int) -> bytes:
-        """Bytes of a file, of the version that `meta` is of."""
+        """Read the bytes `begin` to `end` of a file, in the version that `meta` describes."""
         import obstore
 
         options: Any = {"range": (begin, end), "if_match": meta["e_tag"]}
@@ -128,7 +130,7 @@ class Bucket:
             self.send(name, spool.name)
 
     def send(self, name: str, path: str) -> None:
-        """Write a local file's content, whole: of parts nothing is seen before the last is there."""
+        """Upload a local file. Readers see nothing of an upload in parts before its last part has arrived."""
         import obstore
 
         def put(store: Any, key: str) -> None:
@@ -138,14 +140,14 @@ class Bucket:
         self._try(name, put)
 
     def swap(self, name: str, data: bytes, before: Token | None) -> Token | None:
-        """Write a file if it still is the version that was read, or still is not there for None.
+        """Write a file if its version is still `before`, or if it still does not exist where `before` is None.
 
         Returns
         -------
         dict or None
-            The new version; None if what is there now is another's: it was first, or it came after this one, whose
-            answer was lost. Who has to know which looks for a mark of its own in what is there. No two writers may
-            write the same `data`.
+            The new version; None if the file now has another writer's content. That writer was first, or it wrote after
+            this put, whose answer was lost. A caller that must tell these cases apart looks for its own mark in the
+            content. No two writers may write the same `data`.
         """
         import obstore
         from obstore.exceptions import AlreadyExistsError, BaseError, NotModifiedError, PreconditionError
@@ -158,11 +160,11 @@ class Bucket:
                 unanswered = None
             except BaseError as error:
                 unanswered = error
-            # It may have been done, and its answer lost; then the next try is refused for what this one wrote.
-            found = self._found(name)
-            if found is not None and found[0] == data:
-                return found[1]
-            if unanswered is not None and (None if found is None else found[1]) == before:
+            # The put may have succeeded, with its answer lost. Then the next try is refused because of this put.
+            current = self._found(name)
+            if current is not None and current[0] == data:
+                return current[1]
+            if unanswered is not None and (None if current is None else current[1]) == before:
                 raise unanswered
             return None
 
@@ -178,27 +180,28 @@ class Bucket:
         return self.info(name) is not None or next(self.below(name), None) is not None
 
     def names(self, folder: str) -> list[str]:
-        found = (info.name.rpartition("/")[2] for info in self.below(folder, recursive=False))
-        return sorted(name for name in found if not name.startswith("."))
+        base_names = (info.name.rpartition("/")[2] for info in self.below(folder, recursive=False))
+        return sorted(name for name in base_names if not name.startswith("."))
 
     def below(self, folder: str, *, recursive: bool = True) -> Iterator[Info]:
         import obstore
 
         prefix, start = self._key(folder) or None, len(self._key("x")) - 1
         if recursive:
-            found = self._listed(folder, prefix)
+            metas = self._listed(folder, prefix)
         else:
             level = self._try(folder, lambda store, _: obstore.list_with_delimiter(store, prefix))
-            found = iter(level["objects"])
+            metas = iter(level["objects"])
             yield from (Info(path[start:], 0, 0, is_folder=True) for path in level["common_prefixes"])
-        for meta in found:
-            told = _info(meta, start)
-            # The mark that a console leaves of an empty folder is listed without its slash, and nothing has its name.
-            if told.size or self.info(told.name) is not None:
-                yield told
+        for meta in metas:
+            info = _info(meta, start)
+            # A console marks an empty folder with an object of 0 bytes whose name ends in a slash. The listing gives
+            # that name without the slash, and no object has this name.
+            if info.size or self.info(info.name) is not None:
+                yield info
 
     def _listed(self, folder: str, prefix: str | None) -> Iterator[Any]:
-        """Objects below a prefix, page by page; a listing that breaks off goes on after the last name that came."""
+        """List the objects below a prefix, page by page; a listing that breaks off resumes after the last name."""
         import obstore
 
         pages: Any = None
@@ -214,9 +217,9 @@ class Bucket:
                 pages = None
                 raise
 
-        while found := self._try(folder, page):
-            last = found[-1]["path"]
-            yield from found
+        while metas := self._try(folder, page):
+            last = metas[-1]["path"]
+            yield from metas
 
     def info(self, name: str) -> Info | None:
         import obstore
@@ -245,7 +248,7 @@ class Bucket:
 
     @contextlib.contextmanager
     def locked(self, name: str, *, wait: bool = True) -> Iterator[Callable[[], None]]:
-        """Keep others out by a lease (`pipelines.storage.lease`); that of a killed one ends by itself."""
+        """Lock out other processes by a lease (`pipelines.storage.lease`); the lease of a killed process expires."""
         with held(self, f"{name}.lock", wait=wait) as still_held:
             yield still_held
 
@@ -255,7 +258,7 @@ def _token(meta: Any) -> Token:
 
 
 class _Reader(io.RawIOBase):
-    """A file in a bucket, read by ranges of the version that it had when it was opened."""
+    """A file in a bucket, read by ranges. Every range comes from the version that the file had when it was opened."""
 
     def __init__(self, bucket: Bucket, name: str, meta: Any) -> None:
         self._bucket, self._name, self._meta, self._at = bucket, name, meta, 0

@@ -39,8 +39,9 @@ class Folder:
         target = self._path(name)
         folder = os.path.dirname(target)
         make_folders(folder) if durable else os.makedirs(folder, exist_ok=True)
-        # Not a suffix of the name: a bundle's name may already be as long as names may be. New, so that no link which
-        # somebody put there is followed; with the rights that the user's umask leaves.
+        # The part's name does not extend the target's name: a bundle's name may already have the greatest length that
+        # the file system allows. The part is always a new file ("x"), so that no planted link is followed. Its
+        # permissions follow the user's umask.
         part = f"{folder}/.part-{secrets.token_hex(8)}"
         try:
             with open(part, "x+b") as file:
@@ -65,42 +66,42 @@ class Folder:
     def below(self, folder: str, *, recursive: bool = True) -> Iterator[Info]:
         waiting = [folder]
         while waiting:
-            inside = waiting.pop()
+            current = waiting.pop()
             try:
-                with os.scandir(self._path(inside)) as found:
-                    entries = sorted(found, key=lambda entry: entry.name)
+                with os.scandir(self._path(current)) as listing:
+                    entries = sorted(listing, key=lambda entry: entry.name)
             except (FileNotFoundError, NotADirectoryError):
                 continue
             for entry in entries:
-                name = f"{inside}/{entry.name}" if inside else entry.name
+                name = f"{current}/{entry.name}" if current else entry.name
                 with contextlib.suppress(FileNotFoundError):
-                    told, is_folder = entry.stat(), entry.is_dir()
-                    yield Info(name, 0 if is_folder else told.st_size, told.st_mtime_ns, is_folder)
+                    status, is_folder = entry.stat(), entry.is_dir()
+                    yield Info(name, 0 if is_folder else status.st_size, status.st_mtime_ns, is_folder)
                     if is_folder and recursive and not entry.is_symlink():
                         waiting.append(name)
 
     def info(self, name: str) -> Info | None:
         try:
-            told = os.stat(self._path(name))
+            status = os.stat(self._path(name))
         except (FileNotFoundError, NotADirectoryError):
             return None
-        return Info(name, told.st_size, told.st_mtime_ns, stat.S_ISDIR(told.st_mode))
+        return Info(name, status.st_size, status.st_mtime_ns, stat.S_ISDIR(status.st_mode))
 
     def delete(self, name: str) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._path(name))
 
     def remove(self, folder: str) -> None:
-        # Others may be at it, too: what is gone is gone.
+        # Other processes may remove files here at the same time: skip a file that is gone, and try again.
         while os.path.isdir(self._path(folder)):
             with contextlib.suppress(FileNotFoundError):
                 shutil.rmtree(self._path(folder))
 
     @contextlib.contextmanager
     def locked(self, name: str, *, wait: bool = True) -> Iterator[Callable[[], None]]:
-        """Keep other processes of this machine out; the kernel opens the lock of a killed one.
+        """Lock out other processes of this machine; the kernel releases the lock of a killed process.
 
-        On a file system without locks it does nothing, and the checks inside the block have to do.
+        On a file system without locks this does nothing, and the checks inside the block must suffice.
         """
         import fcntl
 
@@ -119,6 +120,6 @@ class Folder:
                 if error.errno not in NO_LOCKS:
                     with storage_errors(path):
                         raise
-            yield lambda: None  # the kernel takes it from no living process
+            yield lambda: None  # never raises: the kernel takes the lock from no living process
         finally:
             os.close(handle)

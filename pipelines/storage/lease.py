@@ -1,10 +1,12 @@
-"""A lock in a bucket: an object that says who holds it, for how long without a sign of life, and is never removed.
+"""A lock in a bucket: an object that records its holder and how long the holder may be silent. It is never removed.
 
-Each change of it is a conditional put, so of two that would have it one gets it. The holder writes it anew every third
-of its length. Who waits takes it over when it has seen the same version for all of that length, by its own clock: no
-two machines' clocks are compared. A lease is no fence, since a holder may sleep and wake up after another took over:
-what is done under it checks for itself (`pipelines.lake.fragments.commit`, `pipelines.storage.bucket.Bucket.swap`), or
-asks the lease again right before it writes (`pipelines.lake.models.being_trained`).
+Each change of the object is a conditional put, so only one of two competing processes gets the lock. The holder
+rewrites the object every third of the lease's length. A waiting process takes the lease over when it has seen the same
+version for one whole length. It uses its own clock, so the clocks of two machines are never compared.
+
+A lease is no fence: a holder may sleep and wake up after another process took over. So the work under a lease checks
+for itself that it was first (`pipelines.lake.fragments.commit`, `pipelines.storage.bucket.Bucket.swap`), or it checks
+the lease again right before it writes (`pipelines.lake.models.being_trained`).
 """
 
 import contextlib
@@ -23,14 +25,14 @@ from soundlake.pipelines.storage.store import Token, Versioned
 
 log = logging.getLogger(__name__)
 
-# Seconds that a holder may give no sign of life.
+# Length of a lease: seconds that a holder may give no sign of life.
 LENGTH_S = float(os.environ.get("SOUNDLAKE_LEASE_SECONDS", "30"))
-# Seconds between two looks of one that waits.
+# Seconds between two reads of the object by a waiting process.
 LOOK_S = 1.0
 
 
 class _Lease:
-    """What this process writes into the object, each time a little different."""
+    """This process's hold on a lock object. Each write has a different content (`beat`)."""
 
     def __init__(self, bucket: Versioned, name: str) -> None:
         self._bucket, self._name = bucket, name
@@ -45,12 +47,12 @@ class _Lease:
         return f"{self._bucket.root}/{self._name}"
 
     def keep(self) -> None:
-        """Show that it is held, and so make sure that it still is.
+        """Renew the lease, and so check that this process still holds it.
 
         Raises
         ------
         TryLaterError
-            If another has taken it over, or the bucket does not answer: nothing may be written any more.
+            If another process took the lease over, or if the bucket does not answer. The caller must not write then.
         """
         with self._one:
             if not self._lost:
@@ -63,17 +65,17 @@ class _Lease:
                 )
 
     def write(self, before: Token | None, *, free: bool = False) -> bool:
-        """Take it, show that it is held, or let it go; False if another was first."""
+        """Take, renew or release the lease; False if another process was first."""
         self._beat += 1
-        says = self._says | {"beat": self._beat, "seconds": LENGTH_S, "free": free}
-        self.token = self._bucket.swap(self._name, json.dumps(says).encode() + b"\n", before)
+        content = self._says | {"beat": self._beat, "seconds": LENGTH_S, "free": free}
+        self.token = self._bucket.swap(self._name, json.dumps(content).encode() + b"\n", before)
         return self.token is not None
 
 
 def _read(bucket: Versioned, name: str) -> tuple[dict[str, Any], Token | None]:
     try:
         data, token = bucket.read_version(name)
-        # Empty: a lock of a lake that was copied from a disk. Whoever takes it writes it by its version.
+        # An empty object is the lock of a lake that was copied from a disk. It has a version, which a put must match.
         return (dict(json.loads(data)) if data else {"free": True}), token
     except FileNotFoundError:
         return {"free": True}, None
@@ -87,30 +89,30 @@ def held(bucket: Versioned, name: str, *, wait: bool = True) -> Iterator[Callabl
     ----------
     bucket : Versioned
     name : str
-        Of the object.
+        Name of the lock object.
     wait : bool
-        Whether to wait as long as another shows that it is alive.
+        Whether to wait for as long as another holder shows that it is alive.
 
     Yields
     ------
     callable
-        Raises `TryLaterError` if the lease is lost; to be called before what must not be done then.
+        Raises `TryLaterError` if the lease is lost. Call it before any step that needs the lease.
 
     Raises
     ------
     TryLaterError
-        If another holds it and `wait` is False, or the bucket does not answer.
+        If another process holds the lease and `wait` is False, or if the bucket does not answer.
     """
     lease = _Lease(bucket, name)
     _take(lease, bucket, name, wait=wait)
-    over = threading.Event()
+    released = threading.Event()
 
     def show() -> None:
-        while not over.wait(LENGTH_S / 3):
+        while not released.wait(LENGTH_S / 3):
             try:
                 lease.keep()
             except Exception as error:
-                # Who waits takes over then; the block goes on until it asks, or a commit refuses.
+                # A waiting process takes over then. The block goes on until it checks the lease or a commit is refused.
                 log.warning("the lock %s/%s is lost: %s", bucket.root, name, error)
                 return
 
@@ -119,9 +121,9 @@ def held(bucket: Versioned, name: str, *, wait: bool = True) -> Iterator[Callabl
     try:
         yield lease.keep
     finally:
-        over.set()
+        released.set()
         keeper.join()
-        # If it cannot be let go, it ends by itself.
+        # A lease that cannot be released expires by itself.
         with contextlib.suppress(TryLaterError, OSError):
             if lease.token is not None:
                 lease.write(lease.token, free=True)
@@ -131,12 +133,12 @@ def _take(lease: _Lease, bucket: Versioned, name: str, *, wait: bool) -> None:
     seen: Token | None = None
     since = time.monotonic()
     while True:
-        says, token = _read(bucket, name)
+        lock, token = _read(bucket, name)
         if token != seen:
-            if seen is not None and not wait and not says.get("free"):
-                raise TryLaterError(f"{says.get('owner')} has locked {bucket.root}/{name}: run the same command later")
+            if seen is not None and not wait and not lock.get("free"):
+                raise TryLaterError(f"{lock.get('owner')} has locked {bucket.root}/{name}: run the same command later")
             seen, since = token, time.monotonic()
-        if (says.get("free") or time.monotonic() - since > float(says.get("seconds", LENGTH_S))) and lease.write(token):
+        if (lock.get("free") or time.monotonic() - since > float(lock.get("seconds", LENGTH_S))) and lease.write(token):
             return
-        if not says.get("free"):
+        if not lock.get("free"):
             time.sleep(min(LOOK_S, LENGTH_S / 10))

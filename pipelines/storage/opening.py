@@ -8,7 +8,7 @@ from soundlake.pipelines.storage.bucket import Bucket
 from soundlake.pipelines.storage.folder import Folder
 from soundlake.pipelines.storage.store import Store, is_bucket
 
-# What buckets are known by; a root without a scheme is a folder.
+# The schemes of buckets; a root without a scheme is a folder.
 _SCHEMES = ("gs", "s3")
 
 
@@ -19,7 +19,7 @@ def at(root: str) -> Store:
     Raises
     ------
     InputError
-        If it is of a kind that is not known.
+        If the URI has an unknown scheme or lacks a bucket name.
     """
     if not is_bucket(root):
         return Folder(os.path.abspath(root.removeprefix("file://")))

@@ -1,6 +1,6 @@
-"""Secrets: what was given as one is neither written into a lake nor said.
+"""Secrets: keep passwords and keys out of lakes and messages.
 
-They belong into the environment (``AWS_SECRET_ACCESS_KEY`` and its like), which soundlake neither reads nor records.
+Secrets belong in the environment (``AWS_SECRET_ACCESS_KEY`` and the like), which soundlake neither reads nor records.
 """
 
 import re
@@ -8,16 +8,16 @@ from typing import Any
 
 from soundlake.model.errors import InputError
 
-# Names of options and of parameters of a URI that hold one.
+# Names of options and of URI parameters that hold a secret.
 _SECRET = re.compile(
     r"secret|passw|token|credential|signature|access_?key|connection_?string|^-*(sig|key)$", re.IGNORECASE
 )
 
 
 def refuse_secrets(uri: str) -> None:
-    """Raise `InputError` for a URI with a password in it: uris are written down, told and listed.
+    """Raise `InputError` for a URI that contains a password or a key, since URIs are recorded, printed and listed.
 
-    The message does not hold it.
+    The message does not contain the secret.
     """
     scheme, separator, rest = uri.partition("://")
     if not separator:
@@ -32,7 +32,7 @@ def refuse_secrets(uri: str) -> None:
 
 
 def without_secrets(found: Any) -> Any:
-    """The same lists, dicts and texts; of ``--options=value`` that hold a secret only the name."""
+    """Copy lists, dicts and texts; an ``--option=value`` that holds a secret keeps only its name."""
     if isinstance(found, dict):
         return {name: without_secrets(value) for name, value in found.items()}
     if isinstance(found, list | tuple):

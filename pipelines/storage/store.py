@@ -1,9 +1,8 @@
-"""The one layer under lake and corpus: files below a root, in a folder on a disk or below a prefix of a bucket.
+"""The storage layer under lake and corpus: files below a root, in a folder on a disk or below a prefix of a bucket.
 
-`pipelines.storage.opening.at` gives the store of a root. What a reader sees is whole, always: on a disk a file appears
-by rename, in a bucket by a single put. Names are relative to the root and use ``/``. Whatever goes wrong is an
-``OSError``, as on a disk; bad credentials and a bucket that is not there are an `InputError`, since each call would end
-in the same way.
+`pipelines.storage.opening.at` returns the store of a root. Readers see only whole files: on a disk a file appears by
+rename, in a bucket by a single put. Names are relative to the root and use ``/``. Errors are ``OSError``, as on a disk.
+Bad credentials and a missing bucket are an `InputError`, since every call would fail in the same way.
 """
 
 import contextlib
@@ -11,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import IO, Any, BinaryIO, Protocol
 
-# A version of an object in a bucket, as the conditional put wants it back.
+# A version of an object in a bucket, in the form that a conditional put takes.
 Token = dict[str, Any]
 
 
@@ -22,11 +21,11 @@ class Info:
     Attributes
     ----------
     name : str
-        Below the root.
+        Path relative to the root.
     size : int
         Bytes.
     changed_ns : int
-        Of its last write, nanoseconds since 1970; 0 for a folder of a bucket, which has no time.
+        Time of the last write, nanoseconds since 1970; 0 for a folder of a bucket, which has no time.
     is_folder : bool
     """
 
@@ -37,64 +36,66 @@ class Info:
 
 
 class Store(Protocol):
-    """What a folder and a bucket can do."""
+    """The operations that folders and buckets share."""
 
     @property
     def root(self) -> str:
-        """A path, or a URI."""
+        """Path or URI of the store."""
 
     def read(self, name: str) -> bytes:
-        """A whole small file; ``FileNotFoundError`` if there is none."""
+        """Read a whole small file; raise ``FileNotFoundError`` if it does not exist."""
 
     def open(self, name: str, *, block: int = 8 << 20) -> BinaryIO:
-        """A file to read from, seekable; of one in a bucket `block` bytes are fetched at a time."""
+        """Open a file for reading, seekable; from a bucket, `block` bytes are fetched at a time."""
 
     def copy_to(self, name: str, target: IO[bytes]) -> None:
-        """Write a file's content to a local one."""
+        """Write the content of a file to a local file."""
 
     def create(self, name: str, *, durable: bool = True) -> contextlib.AbstractContextManager[IO[bytes]]:
-        """A file to write, not yet visible; it appears whole when the block ends without an exception.
+        """Open a file for writing. Readers see it, whole, once the block ends without an exception.
 
-        Its `name` is a local path: another process may write it, too. If not `durable`, a power cut may undo it.
+        Its `name` is a local path, so another process can write it, too. If not `durable`, a power cut may undo the
+        write.
         """
 
     def exists(self, name: str) -> bool:
-        """Whether a file or folder of this name is there."""
+        """Whether a file or folder of this name exists."""
 
     def names(self, folder: str) -> list[str]:
-        """Sorted base names in a folder, without hidden ones; empty if there is no such folder."""
+        """Sorted base names of the entries of a folder, without hidden ones; empty if there is no such folder."""
 
     def below(self, folder: str, *, recursive: bool = True) -> Iterator[Info]:
-        """All files in a folder, as they are listed, and the folders that are known; none if it is not there."""
+        """Yield the files below a folder, in listing order, and the folders that are known; none if it is missing."""
 
     def info(self, name: str) -> Info | None:
-        """A file as it is now, or a folder of a disk; None if there is none."""
+        """The current state of a file, or of a folder on a disk; None if it does not exist."""
 
     def delete(self, name: str) -> None:
-        """Remove a file, if it is there."""
+        """Remove a file if it exists."""
 
     def remove(self, folder: str) -> None:
-        """Remove a folder and all in it, if it is there."""
+        """Remove a folder and everything in it, if it exists."""
 
     def locked(self, name: str, *, wait: bool = True) -> contextlib.AbstractContextManager[Callable[[], None]]:
-        """Keep others out of the same block; who does not `wait` gets a `TryLaterError` if another is in it.
+        """Lock out other processes for the length of the block.
 
-        Yields what raises `TryLaterError` once the lock is lost, as one in a bucket can be.
+        Without `wait`, raise `TryLaterError` if another process holds the lock. Yields a function that raises
+        `TryLaterError` once the lock is lost; only a lock in a bucket can be lost.
         """
 
 
 class Versioned(Protocol):
-    """What a bucket can do beside: write a file only if nobody else has."""
+    """The additional operations of a bucket: write a file only if nobody else has written it meanwhile."""
 
     @property
     def root(self) -> str:
-        """A URI."""
+        """URI of the store."""
 
     def read_version(self, name: str) -> tuple[bytes, Token]:
-        """A whole small file, and which version of it this is."""
+        """Read a whole small file, and the version of it that was read."""
 
     def swap(self, name: str, data: bytes, before: Token | None) -> Token | None:
-        """Write a file if it still is the version that was read, or still is not there for None."""
+        """Write a file if its version is still `before`, or if it still does not exist where `before` is None."""
 
 
 def is_bucket(root: str) -> bool:
