@@ -117,9 +117,9 @@ class Work:
     @property
     def probe(self) -> Probe:
         """The header of its recording."""
-        found = self.files[0].probe
-        assert found is not None
-        return found
+        header = self.files[0].probe
+        assert header is not None
+        return header
 
     def packed(self) -> bytes:
         """The work as bytes, for `unpacked`."""
