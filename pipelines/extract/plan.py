@@ -1,4 +1,4 @@
-"""The plan: which files are known, and how new recordings are cut into segments and packed into bundles.
+"""The plan: which files are new, changed or known, and how new recordings become segments and bundles.
 
 Pure functions. A plan depends only on the set of new recordings: not on the order of a listing, on workers or time.
 """
@@ -102,7 +102,7 @@ def is_short(probe: Probe, size: int) -> bool:
 
 
 def suggested_spec(short: int, recordings: int, spec: FeatureSpec) -> str | None:
-    """The preset that fits a corpus better than `spec` does; None if there is none.
+    """The preset that fits a corpus better than `spec` does; None if no such preset is known.
 
     Parameters
     ----------
