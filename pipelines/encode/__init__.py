@@ -1,4 +1,4 @@
 """Encode: how do features become embeddings?"""
 
-# What other rooms may import.
+# The modules that other rooms may import.
 __all__ = ["encoder", "finish", "pipeline"]

@@ -1,4 +1,4 @@
-"""Windows in, rows of the table out: a model at work on a worker, which keeps what it has made as it is made."""
+"""Encoding on a worker: a model turns windows into rows of the table, which are stored as soon as they are made."""
 
 import hashlib
 import json
@@ -21,13 +21,13 @@ from soundlake.pipelines.lake.lake import Lake
 from soundlake.pipelines.lake.progress import Progress
 
 BATCH_WINDOWS = 64
-# Asked of a runner that chooses machines, for one of two cores.
+# Requested from a runner that chooses machines, for a machine of two cores.
 RAM = "4GB"
 
 
 @dataclass(frozen=True)
 class Name:
-    """What the table says about a file that the bytes in it do not."""
+    """The values of a file in the table that do not depend on its content."""
 
     uri: str
     label: str | None
@@ -43,7 +43,7 @@ class Recording:
     names : tuple of Name
         The files that hold it, sorted by uri.
     fragments : tuple of int
-        Of the table, that hold the rows of its first file; empty if it is to be encoded.
+        Fragments of the table that hold the rows of its first file; empty if the recording is to be encoded.
     """
 
     names: tuple[Name, ...]
@@ -52,7 +52,7 @@ class Recording:
 
 @dataclass(frozen=True)
 class Window:
-    """A record of a shard, and what its rows need beside it."""
+    """A record of a shard, and the other values that its rows need."""
 
     record: Record
     names: tuple[Name, ...]
@@ -65,27 +65,30 @@ Piece = tuple[str, dict[str, Recording]]
 
 
 def piece_id(piece: Piece) -> str:
-    """The name of a piece: digest of what goes in."""
+    """The name of a piece: a digest of its contents."""
     bundle, recordings = piece
-    text = json.dumps([bundle, sorted((name, astuple(one)) for name, one in recordings.items())])
+    text = json.dumps([bundle, sorted((name, astuple(recording)) for name, recording in recordings.items())])
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def _named(rows: pa.RecordBatch, names: Sequence[tuple[Name, ...]]) -> pa.RecordBatch:
-    """Rows of windows, one for each file: the ids, uris, labels and groups are put in.
+    """Rows of windows, one for each file, with ids, uris, labels and groups filled in.
 
     Parameters
     ----------
     rows : pyarrow.RecordBatch
-        One row a window.
+        One row for each window.
     names : sequence of tuple of Name
-        Of each row.
+        The files of each row.
     """
-    found = rows.take(pa.array([i for i, each in enumerate(names) for _ in each], pa.int64()))
-    each_name = [(name, i > 0) for each in names for i, name in enumerate(each)]
-    places = zip(found["recording_id"].to_pylist(), found["window"].to_pylist(), each_name, strict=True)
-    arrays = {name: found[name] for name in found.schema.names}
-    arrays["id"] = [table.row_id(i, w, copy=name.uri if is_copy else None) for i, w, (name, is_copy) in places]
+    repeated = rows.take(pa.array([i for i, files in enumerate(names) for _ in files], pa.int64()))
+    each_name = [(name, i > 0) for files in names for i, name in enumerate(files)]
+    places = zip(repeated["recording_id"].to_pylist(), repeated["window"].to_pylist(), each_name, strict=True)
+    arrays = {name: repeated[name] for name in repeated.schema.names}
+    arrays["id"] = [
+        table.row_id(recording_id, window, copy=name.uri if is_copy else None)
+        for recording_id, window, (name, is_copy) in places
+    ]
     for column in ("uri", "label", "group"):
         arrays[column] = [getattr(name, column) for name, _ in each_name]
     return pa.RecordBatch.from_arrays(
@@ -94,7 +97,7 @@ def _named(rows: pa.RecordBatch, names: Sequence[tuple[Name, ...]]) -> pa.Record
 
 
 def _fixed(vectors: npt.NDArray[np.float32]) -> pa.Array:
-    """A list of as many numbers a row, of vectors (n, size)."""
+    """Vectors of shape (n, size) as a column of lists of fixed size."""
     return pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
 
 
@@ -105,20 +108,20 @@ class LoadedModel:
         self.model = artifact.load(directory)
         self.encoder, self.decoder = self.model.encoder(gpu=gpu), self.model.decoder(gpu=gpu)
         self.columns = table.schema_of(self.model)
-        # Once for each frame: arithmetic of equal shapes takes half the time of a broadcast over short rows.
+        # Repeated for each frame: arithmetic of equal shapes takes half the time of a broadcast over short rows.
         self._mean, self._std = (
             np.tile(values, (self.model.spec.window_frames, 1)) for values in (self.model.mean, self.model.std)
         )
 
     def _error(self, features: npt.NDArray[np.float32], decoded: npt.NDArray[np.float32]) -> float:
-        """Mean square error of a window's valid frames, of unit variance; a window at a time, which fits the cache."""
+        """Mean square error of a window's valid frames, standardised; one window at a time fits the cache."""
         difference = features - self._mean[: len(features)]
         difference /= self._std[: len(features)]
         difference -= decoded
         return float(np.vdot(difference, difference)) / difference.size
 
     def rows(self, batch: Sequence[Window]) -> pa.RecordBatch:
-        """Rows of a batch of windows, of any size: of each window one for each of its files."""
+        """Rows of a batch of windows, of any size: for each window, one row for each of its files."""
         spec = self.model.spec
         features = dequantise(np.stack([window.record.values for window in batch]), spec)
         encoded = self.encoder.encode(features)
@@ -142,10 +145,10 @@ class LoadedModel:
             "bundle": [window.bundle for window in batch],
             "record_offset": [window.offset for window in batch],
         }
-        once = pa.RecordBatch.from_arrays(
+        window_rows = pa.RecordBatch.from_arrays(
             [pa.array(arrays[field.name], field.type) for field in self.columns], schema=self.columns
         )
-        return _named(once, [window.names for window in batch])
+        return _named(window_rows, [window.names for window in batch])
 
 
 def read_shard(lake: Lake, spec: FeatureSpec, bundle: str) -> Iterator[tuple[Record, int]]:
@@ -154,7 +157,7 @@ def read_shard(lake: Lake, spec: FeatureSpec, bundle: str) -> Iterator[tuple[Rec
     Raises
     ------
     InputError
-        If the shard is missing or damaged; it is named.
+        If the shard is missing or damaged; the error names it.
     """
     name = Lake.shard(spec.spec_id, bundle)
     try:
@@ -168,31 +171,31 @@ def read_shard(lake: Lake, spec: FeatureSpec, bundle: str) -> Iterator[tuple[Rec
 
 
 def unreadable(lake: Lake, name: str, error: DamagedShardError | FileNotFoundError) -> InputError:
-    """What to tell of a shard that is missing or damaged, and what to do."""
-    said = "it is missing" if isinstance(error, FileNotFoundError) else str(error)
+    """The error for a shard that is missing or damaged, with the remedy."""
+    reason = "it is missing" if isinstance(error, FileNotFoundError) else str(error)
     return InputError(
-        f"the shard {lake.uri(name)} cannot be read: {said}; to rebuild it run: "
+        f"the shard {lake.uri(name)} cannot be read: {reason}; to rebuild it run: "
         f"{lake.command('extract AUDIO --repair')}, then the same command again"
     )
 
 
 class EncoderHandler(ModelHandler[Piece, str, Any]):
-    """Beam's RunInference on a model directory: a piece in, the name of its rows out.
+    """Model handler for Beam's RunInference: write the rows of a piece, and return the name of the file listing them.
 
-    ONNX Runtime, so that an encoding worker needs no TensorFlow. An element is a piece and not a window, since its rows
-    are to be kept together as soon as they are made.
+    The model runs in ONNX Runtime, so that an encoding worker needs no TensorFlow. An element is a piece and not a
+    window, since the rows of a piece are stored together as soon as they are made.
 
     Parameters
     ----------
     lake, model_id : Lake, str
-        Each worker brings the model to hand.
+        Each worker loads the model from the lake.
     version : int
-        Of the table that the run was planned from.
+        Version of the table that the run was planned from.
     progress : Progress
     threads : int
-        Pieces side by side.
+        Number of pieces that are encoded side by side.
     accelerator : str or None
-        Asked of the runner, in its words; the model runs on a GPU then, or not at all.
+        The accelerator to request, in the runner's own syntax; the model then runs on a GPU, or not at all.
     """
 
     def __init__(
@@ -213,7 +216,9 @@ class EncoderHandler(ModelHandler[Piece, str, Any]):
         return {"min_batch_size": 1, "max_batch_size": 16 * self.threads}
 
     def get_num_bytes(self, batch: Sequence[Piece]) -> int:
-        return sum(len(name.uri) for _, recordings in batch for one in recordings.values() for name in one.names)
+        return sum(
+            len(name.uri) for _, recordings in batch for recording in recordings.values() for name in recording.names
+        )
 
     def get_metrics_namespace(self) -> str:
         return "soundlake"
@@ -228,31 +233,33 @@ class EncoderHandler(ModelHandler[Piece, str, Any]):
             pool.shutdown(cancel_futures=True)
 
     def keep(self, piece: Piece, model: LoadedModel) -> str:
-        """Write a piece's rows, or find them written; return the name in the lake of the file that says so."""
+        """Write a piece's rows unless they exist already; return the name in the lake of the file that lists them."""
         model_id = model.model.model_id
         name = Lake.staged(model_id, self.version, piece_id(piece))
-        found = self._kept(name, model_id)
-        if found is None:
+        record = self._kept(name, model_id)
+        if record is None:
             encoded, renamed = [*self._encoded(piece, model)], [*self._renamed(piece, model)]
-            found = {"encoded": _windows(encoded), "renamed": _windows(renamed), "fragments": []}
+            record = {"encoded": _windows(encoded), "renamed": _windows(renamed), "fragments": []}
             if encoded or renamed:
                 rows = pa.Table.from_batches([*encoded, *renamed]).sort_by("id")
-                found["fragments"] = fragments.write(self.lake.table_uri(model_id), rows)
-            self.lake.write(name, json.dumps(found).encode())
-        self.progress.tell(piece_id(piece), {"work": len(piece[1]), "windows": found["encoded"] + found["renamed"]})
+                record["fragments"] = fragments.write(self.lake.table_uri(model_id), rows)
+            self.lake.write(name, json.dumps(record).encode())
+        self.progress.tell(piece_id(piece), {"work": len(piece[1]), "windows": record["encoded"] + record["renamed"]})
         return name
 
     def _kept(self, name: str, model_id: str) -> dict[str, Any] | None:
         try:
-            found: dict[str, Any] = json.loads(self.lake.read(name))
+            record: dict[str, Any] = json.loads(self.lake.read(name))
         except (FileNotFoundError, ValueError):
             return None
-        files = [file.path for text in found["fragments"] for file in fragments.checked(text).files]
-        return found if all(self.lake.exists(f"{Lake.table(model_id)}/data/{path}") for path in files) else None
+        files = [file.path for text in record["fragments"] for file in fragments.checked(text).files]
+        return record if all(self.lake.exists(f"{Lake.table(model_id)}/data/{path}") for path in files) else None
 
     def _encoded(self, piece: Piece, model: LoadedModel) -> Iterator[pa.RecordBatch]:
         bundle, recordings = piece
-        wanted = {recording_id: one.names for recording_id, one in recordings.items() if not one.fragments}
+        wanted = {
+            recording_id: recording.names for recording_id, recording in recordings.items() if not recording.fragments
+        }
         if not wanted:
             return
         windows = (
@@ -264,24 +271,26 @@ class EncoderHandler(ModelHandler[Piece, str, Any]):
             yield model.rows(batch)
 
     def _renamed(self, piece: Piece, model: LoadedModel) -> Iterator[pa.RecordBatch]:
-        """Rows of windows that the table holds, under the names of today."""
+        """Rows of windows that the table holds, with the current names."""
         bundle, recordings = piece
         uri, columns = self.lake.table_uri(model.model.model_id), model.columns.names
-        for recording_id, one in sorted(recordings.items()):
-            for number in one.fragments:
+        for recording_id, recording in sorted(recordings.items()):
+            for number in recording.fragments:
                 fragment = fragments.of(uri, self.version, number)
                 where = [fragments.in_list("bundle", [bundle]), fragments.in_list("recording_id", [recording_id])]
                 for batch in fragment.to_batches(columns=columns, filter=" AND ".join(where)):
-                    once = _once(batch).select(columns).cast(model.columns)
-                    yield _named(once, [one.names] * len(once))
+                    window_rows = _once(batch).select(columns).cast(model.columns)
+                    yield _named(window_rows, [recording.names] * len(window_rows))
 
 
 def _once(rows: pa.RecordBatch) -> pa.RecordBatch:
-    """Of the rows of each window the one that stands for the recording."""
+    """The row of each window that stands for the recording."""
     places = zip(*(rows[name].to_pylist() for name in ("id", "recording_id", "window")), strict=True)
-    return rows.filter(pa.array([i == table.row_id(recording_id, window) for i, recording_id, window in places]))
+    return rows.filter(
+        pa.array([row_id == table.row_id(recording_id, window) for row_id, recording_id, window in places])
+    )
 
 
 def _windows(parts: Sequence[pa.RecordBatch]) -> int:
-    """How many windows rows are of, each counted once."""
+    """The number of windows that some rows belong to, each counted once."""
     return sum(len(_once(part)) for part in parts)

@@ -1,4 +1,4 @@
-"""After encode's pipeline: what it has left is committed and noted (as `pipelines.extract.finish` says)."""
+"""The end of encode, after its pipeline: commit its results, record the totals (as in `pipelines.extract.finish`)."""
 
 import json
 from typing import Any
@@ -11,14 +11,14 @@ from soundlake.pipelines.query import random_pairs
 
 
 def encode(run: Run, model_id: str, *, version: int, ledger_version: int) -> dict[str, Any] | None:
-    """Commit what encode's pipeline has left in the run's folder.
+    """Commit the results of encode's pipeline in the run's folder.
 
     Parameters
     ----------
     run : Run
     model_id : str
     version, ledger_version : int
-        Of the table and the ledger that the pipeline was planned from.
+        Versions of the table and the ledger that the pipeline was planned from.
 
     Returns
     -------
@@ -34,26 +34,28 @@ def encode(run: Run, model_id: str, *, version: int, ledger_version: int) -> dic
         except FileNotFoundError:
             if dataset.version == version:
                 raise
-            return None  # swept: maintain has made a version without them, and what they tell of is gone
+            return None  # swept: maintain has made a version without these pieces, and their rows are gone
         new = [text for piece in pieces for text in piece["fragments"]]
-        # With nothing to commit, all that the table was compared with must still hold.
-        made: int | None = version if dataset.version == version else None
+        # Without anything to commit, the result holds only if the table has not changed since it was compared.
+        new_version: int | None = version if dataset.version == version else None
         if new or summary["dropped"]:
-            made = fragments.commit(dataset.uri, version, dataset.schema, new, summary["dropped"], run_id=run.run_id)
-    if made is None:
+            new_version = fragments.commit(
+                dataset.uri, version, dataset.schema, new, summary["dropped"], run_id=run.run_id
+            )
+    if new_version is None:
         return None
-    # Of older versions: another run may be on its way from this one, and finds out when it is done.
+    # Only pieces for older versions go: another run may still work from this version, and its commit will fail.
     for name in lake.names(Lake.staging(model_id)):
         if name.isdecimal() and int(name) < version:
             lake.remove(f"{Lake.staging(model_id)}/{name}")
     totals = {name: sum(piece[name] for piece in pieces) for name in ("encoded", "renamed")}
     totals |= {"stale_recordings": summary["stale"], "row_format": table.ROW_FORMAT}
     totals["rows"] = table.need_table(lake, model_id).count_rows()
-    return totals | {"ledger_version": ledger_version, "table_version": made}
+    return totals | {"ledger_version": ledger_version, "table_version": new_version}
 
 
 def note_encode(run: Run, model_id: str, totals: dict[str, Any], *, whole: bool) -> None:
-    """Bring the index up to the table, if the table is the `whole` one; add that to the totals, and keep them."""
+    """Add the index to the totals, and keep them; after a run over the `whole` ledger, update the index first."""
     lake = run.lake
     dataset = table.need_table(lake, model_id)
     index = table.said(lake, model_id).get("index")
@@ -64,7 +66,7 @@ def note_encode(run: Run, model_id: str, totals: dict[str, Any], *, whole: bool)
     totals["table_version"] = int(table.need_table(lake, model_id).version)
     run.manifest["counts"] = totals
     if whole:
-        # What the next call compares with: nothing changed, nothing to do, no pipeline started. And for search, how far
-        # apart random windows are.
+        # The next call compares the lake with these totals: if nothing has changed, it starts no pipeline. Search needs
+        # the distances between random windows.
         scales = random_pairs.scales(table.need_table(lake, model_id))
-        table.say(lake, model_id, totals | {table.RANDOM_PAIRS: {str(count): one for count, one in scales.items()}})
+        table.say(lake, model_id, totals | {table.RANDOM_PAIRS: {str(count): scale for count, scale in scales.items()}})

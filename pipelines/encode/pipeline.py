@@ -2,8 +2,8 @@
 
 ledger and table, recording by recording ▶ missing, gone or renamed ▶ pieces, a shard each ▶ RunInference ▶ one commit
 
-What is encoded is kept as it is made: the rows of a shard are written where no reader sees them, and a small file says
-that they are there. A run that was killed and started again takes them from there.
+Rows are stored as soon as they are made: the rows of a shard are written where no reader sees them, and a small file
+lists them. A run that was killed and started again takes them from there.
 """
 
 import functools
@@ -29,12 +29,12 @@ from soundlake.pipelines.lake.lake import Lake
 from soundlake.pipelines.lake.progress import Progress
 from soundlake.pipelines.lake.runs import Run, last_step, others
 
-# Runs that commit to one table at the same time plan again; more often than this is no coincidence.
+# A run plans again if another run commits to the same table meanwhile; more often than this is no coincidence.
 ATTEMPTS = 3
 
 
 class _LedgerNames(beam.DoFn):
-    """(recording_id, [uri, label, group, bundles]) of what is done, from one fragment of the ledger."""
+    """(recording_id, [uri, label, group, bundles]) of files that are done, from one fragment of the ledger."""
 
     def __init__(self, uri: str, version: int) -> None:
         self.uri, self.version = uri, version
@@ -48,7 +48,7 @@ class _LedgerNames(beam.DoFn):
 
 
 class _TableNames(beam.DoFn):
-    """(recording_id, [uri, label, group, bundles, fragment]) of what is encoded, from one fragment of the table."""
+    """(recording_id, [uri, label, group, bundles, fragment]) of encoded files, from one fragment of the table."""
 
     def __init__(self, uri: str, version: int) -> None:
         self.uri, self.version = uri, version
@@ -65,15 +65,15 @@ class _TableNames(beam.DoFn):
 
 
 class _Compare(beam.DoFn):
-    """What of a recording is to be encoded or renamed, bundle by bundle, and which rows leave the table.
+    """Decide what to encode or rename of a recording, bundle by bundle, and which rows leave the table.
 
-    All rows of a recording are written together, since which of them stand for it may change with its files.
+    All rows of a recording are written together, since the rows that stand for it may change with its files.
 
     Parameters
     ----------
     under : (str, str) or None
-        A corpus and a partition: no recording without a file in it is looked at, and of others no file outside it comes
-        into the table.
+        A corpus and a partition. Recordings without a file in the partition are not looked at. No file outside the
+        partition comes into the table.
     """
 
     def __init__(self, under: tuple[str, str] | None) -> None:
@@ -85,12 +85,12 @@ class _Compare(beam.DoFn):
         have = [json.loads(data) for data in joined["have"]]
         bundles = ledger.one_place(bundles for _, _, bundles in wanted.values())
         if self.under is not None:
-            # Of files elsewhere those that the table has stay, under the names of today.
-            ours = {uri for uri in wanted if in_partition(uri, *self.under)}
-            if not ours:
+            # Files elsewhere that the table has stay, with their current names.
+            inside = {uri for uri in wanted if in_partition(uri, *self.under)}
+            if not inside:
                 return
-            there = {uri for uri, *_ in have}
-            wanted = {uri: name for uri, name in wanted.items() if uri in ours or uri in there}
+            present = {uri for uri, *_ in have}
+            wanted = {uri: name for uri, name in wanted.items() if uri in inside or uri in present}
         names = sorted((uri, label, group) for uri, (label, group, _) in wanted.items())
         encoded: dict[tuple[Any, ...], set[str]] = {}
         for *name, held_by, _ in have:
@@ -99,7 +99,7 @@ class _Compare(beam.DoFn):
             return
         for fragment in sorted({fragment for *_, fragment in have}):
             yield TaggedOutput("dropped", (fragment, recording_id))
-        # The rows of the first file stand for the recording: if they are whole, nothing is to be encoded.
+        # The rows of the first file stand for the recording: if they are complete, nothing has to be encoded.
         first = min((uri for uri, *_ in have), default=None)
         rows_of_first = [name for name in have if name[0] == first]
         same = bool(bundles) and sorted({bundle for name in rows_of_first for bundle in name[3]}) == bundles
@@ -112,9 +112,9 @@ class _Gather(beam.DoFn):
     """A piece of work: the recordings of a bundle that are to be encoded or renamed."""
 
     def process(self, element: tuple[str, Iterable[bytes]]) -> Iterator[Piece]:
-        bundle, found = element
+        bundle, parts = element
         recordings = {}
-        for data in found:
+        for data in parts:
             recording_id, names, fragments = json.loads(data)
             recordings[recording_id] = Recording(tuple(Name(*name) for name in names), tuple(fragments))
         yield bundle, recordings
@@ -140,7 +140,7 @@ def build(
     accelerator: str | None = None,
     last: Callable[[], Any] | None = None,
 ) -> None:
-    """Apply the whole of encode to a pipeline; its result is ``summary.json`` in the run's folder.
+    """Apply all steps of encode to a pipeline; its result is ``summary.json`` in the run's folder.
 
     Parameters
     ----------
@@ -188,14 +188,14 @@ def build(
         | "once each" >> beam.Distinct()
         | "how many" >> beam.combiners.Count.Globally()
     )
-    told = (
+    summary = (
         pipeline
         | "end" >> beam.Create([None])
         | "summarise"
         >> beam.Map(_summarise, AsList(pieces), AsList(dropped), stale, lake=lake, name=f"{run.folder}/summary.json")
     )
     if last is not None:
-        told | "finish" >> beam.Map(lambda _, last: last(), last)
+        summary | "finish" >> beam.Map(lambda _, last: last(), last)
 
 
 def encode(
@@ -208,23 +208,24 @@ def encode(
     accelerator: str | None = None,
     note: Callable[[dict[str, Any]], None],
 ) -> dict[str, Any]:
-    """Bring a model's table up to the ledger: new windows in, rows of what is gone out, in one commit.
+    """Bring a model's table up to the ledger: add new windows and remove rows of files that are gone, in one commit.
 
     Parameters
     ----------
     lake : Lake
     model : model.saved.artifact.Model
-        Its spec says which features.
+        Its spec selects the features.
     under : (str, str) or None
-        A corpus and one of its partitions: no file elsewhere comes into the table, and no row leaves but for newer ones
-        of the same recording.
+        A corpus and one of its partitions: no file elsewhere comes into the table, and rows leave only if newer ones of
+        the same recording replace them.
     run : Run
     engine : Engine
         From `pipelines.engine.runners.beam_options`.
     accelerator : str or None
-        Asked of the runner for the step that encodes, in its words; windows are encoded on a GPU then, or not at all.
+        The accelerator to request for the step that encodes, in the runner's own syntax; windows are then encoded on a
+        GPU, or not at all.
     note : callable
-        Where the pipeline runs without this process, told the totals on the worker that made the commit.
+        Called with the totals on the worker that made the commit, if the pipeline runs without this process.
 
     Returns
     -------
@@ -239,7 +240,7 @@ def encode(
     TryLaterError
         If other runs commit to the same table again and again.
     HandedOver
-        If the pipeline runs later, without this process: its last step does what is done here after the pipeline.
+        If the pipeline runs later, without this process; its last step then makes the commit.
     """
     spec = model.spec
     known = ledger.open_ledger(lake, spec.spec_id)
@@ -250,13 +251,13 @@ def encode(
     keep_freed_memory(True)
     for attempt in range(ATTEMPTS):
         if attempt and (memory := Memory.of(lake)):
-            # Of what this run could not commit.
+            # Remove forgotten rows that this run has written but could not commit.
             traces.cleaned(lake, Lake.table(model.model_id), memory, moment=0.0, versions=False)
-        # Anew each time: what was forgotten meanwhile must not come back from an old version.
+        # Opened again each time: files forgotten meanwhile must not come back from an old version.
         known = ledger.open_ledger(lake, spec.spec_id)
         dataset = table.create(lake, model.model_id, table.schema_of(model))
         versions = {"version": int(dataset.version), "ledger_version": int(known.version)}
-        committed = functools.partial(finish.encode, run, model.model_id, **versions)
+        commit = functools.partial(finish.encode, run, model.model_id, **versions)
         pipeline = functools.partial(
             build,
             lake=lake,
@@ -267,10 +268,10 @@ def encode(
             run=run,
             threads=engine.threads,
             accelerator=accelerator,
-            last=functools.partial(last_step, run, committed, note) if engine.template else None,
+            last=functools.partial(last_step, run, commit, note) if engine.template else None,
         )
         run_pipeline(pipeline, engine)
-        totals = committed()
+        totals = commit()
         if totals is not None:
             return totals
     raise others(lake)

@@ -1,4 +1,4 @@
 """Engines: where does a pipeline run?"""
 
-# What other rooms may import.
+# The modules that other rooms may import.
 __all__ = ["joins", "machine", "runners", "template", "worker_boot"]

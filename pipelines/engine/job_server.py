@@ -1,8 +1,8 @@
 """Beam's job servers: the Java programs that take a pipeline and run it on Spark or Flink.
 
-One is started for the pipelines of this process, from a shaded jar or a folder of jars, and stopped at the end; or one
-that runs already is found by ``--job_endpoint``. What a server writes goes to a file, and a server that dies is told
-by the last line of it that says why.
+This process starts one for its pipelines, from a shaded jar or a folder of jars, and stops it at the end. Or it uses a
+server that runs already, named by ``--job_endpoint``. The output of a server goes to a file. If the server dies, the
+error message quotes the last line of that file that gives a reason.
 """
 
 import atexit
@@ -21,7 +21,7 @@ from typing import Any
 
 from soundlake.model.errors import InputError, TryLaterError
 
-# Spark and Flink look into packages of Java that Java 17 keeps shut.
+# Spark and Flink access Java packages that Java 17 closes by default.
 OPENED = (
     *("java.lang", "java.lang.invoke", "java.lang.reflect", "java.io", "java.net", "java.nio", "java.util"),
     *("java.util.concurrent", "java.util.concurrent.atomic"),
@@ -29,7 +29,7 @@ OPENED = (
 )
 JAVA_17 = tuple(f"--add-opens=java.base/{package}=ALL-UNNAMED" for package in OPENED)
 
-# Beam's options that a server is started with.
+# Beam's options for the start of a server.
 SERVER_OPTIONS = (
     "job_port",
     "artifact_port",
@@ -39,31 +39,31 @@ SERVER_OPTIONS = (
     "job_server_jvm_properties",
 )
 
-# A server that starts takes seconds; on a machine with much else to do, a minute.
+# The start of a server takes seconds; on a busy machine, a minute.
 START_SECONDS = 180.0
-# To find one that runs, or a cluster.
+# Timeout for the answer of a running server, or of a cluster.
 FIND_SECONDS = 15.0
-# A server that is told to stop takes its jobs back from the cluster first.
+# Before it stops, a server withdraws its jobs from the cluster.
 STOP_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """What kind of cluster a job server speaks to.
+    """A kind of cluster, and the job server for it.
 
     Attributes
     ----------
     name : str
-        As in ``make NAME-jars``, and the folder of the cache that it fills.
+        As in ``make NAME-jars``; also the name of the cache folder that this command fills.
     main : str
-        The class that is started.
+        The Java class to start.
     master : str
-        Beam's option that says where the cluster is, without dashes.
+        Beam's option for the address of the cluster, without dashes.
     jars : str
-        Beam's option that says where the job server is, without dashes.
+        Beam's option for the path of the job server, without dashes.
     on_workers : bool
-        Whether the server's class path goes before that of the cluster's workers: Spark's own Guava, older than
-        Beam's, would else be found first.
+        Whether the server's class path goes before that of the cluster's workers. Otherwise they would load Spark's
+        own Guava, which is older than Beam's.
     """
 
     name: str
@@ -94,13 +94,14 @@ def cache(name: str) -> Path:
 
 
 def folders(cluster: Cluster, given: str | None) -> list[Path]:
-    """Where a job server's jars are: a jar, or folders of jars, in the order of the class path.
+    """The class path of a job server: one jar, or folders of jars in order.
 
     Parameters
     ----------
     cluster : Cluster
     given : str or None
-        A jar, or a folder of jars and of folders of jars, which come behind its own; by default the cache.
+        A jar, or a folder of jars and of folders of jars; the jars of the latter come after its own. By default the
+        cache.
 
     Raises
     ------
@@ -110,81 +111,81 @@ def folders(cluster: Cluster, given: str | None) -> list[Path]:
     path = Path(given).absolute() if given else cache(cluster.name)
     if path.is_file():
         return [path]
-    found = [folder for folder in (path, *sorted(path.glob("*"))) if any(folder.glob("*.jar"))]
-    if not found:
+    with_jars = [folder for folder in (path, *sorted(path.glob("*"))) if any(folder.glob("*.jar"))]
+    if not with_jars:
         raise InputError(
             f"there is no job server for {cluster.name.capitalize()} at {path}: `make {cluster.name}-jars` in the "
             f"repository of soundlake fetches it; or name a jar or a folder of jars by --{cluster.jars}=PATH, or a "
             "server that runs by --job_endpoint=HOST:PORT"
         )
-    return found
+    return with_jars
 
 
 def smallest(cluster: Cluster, given: str | None) -> str:
-    """The smallest of a job server's jars; see `folders`."""
+    """The path of a job server's smallest jar, from the first of its `folders`."""
     first = folders(cluster, given)[0]
     return str(min([first] if first.is_file() else first.glob("*.jar"), key=lambda jar: jar.stat().st_size))
 
 
 def command(cluster: Cluster, options: Any, *, port: int, folder: str) -> list[str]:
-    """The command line of a job server.
+    """The command line that starts a job server.
 
     Parameters
     ----------
     cluster : Cluster
     options : apache_beam.options.pipeline_options.PipelineOptions
     port : int
-        Where it is to listen.
+        The port that the server listens on.
     folder : str
-        For what clients hand over to it.
+        For files that clients upload to the server.
 
     Raises
     ------
     InputError
         If there is no Java, or no jar.
     """
-    found = options.get_all_options()
-    java = shutil.which(found["job_server_java_launcher"])
+    values = options.get_all_options()
+    java = shutil.which(values["job_server_java_launcher"])
     if java is None:
         raise InputError(
-            f"there is no {found['job_server_java_launcher']!r}, and the job server of {cluster.name.capitalize()} is "
+            f"there is no {values['job_server_java_launcher']!r}, and the job server of {cluster.name.capitalize()} is "
             "a Java program: install Java 11 or 17 (on Debian: apt install openjdk-17-jre-headless), or name it by "
             "--job_server_java_launcher=PATH"
         )
-    jars = folders(cluster, found[cluster.jars])
+    jars = folders(cluster, values[cluster.jars])
     path = ":".join(str(jar) if jar.is_file() else f"{jar}/*" for jar in jars)
     properties = list(JAVA_17)
     if cluster.on_workers:
         properties += [
             f"-Dspark.executor.extraClassPath={path}",
-            # Not extraJavaOptions: those stay a user's own.
+            # Not extraJavaOptions: users may set that one themselves.
             f"-Dspark.executor.defaultJavaOptions={' '.join(JAVA_17)}",
         ]
     return [
         java,
         *properties,
-        *found["job_server_jvm_properties"],
+        *values["job_server_jvm_properties"],
         "-cp",
         path,
         cluster.main,
         "--job-host=localhost",
         f"--job-port={port}",
-        f"--artifact-port={found['artifact_port']}",
-        f"--expansion-port={found['expansion_port']}",
-        f"--artifacts-dir={found['artifacts_dir'] or folder}",
-        f"--{cluster.master.replace('_', '-')}={found[cluster.master]}",
+        f"--artifact-port={values['artifact_port']}",
+        f"--expansion-port={values['expansion_port']}",
+        f"--artifacts-dir={values['artifacts_dir'] or folder}",
+        f"--{cluster.master.replace('_', '-')}={values[cluster.master]}",
     ]
 
 
 def telling(log: str) -> str:
-    """The line of a Java program's log that says best what went wrong: its last error, else its last line."""
+    """The line of a Java program's log that best explains a failure: its last error, else its last line."""
     lines = [line.strip() for line in log.splitlines() if line.strip() and not line.startswith(("\tat ", "    at "))]
     errors = [line for line in lines if re.search(r"\b(\w+(Error|Exception)\b|ERROR\b|FATAL\b|SEVERE\b)", line)]
     return (errors or lines or ["it said nothing"])[-1][:300]
 
 
 def need_cluster(master: str) -> None:
-    """Raise `TryLaterError` if nobody answers at a master's ``HOST:PORT``; other masters are not looked at."""
+    """Raise `TryLaterError` if nothing answers at a master's ``HOST:PORT``; other forms of a master are not checked."""
     for host, port in re.findall(r"^(?:spark://|https?://)?([\w.-]+|\[[\da-fA-F:]+\]):(\d+)$", master):
         try:
             socket.create_connection((host.strip("[]"), int(port)), timeout=FIND_SECONDS).close()
@@ -216,15 +217,15 @@ class JobServer:
         self._folder = tempfile.mkdtemp(prefix="soundlake-job-server-")
         try:
             (port,) = pick_port(options.get_all_options()["job_port"])
-            line = command(cluster, options, port=port, folder=self._folder)
+            command_line = command(cluster, options, port=port, folder=self._folder)
             need_cluster(master)
             self.endpoint = f"localhost:{port}"
             self._log = os.path.join(self._folder, "log")
-            # A killed client leaves no server behind, where the system can see to it.
-            bound = shutil.which("setpriv")
+            # Where setpriv exists, the system stops the server if this process is killed.
+            setpriv = shutil.which("setpriv")
             with open(self._log, "wb") as log:
                 self._process = subprocess.Popen(
-                    [bound, "--pdeathsig", "TERM", *line] if bound else line,
+                    [setpriv, "--pdeathsig", "TERM", *command_line] if setpriv else command_line,
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
@@ -259,13 +260,13 @@ class JobServer:
         return ""
 
     def died(self) -> str | None:
-        """What to tell people if the server is no more; None if it runs."""
+        """An error message if the server has died; None if it runs."""
         if self._process.poll() is None:
             return None
         return f"the job server of {self._cluster.name.capitalize()} died: {telling(self._read())}"
 
     def stop(self) -> None:
-        """End the server, and with it what it runs."""
+        """Stop the server and the jobs that it runs."""
         process = getattr(self, "_process", None)
         if process is not None and process.poll() is None:
             process.terminate()
@@ -281,14 +282,14 @@ def _tell(line: str) -> None:
     print(f"soundlake: {line}", file=sys.stderr)
 
 
-# Those of this process, by what it was started with: `run` has two pipelines, and a start takes seconds.
+# The servers of this process, by their options. They are kept: `run` has two pipelines, and a start takes seconds.
 _running: dict[tuple[Any, ...], JobServer] = {}
 
 
 def endpoint(cluster: Cluster, options: Any) -> str:
-    """Where a job server of this process listens; it is started unless it runs, and ends with the process."""
-    found = options.get_all_options()
-    key = tuple(str(found[name]) for name in (cluster.master, cluster.jars, *SERVER_OPTIONS))
+    """The address of this process's job server; the server is started if it does not run, and ends with the process."""
+    values = options.get_all_options()
+    key = tuple(str(values[name]) for name in (cluster.master, cluster.jars, *SERVER_OPTIONS))
     if key in _running and _running[key].died() is not None:
         _running.pop(key).stop()
     if key not in _running:
@@ -298,7 +299,7 @@ def endpoint(cluster: Cluster, options: Any) -> str:
 
 
 def death(at: str) -> str | None:
-    """What to tell people if the job server at an endpoint was started by this process and is no more."""
+    """An error message if this process started the job server at an endpoint and the server has died; None if not."""
     return next((server.died() for server in _running.values() if server.endpoint == at), None)
 
 
@@ -314,18 +315,18 @@ def find(at: str) -> None:
 
 
 def options_of(at: str) -> set[str]:
-    """The options that the job server at ``HOST:PORT`` knows, each with its dashes."""
+    """The options that the job server at ``HOST:PORT`` accepts, each with its dashes."""
     import grpc
     from apache_beam.portability.api import beam_job_api_pb2, beam_job_api_pb2_grpc
 
     with grpc.insecure_channel(at) as channel:
         service = beam_job_api_pb2_grpc.JobServiceStub(channel)
         request = beam_job_api_pb2.DescribePipelineOptionsRequest()
-        found = service.DescribePipelineOptions(request, wait_for_ready=True, timeout=FIND_SECONDS)
-    return {f"--{option.name}" for option in found.options}
+        response = service.DescribePipelineOptions(request, wait_for_ready=True, timeout=FIND_SECONDS)
+    return {f"--{option.name}" for option in response.options}
 
 
 def stop() -> None:
-    """End the job servers that this process has started."""
+    """Stop the job servers that this process has started."""
     while _running:
         _running.popitem()[1].stop()

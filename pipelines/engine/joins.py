@@ -1,8 +1,8 @@
-"""Join small things by key, with little memory for each.
+"""Joins of small values by key, with little memory for each key.
 
-Beam's own ``CoGroupByKey`` costs the local engine, which holds shuffles in memory, about a kilobyte a key. Here a
-shuffle sees a few hundred keys, whatever the number of files: digests of the real keys, cut short. What shares one is
-put in order by whoever gets it.
+The local engine holds shuffles in memory, and Beam's own ``CoGroupByKey`` costs it about a kilobyte a key. Here the
+shuffle has only a few hundred keys, whatever the number of files: the real keys are hashed into buckets. The worker
+that receives a bucket groups its values by the real keys.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ from typing import Any
 
 import apache_beam as beam
 
-# A hundred million files give a bucket two hundred thousand of them: 100 MB.
+# With a hundred million files, a bucket holds two hundred thousand of them: 100 MB.
 BUCKETS = 512
 
 
@@ -28,11 +28,11 @@ class _Regroup(beam.DoFn):
         self.names = names
 
     def process(self, element: tuple[int, Iterable[bytes]]) -> Iterator[tuple[str, dict[str, list[bytes]]]]:
-        # As they came, whatever the number of sources: a bucket is the most that a worker holds of a corpus.
-        found: dict[bytes, list[bytes]] = {}
+        # The values stay packed until a key's turn: a bucket is the largest part of a corpus that a worker holds.
+        by_name: dict[bytes, list[bytes]] = {}
         for data in element[1]:
-            found.setdefault(data[5 : 5 + int.from_bytes(data[1:5], "big")], []).append(data)
-        for name, parts in found.items():
+            by_name.setdefault(data[5 : 5 + int.from_bytes(data[1:5], "big")], []).append(data)
+        for name, parts in by_name.items():
             values: dict[str, list[bytes]] = {source: [] for source in self.names}
             for data in parts:
                 values[self.names[data[0]]].append(data[5 + len(name) :])
@@ -45,14 +45,14 @@ def joined(label: str, sources: Mapping[str, Any]) -> Any:
     Parameters
     ----------
     label : str
-        What the steps are called.
+        Prefix of the names of the steps.
     sources : mapping of str to PCollection
         At most 256.
 
     Returns
     -------
     PCollection of (str, dict of str to list of bytes)
-        A key, and its values by the name of the source; every source has a list.
+        A key, and the list of its values in each source, by the name of the source.
     """
     parts = [
         source | f"{label}: {name}" >> beam.Map(_bucketed, number).with_output_types(tuple[int, bytes])

@@ -1,4 +1,4 @@
-"""The one place that turns a runner and its options, given after ``--``, into Beam's."""
+"""Runs of pipelines; the only place that turns the runner and options after ``--`` into Beam's options."""
 
 import contextlib
 import json
@@ -28,28 +28,30 @@ from soundlake.pipelines.lake.runs import HandedOver
 
 # How long a worker of Spark or Flink may be idle between steps of its pipeline.
 WORKER_MILLISECONDS = 300_000
-# One of our errors as Java repeats it, and the step that Beam adds.
+# A soundlake error as Java repeats it, with the name of the step that Beam appends.
 OUR_ERROR = r"soundlake\.model\.errors\.(InputError|TryLaterError): (.*?)(?: \[while running .*)?$"
 
 
 @dataclass(frozen=True)
 class Engine:
-    """Where pipelines run.
+    """Where and how pipelines run.
 
     Attributes
     ----------
     options : apache_beam.options.pipeline_options.PipelineOptions
     threads : int
-        Calls that a step runs side by side: one a core in this process, where Beam itself runs one element after the
-        other; 1 on a runner that brings its own workers.
+        Calls that a step runs side by side. In this process, where Beam itself runs one element after the other, one
+        for each core by default; 1 on a runner that brings its own workers.
     local : bool
-        Whether all of it is on this machine.
+        Whether all workers are on this machine.
     cluster : job_server.Cluster or None
-        What a job server is for, where Beam's is between this process and the workers; started unless one is named.
+        The cluster, if a job server of Beam is between this process and the workers. The server is started unless the
+        options name one.
     asked : tuple of str
-        Options that Beam's Python side does not know: a job server has some of its own, and is asked once it runs.
+        Options that Beam's Python side does not have. A job server has options of its own; once it runs, it is asked
+        for them.
     template : bool
-        Whether pipelines are written down for a service that runs them later: nobody waits for them.
+        Whether pipelines are written as templates for a service that runs them later: nobody waits for them.
     """
 
     options: Any
@@ -61,7 +63,7 @@ class Engine:
 
 
 class _Options(PipelineOptions):
-    """Beam's options with each view made once: one takes a millisecond, and building a pipeline asks for a thousand."""
+    """Beam's options with cached views: a view takes a millisecond, and building a pipeline asks for a thousand."""
 
     def view_as(self, cls: Any) -> Any:
         views: dict[Any, Any] = self.__dict__.setdefault("_views", {})
@@ -71,69 +73,70 @@ class _Options(PipelineOptions):
 
 
 def beam_options(arguments: Sequence[str], *, workers: int = 0) -> Engine:
-    """Beam's pipeline options, and how many calls run side by side.
+    """The engine for some arguments: Beam's pipeline options, and how many calls run side by side.
 
     Parameters
     ----------
     arguments : sequence of str
-        What followed ``--`` on the command line, such as ``--runner=DataflowRunner``. Without a runner the pipeline
-        runs in this process.
+        The arguments after ``--`` on the command line, such as ``--runner=DataflowRunner``. Without a runner the
+        pipeline runs in this process.
     workers : int
-        Calls side by side in this process; 0 for one a core.
+        Calls side by side in this process; 0 for one per core.
 
     Raises
     ------
     InputError
-        If an argument is none that Beam knows, or a mode that loses records.
+        If an argument is no option of Beam, is one of its S3 options, or selects a mode that loses records.
     TryLaterError
-        If a cluster of Flink is named and does not answer.
+        If a Flink cluster is named and does not answer.
     """
-    given = list(arguments)
-    for argument in given:
+    flags = list(arguments)
+    for argument in flags:
         if not argument.startswith("--"):
             raise InputError(
                 f"unexpected argument {argument!r}; what follows `--` must be options of Beam, such as "
                 "--runner=SparkRunner"
             )
-    if "--direct_running_mode=multi_threading" in given:
-        # Its embedded worker empties its buffers by a clock, in another thread, without a lock.
+    if "--direct_running_mode=multi_threading" in flags:
+        # In this mode a timer in another thread empties the worker's buffers without a lock.
         raise InputError(
             "Beam's mode multi_threading loses records on large corpora: leave it out (--workers gives threads), "
             "or use --direct_running_mode=multi_processing"
         )
-    if any(argument.startswith("--s3_") for argument in given):
-        # Beam's own S3 client reads the same variables, and so do lake and corpus, which would not see these.
+    if any(argument.startswith("--s3_") for argument in flags):
+        # Beam's own S3 client reads the same variables. So does soundlake's access to lake and corpus, which would
+        # ignore these options.
         raise InputError(
             "address and credentials of a bucket come from the environment (AWS_ENDPOINT_URL, AWS_REGION, "
             "AWS_ACCESS_KEY_ID …; docs/storage.md), not from Beam's --s3_ options: leave those out"
         )
-    # Plain DirectRunner would first try to download another engine.
-    given = [a.replace("--runner=DirectRunner", "--runner=FnApiRunner") for a in given]
-    if not any(argument.split("=")[0] == "--runner" for argument in given):
-        given += ["--runner=FnApiRunner"]
-    local = "--runner=FnApiRunner" in given
+    # The plain DirectRunner would first try to download another engine.
+    flags = [flag.replace("--runner=DirectRunner", "--runner=FnApiRunner") for flag in flags]
+    if not any(argument.split("=")[0] == "--runner" for argument in flags):
+        flags += ["--runner=FnApiRunner"]
+    local = "--runner=FnApiRunner" in flags
     threads = 1
-    if local and not any(a.startswith("--direct_") for a in given):
-        given += ["--direct_running_mode=in_memory", "--direct_num_workers=1"]
+    if local and not any(flag.startswith("--direct_") for flag in flags):
+        flags += ["--direct_running_mode=in_memory", "--direct_num_workers=1"]
         threads = workers or cores()
-    # As Spark's own programs have it.
-    given = [re.sub("^--(spark|flink)-master=", _master, argument) for argument in given]
-    cluster = next((c for name, c in job_server.CLUSTERS.items() if f"--runner={name}" in given), None)
+    # Accept these options with a dash, the spelling of Spark's own programs.
+    flags = [re.sub("^--(spark|flink)-master=", _master, argument) for argument in flags]
+    cluster = next((c for name, c in job_server.CLUSTERS.items() if f"--runner={name}" in flags), None)
     if cluster is not None:
-        given = _with_workers(given, cluster)
-    if "--runner=FlinkRunner" in given:
-        given = flink.with_defaults(given)
-    # Here, or from a job server, an error comes back as an exception, and is told once.
+        flags = _with_workers(flags, cluster)
+    if "--runner=FlinkRunner" in flags:
+        flags = flink.with_defaults(flags)
+    # From the local engine or a job server, an error comes back as an exception, so Beam need not log it as well.
     logging.getLogger("apache_beam").setLevel(logging.CRITICAL if local or cluster else logging.ERROR)
-    # So does Dataflow's, as text; its client would print the worker's traceback besides.
+    # Dataflow's errors come back, too, as text; its client would also print the worker's traceback.
     logging.getLogger("apache_beam.runners.dataflow").setLevel(logging.CRITICAL)
-    options = _Options(given)
-    unknown = tuple(sorted(set(a.split("=")[0] for a in given) - _known_flags(options)))
+    options = _Options(flags)
+    unknown = tuple(sorted(set(flag.split("=")[0] for flag in flags) - _known_flags(options)))
     if unknown and cluster is None:
         raise _no_option(unknown[0])
-    # For what is looked at before the pipeline starts; workers do this by themselves.
+    # For file access before the pipeline starts; workers set this themselves.
     FileSystems.set_options(options)
-    return Engine(options, threads, local, cluster, unknown, is_template(given))
+    return Engine(options, threads, local, cluster, unknown, is_template(flags))
 
 
 def _no_option(name: str) -> InputError:
@@ -145,9 +148,9 @@ def _master(found: re.Match[str]) -> str:
 
 
 def _with_workers(given: Sequence[str], cluster: job_server.Cluster) -> list[str]:
-    """The same and, where it does not say how workers on a cluster start, that they are `soundlake` itself.
+    """Add options so that the workers of a cluster run `soundlake` itself, unless the options start others.
 
-    By the path that it has here, and with Java's classes where they are here: workers have the same in the same place.
+    The paths of `soundlake` and of the Java classes are those of this machine: workers must have both there, too.
     """
     value = dict(argument.partition("=")[::2] for argument in given)
     added = []
@@ -155,11 +158,11 @@ def _with_workers(given: Sequence[str], cluster: job_server.Cluster) -> list[str
         program = os.path.join(sysconfig.get_path("scripts"), "soundlake")
         config = json.dumps({"command": program, "env": {worker_boot.WORKER: "1"}})
         added += ["--environment_type=PROCESS", f"--environment_config={config}"]
-    # Without it each step of a pipeline starts workers of its own.
+    # Without this option each step of a pipeline starts workers of its own.
     if "--environment_cache_millis" not in value:
         added.append(f"--environment_cache_millis={WORKER_MILLISECONDS}")
     if cluster.on_workers and "--job_endpoint" not in value and "--files_to_stage" not in value:
-        # One jar, for it must be one at least: what is copied to workers goes behind older classes of their own.
+        # Beam needs at least one jar to stage. One is enough: workers load their own older classes before staged ones.
         added.append(f"--files_to_stage={job_server.smallest(cluster, value.get(f'--{cluster.jars}'))}")
     return [*given, *added]
 
@@ -180,12 +183,12 @@ _pools: list[ThreadPoolExecutor] = []
 class Concurrently(beam.DoFn):
     """FlatMap whose calls run side by side in threads, for work that waits for other processes.
 
-    Beam's local engine hands out one element after the other; its own threaded mode loses records.
+    Beam's local engine processes one element after the other; its own threaded mode loses records.
 
     Parameters
     ----------
     work : callable
-        Of one element, gives the outputs.
+        Takes one element, returns its outputs.
     threads : int
     """
 
@@ -208,7 +211,7 @@ class Concurrently(beam.DoFn):
         return list(self.work(element))
 
     def _taken(self, *, below: int) -> Iterator[Any]:
-        """Outputs of what has ended, until fewer than `below` calls are pending."""
+        """Outputs of calls that have ended, until fewer than `below` calls are pending."""
         while len(self.pending) >= max(1, below):
             ended, self.pending = wait(self.pending, return_when=FIRST_COMPLETED)
             for future in ended:
@@ -234,7 +237,7 @@ class Concurrently(beam.DoFn):
 
 
 class _WithoutHints(PipelineVisitor):
-    """Takes resource hints off: for each kind of them a runner that chooses no machines starts another worker."""
+    """Removes resource hints: a runner that does not choose machines starts another worker for each kind of hint."""
 
     def enter_composite_transform(self, transform_node: Any) -> None:
         transform_node.resource_hints = {}
@@ -257,9 +260,9 @@ def run_pipeline(build: Callable[[beam.Pipeline], None], engine: Engine) -> None
     InputError, TryLaterError
         If a worker raised one.
     RuntimeError
-        If a worker raised anything else, or the runner ends in another state than DONE.
+        If a worker raised anything else, or the runner ends in a state other than DONE.
     HandedOver
-        If the pipeline is a template now.
+        If the pipeline was written as a template.
     """
     with _submitting(engine) as endpoint:
         pipeline, result = beam.Pipeline(options=engine.options), None
@@ -268,7 +271,7 @@ def run_pipeline(build: Callable[[beam.Pipeline], None], engine: Engine) -> None
             if engine.options.view_as(StandardOptions).runner != "DataflowRunner":
                 pipeline.visit(_WithoutHints())
         except BaseException:
-            # Beam removes it where a pipeline has run, and not before.
+            # Beam removes this folder after a run, but not if the pipeline never ran.
             shutil.rmtree(pipeline.local_tempdir, ignore_errors=True)
             raise
         try:
@@ -278,12 +281,12 @@ def run_pipeline(build: Callable[[beam.Pipeline], None], engine: Engine) -> None
             raise _worker_error(error, endpoint) from error
         except BaseException:
             if endpoint and result is not None:
-                # A server that others have started would go on with it.
+                # A server that someone else started would go on with the job.
                 with contextlib.suppress(Exception):
                     result.cancel()
             raise
         finally:
-            # After an error or Ctrl-C calls may still be at work, and the interpreter would wait for them at its exit.
+            # After an error or Ctrl-C, calls may still be at work, and the interpreter would wait for them at exit.
             _stop()
     if engine.template:
         raise HandedOver
@@ -293,7 +296,7 @@ def run_pipeline(build: Callable[[beam.Pipeline], None], engine: Engine) -> None
 
 @contextlib.contextmanager
 def _submitting(engine: Engine) -> Iterator[str | None]:
-    """Where the job server of a cluster listens, which is then among Beam's options; None where there is none."""
+    """Give the address of a cluster's job server, and set it in Beam's options meanwhile; None without a cluster."""
     options = engine.options.view_as(PortableOptions)
     named = options.job_endpoint
     if engine.cluster is None:
@@ -307,13 +310,13 @@ def _submitting(engine: Engine) -> Iterator[str | None]:
         if unknown:
             raise _no_option(unknown[0])
     options.job_endpoint = endpoint
-    # What workers say, line by line of Java's; the last of it comes back as an exception.
-    told = logging.getLogger()
-    told.addFilter(_not_of_the_server)
+    # Beam would log the job server's messages line by line, and the last of them comes back as an exception anyway.
+    root_logger = logging.getLogger()
+    root_logger.addFilter(_not_of_the_server)
     try:
         yield endpoint
     finally:
-        told.removeFilter(_not_of_the_server)
+        root_logger.removeFilter(_not_of_the_server)
         options.job_endpoint = named
 
 
@@ -330,25 +333,27 @@ def _stop() -> None:
 
 
 def _worker_error(error: Exception, endpoint: str | None = None) -> Exception:
-    """What a worker raised: itself with the step's name added, or as text after the traceback of the worker.
+    """The error to raise for a failed pipeline: the soundlake error that a worker raised, if there is one.
+
+    Beam passes on a worker's error as itself, with the name of the step added, or as text after the worker's traceback.
 
     Parameters
     ----------
     error : Exception
     endpoint : str or None
-        Of the job server, which tells about errors of the cluster, too.
+        Of the job server, which also passes on errors of the cluster; None without one.
     """
     if isinstance(error, InputError | TryLaterError):
         return type(error)(re.sub(r" \[while running .*\]$", "", str(error)))
     text = str(error)
-    found = re.findall(OUR_ERROR, text, re.MULTILINE)
-    if found:
-        kind, message = found[-1]
+    matches = re.findall(OUR_ERROR, text, re.MULTILINE)
+    if matches:
+        kind, message = matches[-1]
         return (InputError if kind == "InputError" else TryLaterError)(message)
     if endpoint is None or "Traceback (most recent call last)" in text:
-        # Of a job that was cancelled, Dataflow's client has no more to say.
-        told, nothing, _ = text.partition(", Error:\nNone")
-        return RuntimeError(f"{told}: see the job's own log") if nothing else error
+        # For a job that was cancelled, Dataflow's client gives no reason.
+        ending, no_reason, _ = text.partition(", Error:\nNone")
+        return RuntimeError(f"{ending}: see the job's own log") if no_reason else error
     missing = re.search(r'Cannot run program "([^"]*)"', text)
     if missing:
         return InputError(

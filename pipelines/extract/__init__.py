@@ -1,4 +1,4 @@
 """Extract: how does audio become features?"""
 
-# What other rooms may import.
+# The modules that other rooms may import.
 __all__ = ["account", "bundle", "cost", "estimate", "finish", "pipeline", "plan", "windows"]

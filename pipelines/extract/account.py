@@ -1,7 +1,7 @@
-"""What a file is to the ledger: known, new, changed, a copy of something known; and the row that it ends as.
+"""Files and the ledger: whether a file is known, new, changed or a copy of known content, and its row in the ledger.
 
-Pure functions of one file or recording. What crosses a shuffle is packed into a few bytes, since the local engine
-holds shuffles in memory: JSON lists, in the order of the fields.
+Pure functions of one file or recording. Values that cross a shuffle are packed into a few bytes, since the local
+engine holds shuffles in memory: JSON lists, in the order of the fields.
 """
 
 import json
@@ -18,15 +18,15 @@ from soundlake.pipelines.extract.plan import Segment
 from soundlake.pipelines.lake import ledger
 from soundlake.pipelines.lake.ledger import DONE, REJECTED, Row
 
-# Columns of a ledger row that tell about the bytes, whatever the file is called.
+# Columns of a ledger row that describe the content of a file, whatever its name.
 CONTENT = ["recording_id", "status", "stage", "reason", "detail", "container", "codec", "sample_rate", "channels"]
 CONTENT += ["claimed_s", "duration_s", "windows", "silent_windows", "bundles", "decoder", "notes"]
 
-# Columns that decide whether a file is still what the ledger says.
+# Columns that decide whether a ledger row still describes a file.
 KNOWN = ["recording_id", "corpus", "size", "mtime_ns", "reason", "label", "group", "decoder"]
 
 
-# Made once: `json.dumps` makes one a call, which takes as long as the encoding.
+# Made once: `json.dumps` makes an encoder for each call, which takes as long as the encoding.
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 _DECODER = json.JSONDecoder()
 
@@ -38,20 +38,20 @@ def packed(values: Sequence[Any]) -> bytes:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A file that the ledger does not know as it is now.
+    """A file without an up-to-date row in the ledger.
 
     Attributes
     ----------
     uri : str
     size, mtime_ns : int
-        As listed; -1 where the system would not say.
+        As listed; -1 where the system gives none.
     label, group : str or None
     before : str or None
-        For what the ledger rejects it, if the same file is only tried again.
+        The reason for which the ledger rejects the file, if the same file is only tried again.
     replaces : int or None
-        Fragment of the ledger that holds the row of before.
+        The fragment of the ledger that holds the file's old row.
     probe : Probe or None
-        What its header says, once it was read.
+        The contents of its header, once they were read.
     """
 
     uri: str
@@ -64,24 +64,24 @@ class Candidate:
     probe: Probe | None = None
 
     def values(self) -> list[Any]:
-        """As plain values, for `of`."""
+        """The fields as plain values, for `of`."""
         return [*_FILE(self), None if self.probe is None else _HEADER(self.probe)]
 
     @classmethod
     def of(cls, values: Sequence[Any]) -> "Candidate":
         """The inverse of `values`."""
-        uri, size, mtime_ns, label, group, before, replaces, found = values
-        return cls(uri, size, mtime_ns, label, group, before, replaces, None if found is None else Probe(*found))
+        uri, size, mtime_ns, label, group, before, replaces, header = values
+        return cls(uri, size, mtime_ns, label, group, before, replaces, None if header is None else Probe(*header))
 
     def row(self, corpus: str) -> Row:
-        """The part of a ledger row that tells about a file, its header included, and what it replaces."""
+        """The part of a ledger row that describes the file and its header, and the fragment of its old row."""
         row = ledger.row(uri=self.uri, corpus=corpus, size=self.size, mtime_ns=self.mtime_ns)
         row |= {"label": self.label, "group": self.group, ledger.REPLACES: self.replaces}
-        found = self.probe
-        if found is not None:
-            row |= {"container": found.container, "codec": found.codec, "channels": found.channels}
-            row["sample_rate"] = found.sample_rate
-            row["claimed_s"] = found.claimed_frames / found.sample_rate if found.claimed_frames else None
+        header = self.probe
+        if header is not None:
+            row |= {"container": header.container, "codec": header.codec, "channels": header.channels}
+            row["sample_rate"] = header.sample_rate
+            row["claimed_s"] = header.claimed_frames / header.sample_rate if header.claimed_frames else None
         return row
 
     def rejection(self, corpus: str, *, stage: str, reason: str, detail: str) -> Row:
@@ -90,8 +90,8 @@ class Candidate:
         return row | {"bundles": [], "decoder": DECODER_VERSION}
 
 
-# Plain values of a candidate without its header, and of a header: `dataclasses.astuple` copies them all, at ten times
-# the cost.
+# Plain values of a candidate without its header, and of a header. `dataclasses.astuple` would copy all values, at ten
+# times the cost.
 _FILE = attrgetter(*(field.name for field in fields(Candidate) if field.name != "probe"))
 _HEADER = attrgetter(*(field.name for field in fields(Probe)))
 
@@ -104,10 +104,10 @@ class Work:
     ----------
     segment : Segment
     files : tuple of Candidate
-        Where its recording lies: the first is decoded. A recording of one segment has all its files here; one of many
-        has only the first, and the others wait for all its segments elsewhere.
+        Files that hold its recording; the first is decoded. For a recording of one segment these are all its files. A
+        recording of several segments has only the first here; its files wait elsewhere for all its segments.
     outcome : dict or None
-        What became of it, if another finished bundle has it already.
+        Its outcome, if another finished bundle has it already.
     """
 
     segment: Segment
@@ -116,20 +116,20 @@ class Work:
 
     @property
     def probe(self) -> Probe:
-        """What the header of its recording says."""
-        found = self.files[0].probe
-        assert found is not None
-        return found
+        """The header of its recording."""
+        header = self.files[0].probe
+        assert header is not None
+        return header
 
     def packed(self) -> bytes:
-        """As bytes, for `unpacked`."""
+        """The work as bytes, for `unpacked`."""
         segment = self.segment
         place = [segment.recording_id, segment.first, segment.count, segment.windows]
         return packed([place, [candidate.values() for candidate in self.files], self.outcome])
 
     @staticmethod
     def segment_of(data: bytes) -> Segment:
-        """The segment of a packed work, which comes first in it: all that planning needs."""
+        """The segment of a packed work, read without the rest: planning needs no more."""
         return Segment(*_DECODER.raw_decode(data.decode(), 1)[0])
 
     @classmethod
@@ -142,7 +142,7 @@ class Work:
 def recognise(
     found: Sequence[Candidate], known: Sequence[Row], corpus: str, *, retried: frozenset[str] = TRANSIENT
 ) -> list[Row]:
-    """Rows of files whose content the ledger knows under any name; none if it is new."""
+    """Rows of files whose content the ledger has under any name; none if the content is new."""
     content = [row for row in known if row["reason"] not in retried]
     if not content:
         return []
@@ -154,7 +154,7 @@ def cut(recording_id: str, found: Sequence[Candidate], left: Sequence[Row], spec
     """The segments of a new recording, each with its outcome if a finished bundle of a killed run holds it."""
     first = found[0]
     assert first.probe is not None
-    # The same segment may be in two such bundles: any would do, the first by name does.
+    # The same segment may be in two such bundles. Either would do; the first by name is taken.
     done = {(row["first"], row["count"]): row for row in sorted(left, key=lambda row: row["bundle"], reverse=True)}
     segments = list(plan.segments(recording_id, first.probe, first.size, spec))
     files = tuple(found if len(segments) == 1 else found[:1])
@@ -164,7 +164,7 @@ def cut(recording_id: str, found: Sequence[Candidate], left: Sequence[Row], spec
 def settle(
     recording_id: str, found: Sequence[Candidate], outcomes: Sequence[Row], spec: FeatureSpec, corpus: str
 ) -> list[Row]:
-    """Ledger rows of one new recording, from what became of its segments: one for each file that holds it.
+    """Ledger rows of one new recording, from the outcomes of its segments: one for each file that holds it.
 
     Raises
     ------
@@ -177,13 +177,13 @@ def settle(
     assert first.probe is not None
     wanted = sorted(s.key() for s in plan.segments(recording_id, first.probe, first.size, spec))
     parts = sorted(outcomes, key=lambda o: o["first"])
-    had = [(recording_id, o["first"], o["count"]) for o in parts]
-    if wanted != had:
-        lost = sorted(set(wanted) ^ set(had)) or had
+    existing = [(recording_id, o["first"], o["count"]) for o in parts]
+    if wanted != existing:
+        lost = sorted(set(wanted) ^ set(existing)) or existing
         raise RuntimeError(f"{first.uri}: {len(lost)} segments are not accounted for, the first is {lost[0]}")
     windows, silent = sum(o["windows"] for o in parts), sum(o["silent_windows"] for o in parts)
     content: Row = {"recording_id": recording_id, "status": DONE, "windows": windows, "silent_windows": silent}
-    # A killed run of before may have left outcomes by an older decoder.
+    # An earlier run that was killed may have left outcomes of an older decoder.
     content["decoder"] = min(o["decoder"] or 1 for o in parts)
     content["duration_s"] = max(o["samples"] for o in parts) / spec.sample_rate
     bad = next((o for o in parts if o["status"] == REJECTED), None)

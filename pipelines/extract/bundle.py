@@ -1,4 +1,4 @@
-"""A bundle: decode its segments into one shard, and write down what became of each."""
+"""Bundles: decode segments into one shard, and record the outcome of each."""
 
 import contextlib
 import errno
@@ -26,13 +26,13 @@ from soundlake.pipelines.lake.ledger import DONE, REJECTED, Row
 OUTCOMES = pa.schema(
     [
         ("recording_id", pa.string()),
-        ("uri", pa.string()),  # of the file that was decoded, and so are size, mtime_ns and probe
+        ("uri", pa.string()),  # of the file that was decoded; so are size, mtime_ns and probe
         ("size", pa.int64()),
         ("mtime_ns", pa.int64()),
         ("probe", pa.string()),  # JSON of `pipelines.audio.reading.Probe`, in the order of its fields
         ("first", pa.int64()),
         ("count", pa.int64()),  # -1: to the end
-        ("expected", pa.int64()),  # windows by the header
+        ("expected", pa.int64()),  # windows according to the header
         ("status", pa.string()),
         ("stage", pa.string()),
         ("reason", pa.string()),
@@ -40,18 +40,18 @@ OUTCOMES = pa.schema(
         ("windows", pa.int64()),
         ("silent_windows", pa.int64()),
         ("samples", pa.int64()),  # at the spec's rate, from the recording's start to where reading stopped
-        ("decoder", pa.int32()),  # `audio.DECODER_VERSION`; null for 1, and not in files of that time
-        ("notes", pa.list_(pa.string())),  # keys of `audio.NOTES` that decoding found; nor are these
+        ("decoder", pa.int32()),  # `audio.DECODER_VERSION`; null for 1, and files of that version lack it
+        ("notes", pa.list_(pa.string())),  # keys of `audio.NOTES` that decoding found; files of version 1 lack it
     ]
 )
 
 
 class _NothingKept(Exception):
-    """Leaves the block that writes a shard, so that no empty one appears."""
+    """Raised to leave the block that writes a shard, so that no empty shard appears."""
 
 
 def read_outcomes(lake: Lake, spec_id: str, bundle: str) -> list[Row] | None:
-    """What became of a bundle's segments; None if it is not done, or what says so cannot be read.
+    """The outcomes of a bundle's segments; None if the bundle is not done, or its file of outcomes is damaged.
 
     Returns
     -------
@@ -64,7 +64,7 @@ def read_outcomes(lake: Lake, spec_id: str, bundle: str) -> list[Row] | None:
         data = lake.read(Lake.outcome(spec_id, bundle))
         rows = parquet.read_table(io.BytesIO(data), schema=OUTCOMES).to_pylist()
     except (pa.ArrowException, OSError) as error:
-        # What is not there, or no Parquet, is made again; of what the system cannot read just now nothing is known.
+        # A missing or damaged file is made again. If the system cannot read it just now, its state is unknown.
         if number_of(error) not in (None, errno.ENOENT):
             raise
         return None
@@ -79,10 +79,10 @@ def write_bundle(
     again: Callable[[Row], bool] = lambda row: row["reason"] in TRANSIENT,
     spent: Callable[[Work, Row], None] = lambda work, row: None,
 ) -> list[Row]:
-    """Decode a bundle's segments into its shard, and tell what became of each.
+    """Decode a bundle's segments into its shard, and return the outcome of each.
 
-    A bundle that was done before is read back. If it was not, segments that another finished bundle holds are left
-    there, and the rest is a bundle of its own: nothing is decoded twice because a plan changed after a kill.
+    If the bundle was done before, its outcomes are read back. If not, segments that another finished bundle holds stay
+    there, and the rest becomes a bundle of its own: nothing is decoded twice because a plan changed after a kill.
 
     Parameters
     ----------
@@ -90,9 +90,9 @@ def write_bundle(
     works : sequence of Work
         In the bundle's order.
     again : callable
-        Whether an outcome of before is to be tried again, and the whole bundle with it.
+        Whether to decode the segment of an earlier outcome again, and the whole bundle with it.
     spent : callable
-        Told each segment that was decoded, with its outcome and ``cpu_s``.
+        Called with each segment that was decoded, and its outcome, ``cpu_s`` included.
 
     Returns
     -------
@@ -115,7 +115,7 @@ def write_bundle(
 def make_bundle(
     lake: Lake, spec: FeatureSpec, works: Sequence[Work], *, spent: Callable[[Work, Row], None] = lambda work, row: None
 ) -> list[Row]:
-    """`write_bundle`, whatever is there already."""
+    """`write_bundle`, but decode all segments, whatever exists already."""
     bundle = plan.bundle_id(spec, [work.segment for work in works])
     outcomes: list[Row] = []
     with contextlib.suppress(_NothingKept), lake.create(Lake.shard(spec.spec_id, bundle)) as shard, sandbox() as box:
@@ -129,16 +129,16 @@ def make_bundle(
 
 
 def restore_shard(lake: Lake, spec: FeatureSpec, bundle: str, kept: Sequence[tuple[Work, Row]]) -> None:
-    """Write a shard again, from the segments that gave windows and what became of them then.
+    """Write a shard again, from the segments that gave windows and their outcomes at that time.
 
     Raises
     ------
     InputError
-        If a segment does not give what it gave: another version of a decoder, say.
+        If a segment gives another result than it gave then, for example by another version of a decoder.
     """
     with lake.create(Lake.shard(spec.spec_id, bundle)) as shard, sandbox() as box:
-        found = _written(box, shard.name, [work for work, _ in kept], spec)
-        for (work, outcome), (_, before) in zip(found, kept, strict=True):
+        written = _written(box, shard.name, [work for work, _ in kept], spec)
+        for (work, outcome), (_, before) in zip(written, kept, strict=True):
             now = outcome["windows"], outcome["reason"] or DONE
             if now != (before["windows"], DONE):
                 raise InputError(
@@ -149,7 +149,7 @@ def restore_shard(lake: Lake, spec: FeatureSpec, bundle: str, kept: Sequence[tup
 
 
 def write_outcomes(lake: Lake, spec_id: str, bundle: str, outcomes: Sequence[Row]) -> None:
-    """Write down what became of a bundle's segments: from now on it is done."""
+    """Write the outcomes of a bundle's segments; from then on the bundle is done."""
     from pyarrow import parquet
 
     sink = io.BytesIO()
@@ -158,9 +158,9 @@ def write_outcomes(lake: Lake, spec_id: str, bundle: str, outcomes: Sequence[Row
 
 
 def _written(box: Sandbox, part: str, works: Sequence[Work], spec: FeatureSpec) -> Iterator[tuple[Work, Row]]:
-    """Append segments to a shard, one after the other: each with its outcome."""
+    """Append segments to a shard, one after the other; yield each with its outcome."""
     end = 0
-    # The segments of a long recording follow each other: one in a bucket is fetched once for them all.
+    # The segments of a long recording follow each other, so a recording in a bucket is fetched once for all of them.
     for uri, group in itertools.groupby(works, key=lambda work: work.files[0].uri):
         with contextlib.ExitStack() as stack:
             try:
@@ -168,8 +168,8 @@ def _written(box: Sandbox, part: str, works: Sequence[Work], spec: FeatureSpec) 
             except OSError as error:
                 if error.errno in OF_THE_MACHINE:
                     raise
-                gone = Rejected("decode", "unreadable", detail=str(error))
-                yield from ((work, _rejection(work, gone)) for work in group)
+                rejected = Rejected("decode", "unreadable", detail=str(error))
+                yield from ((work, _rejection(work, rejected)) for work in group)
                 continue
             for work in group:
                 outcome, end = _write_work(box, part, end, work, path, spec)
@@ -177,7 +177,7 @@ def _written(box: Sandbox, part: str, works: Sequence[Work], spec: FeatureSpec) 
 
 
 def begun(work: Work) -> Row:
-    """The outcome of a segment, without what is known after decoding."""
+    """The outcome of a segment with only those values that are known before decoding."""
     segment, file = work.segment, work.files[0]
     outcome: Row = dict.fromkeys(OUTCOMES.names) | {"recording_id": segment.recording_id, "uri": file.uri}
     outcome |= {"size": file.size, "mtime_ns": file.mtime_ns, "probe": json.dumps(astuple(work.probe))}
@@ -191,10 +191,10 @@ def _rejection(work: Work, error: Rejected) -> Row:
 
 
 def _write_work(box: Sandbox, part: str, end: int, work: Work, path: str | bytes, spec: FeatureSpec) -> tuple[Row, int]:
-    """Append a segment's windows to the shard; a rejection takes back what was appended."""
+    """Append a segment's windows to the shard; if the segment is rejected, cut the shard back."""
     try:
-        found, after = box.call(write_segment, part, end, path, work.probe, spec, work.segment, stage="decode")
-        return begun(work) | {"status": DONE} | found, after
+        result, after = box.call(write_segment, part, end, path, work.probe, spec, work.segment, stage="decode")
+        return begun(work) | {"status": DONE} | result, after
     except Rejected as error:
         os.truncate(part, end)
         return _rejection(work, error), end

@@ -1,4 +1,4 @@
-"""What decoding costs, by container: rates that earlier runs tell, and estimates by them."""
+"""Costs of decoding by container: rates from earlier runs, and estimates by these rates."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,26 +6,28 @@ from typing import Any
 from soundlake.pipelines.lake.lake import Lake
 from soundlake.pipelines.lake.runs import manifests
 
-# Below so many CPU seconds the error of an estimate is chance, and not told.
+# Below this many CPU seconds the error of an estimate is chance, and is not reported.
 TOLD_S = 1.0
 
 
 def rates(lake: Lake, spec_id: str) -> dict[str, float]:
-    """CPU seconds that a second of sound took, by container, from the newest runs that tell it."""
-    found: dict[str, float] = {}
+    """CPU seconds per second of sound, by container, each from the newest run that recorded it."""
+    by_container: dict[str, float] = {}
     for manifest in manifests(lake, "extract", "plan"):
         if manifest["settings"].get("spec_id") == spec_id:
-            found = {**manifest.get("counts", {}).get("rates", {}), **found}
-    return found
+            by_container = {**manifest.get("counts", {}).get("rates", {}), **by_container}
+    return by_container
 
 
 def rates_of(cpu_s: Mapping[str, float], audio_s: Mapping[str, float], *, least_s: float = 1.0) -> dict[str, float]:
-    """CPU seconds a second of sound, by container; none for containers of `least_s` seconds or less."""
+    """CPU seconds per second of sound, by container; none for containers of `least_s` seconds or less."""
     return {name: cpu_s.get(name, 0.0) / seconds for name, seconds in audio_s.items() if seconds > least_s}
 
 
 def cpu_seconds(planned_s: Mapping[str, float], known: Mapping[str, float]) -> float | None:
-    """CPU seconds that decoding would take; a container without a rate takes the mean of the others, None without any.
+    """Estimate of the CPU seconds that decoding takes; None without any rate.
+
+    A container without a rate gets the mean of the others.
 
     Parameters
     ----------
@@ -41,7 +43,7 @@ def cpu_seconds(planned_s: Mapping[str, float], known: Mapping[str, float]) -> f
 
 
 def error(estimate_s: float | None, took_s: float) -> dict[str, Any] | None:
-    """How far an estimate was off: what `status` tells; None where there was none, or too little to tell."""
+    """The error of an estimate, for `status`; None without an estimate, or if decoding took too little to judge it."""
     if estimate_s is None or took_s < TOLD_S:
         return None
     return {"estimated_cpu_s": estimate_s, "took_cpu_s": took_s, "error": estimate_s / took_s - 1}

@@ -1,7 +1,7 @@
-"""Plan: what extract would do to a corpus, and what it would cost; nothing is decoded but a few samples.
+"""Plan: what extract would do to a corpus, and at what cost; only a few samples are decoded.
 
-Rates come from what decoding took in earlier runs of the lake, a container at a time; where it has none, the first
-recordings are decoded and thrown away.
+The rate of each container comes from earlier runs of the lake. If there is none, the first recordings of the container
+are decoded, and the windows are thrown away.
 """
 
 import functools
@@ -36,7 +36,7 @@ from soundlake.pipelines.lake.progress import Progress, watching
 from soundlake.pipelines.lake.runs import Run
 from soundlake.pipelines.lake.stages import stage
 
-# Recordings of a container that are decoded where no run has told a rate, and seconds that all of it may take.
+# Recordings that are decoded of each container without a rate, and seconds that all this decoding may take.
 SAMPLES, BUDGET_S = 3, 20.0
 
 
@@ -59,7 +59,7 @@ def build(
 ) -> None:
     """Apply a dry run to a pipeline; its result is a JSON file, `name` in `scratch`."""
     before = ledger.open_ledger(lake, spec.spec_id)
-    found = survey(
+    surveyed = survey(
         pipeline,
         lake,
         spec,
@@ -70,17 +70,17 @@ def build(
         retried=retried,
         progress=progress,
     )
-    total = AsSingleton(found.works | "weigh" >> beam.Map(weight) | "total" >> beam.CombineGlobally(sum))
-    shards = bundles(found.works, total) | "a shard each" >> beam.Map(lambda _: ("shards", 1))
-    rows = found.rows | "rows" >> beam.Flatten() | "tally" >> beam.FlatMap(_tallied)
+    total = AsSingleton(surveyed.works | "weigh" >> beam.Map(weight) | "total" >> beam.CombineGlobally(sum))
+    shards = bundles(surveyed.works, total) | "a shard each" >> beam.Map(lambda _: ("shards", 1))
+    rows = surveyed.rows | "rows" >> beam.Flatten() | "tally" >> beam.FlatMap(_tallied)
     samples = (
-        found.works
+        surveyed.works
         | "by container" >> beam.Map(lambda data: (Work.unpacked(data).probe.container, data))
         | "samples" >> beam.combiners.Top.SmallestPerKey(SAMPLES)
         | "as text" >> beam.FlatMap(lambda found: [data.decode() for data in found[1]])
     )
-    lists = {"samples": samples, "unmatched": found.unmatched, "label_notes": found.label_notes}
-    summarise(pipeline, [*found.counts, shards, rows], lake=scratch, name=name, **lists)
+    lists = {"samples": samples, "unmatched": surveyed.unmatched, "label_notes": surveyed.label_notes}
+    summarise(pipeline, [*surveyed.counts, shards, rows], lake=scratch, name=name, **lists)
 
 
 def survey_corpus(
@@ -93,17 +93,17 @@ def survey_corpus(
     engine: Engine,
     retried: frozenset[str] = TRANSIENT,
 ) -> dict[str, Any]:
-    """What extract would do.
+    """Survey a corpus as extract would, and return the totals.
 
     Parameters
     ----------
     run : Run or None
-        None where there is no lake yet: then nothing is written beside a temporary file.
+        None where there is no lake yet; then only a temporary file is written.
 
     Returns
     -------
     dict
-        As `pipelines.extract.finish.totalled`, and ``known``, ``rejects`` by reason, ``shards``, ``samples``.
+        As `pipelines.extract.finish.totalled`, with ``known``, ``rejects`` by reason, ``shards`` and ``samples``.
     """
     with tempfile.TemporaryDirectory(prefix="soundlake-") as folder:
         scratch, name = (Lake(folder), "plan.json") if run is None else (lake, f"{run.folder}/plan.json")
@@ -124,14 +124,20 @@ def survey_corpus(
             run_pipeline(pipeline, engine)
         summary = json.loads(scratch.read(name))
     counts = summary["counts"]
-    rejects = {key.removeprefix("rejected "): n for key, n in sorted(counts.items()) if key.startswith("rejected ")}
-    found = totalled(summary) | {"known": counts.get("known", 0), "rejects": rejects, "shards": counts.get("shards", 0)}
-    found["unmatched_labels"] = without_file(summary["unmatched"], corpus)
-    return found | {"samples": summary["samples"]}
+    rejects = {
+        key.removeprefix("rejected "): count for key, count in sorted(counts.items()) if key.startswith("rejected ")
+    }
+    totals = totalled(summary) | {
+        "known": counts.get("known", 0),
+        "rejects": rejects,
+        "shards": counts.get("shards", 0),
+    }
+    totals["unmatched_labels"] = without_file(summary["unmatched"], corpus)
+    return totals | {"samples": summary["samples"]}
 
 
 def measured(samples: Iterable[str], spec: FeatureSpec, *, without: Iterable[str] = ()) -> dict[str, float]:
-    """`pipelines.extract.cost.rates` from decoding some packed works now, but for containers in `without`."""
+    """Rates as of `pipelines.extract.cost.rates`, from decoding some works now; not for containers in `without`."""
     cpu_s: dict[str, float] = {}
     audio_s: dict[str, float] = {}
     began = time.monotonic()
@@ -150,11 +156,11 @@ def measured(samples: Iterable[str], spec: FeatureSpec, *, without: Iterable[str
             cpu_s[container] = cpu_s.get(container, 0.0) + outcome["cpu_s"]
             seconds = outcome["samples"] / spec.sample_rate - work.segment.first * spec.step_seconds
             audio_s[container] = audio_s.get(container, 0.0) + seconds
-    # A few one-shots are less than a second of sound, and tell the rate of others all the same.
+    # A few one-shots are less than a second of sound, but still show the rate of others.
     return rates_of(cpu_s, audio_s, least_s=0.0)
 
 
 def record_bytes(spec: FeatureSpec) -> int:
-    """Bytes of a window in a shard."""
+    """Size of a window in a shard, in bytes."""
     empty = np.zeros((spec.window_frames, spec.n_mels), np.uint16)
     return len(encode(Record("0" * 64, 0, spec.window_frames, empty))) + 16

@@ -1,7 +1,8 @@
-"""After extract's pipeline: what it has left is judged, committed and noted.
+"""The end of extract, after its pipeline: check the results, commit them, and record the totals.
 
-By the driver, which waited for it. Or, where nobody waits (a template that a service starts later), by the pipeline's
-own last step, on a worker: that is called again if its answer is lost, so all of it may happen twice.
+The driver does this if it has waited for the pipeline. If nobody waits (a template that a service starts later), the
+pipeline's own last step does it, on a worker. That step is called again if its answer is lost, so all of it may happen
+twice.
 """
 
 import json
@@ -20,7 +21,7 @@ from soundlake.pipelines.lake.ledger import DONE, REJECTED, Row
 from soundlake.pipelines.lake.runs import Run
 from soundlake.pipelines.lake.stages import stage
 
-# How many missing files an error names.
+# Missing files that an error names at most.
 NAMED = 5
 
 
@@ -36,7 +37,7 @@ def extract(
     include_forgotten: bool = False,
     planned: str | None = None,
 ) -> dict[str, Any] | None:
-    """Judge what extract's pipeline has left in the run's folder, and commit it.
+    """Check the results of extract's pipeline in the run's folder, and commit them.
 
     Parameters
     ----------
@@ -44,15 +45,15 @@ def extract(
     spec_id, corpus, partition, allow_empty, retried, include_forgotten
         As for `pipelines.extract.pipeline.extract`.
     planned : str or None
-        `pipelines.lake.forgotten.Memory.mark` that the pipeline was planned with; None if any will do.
+        `pipelines.lake.forgotten.Memory.mark` at the time of the plan; None to accept any.
     version : int
-        Of the ledger that the pipeline was planned from; 0 for none.
+        Version of the ledger that the pipeline was planned from; 0 for none.
 
     Returns
     -------
     dict or None
-        As `pipelines.extract.pipeline.extract`; None if another run was faster: what that one did is known then, and
-        what this one decoded is kept.
+        As `pipelines.extract.pipeline.extract`; None if another run was faster. A new plan then takes that run's commit
+        into account, and the bundles that this run decoded are kept.
     """
     lake = run.lake
     summary = json.loads(lake.read(f"{run.folder}/summary.json"))
@@ -68,30 +69,30 @@ def extract(
         _refuse_to_empty(corpus if partition is None else f"{corpus}/{partition}", totals)
     totals["unmatched_labels"] = without_file(summary["unmatched"], corpus)
     new, dropped = summary["fragments"], summary["dropped"]
-    made: int | None = version
+    new_version: int | None = version
     digests = summary["forgotten"]
     if not (new or dropped or digests):
         return totals | {"ledger_version": version}
     uri = lake.ledger_uri(spec_id)
     with stage("committing to the ledger"), lake.locked(f"{Lake.spec(spec_id)}/ledger"):
-        # What was forgotten meanwhile must not come back. Forget changes the memory first, and then waits for the lock.
+        # Recordings forgotten meanwhile must not come back. Forget changes the memory before it waits for the lock.
         if planned is not None and Memory.of(lake).mark != planned:
             return None
         if digests:
-            what = forgotten.without if include_forgotten else forgotten.with_files
-            forgotten.change(lake, lambda memory: what(memory, digests))
+            update = forgotten.without if include_forgotten else forgotten.with_files
+            forgotten.change(lake, lambda memory: update(memory, digests))
         if new or dropped:
-            made = fragments.commit(uri, version, ledger.SCHEMA, new, dropped, run_id=run.run_id)
-    return None if made is None else totals | {"ledger_version": made}
+            new_version = fragments.commit(uri, version, ledger.SCHEMA, new, dropped, run_id=run.run_id)
+    return None if new_version is None else totals | {"ledger_version": new_version}
 
 
 def _accounted(totals: dict[str, Any]) -> int:
-    """Files that something has become of."""
+    """Number of files that are accounted for."""
     return int(totals["unchanged"] + totals[DONE] + totals[REJECTED] + totals["forgotten"])
 
 
 def _refuse_to_empty(corpus: str, totals: dict[str, Any]) -> None:
-    """A disk that is not mounted looks like this, and must not empty the ledger, and the table after it."""
+    """Raise `InputError` if all files are gone: an unmounted disk must not empty the ledger, and then the table."""
     if totals["gone"] and not totals["listed"]:
         raise InputError(
             f"the corpus {corpus} is empty, but the ledger has {totals['gone']} files of it: is it mounted? "
@@ -100,7 +101,7 @@ def _refuse_to_empty(corpus: str, totals: dict[str, Any]) -> None:
 
 
 def totalled(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """Files of a run by what they were and what became of them, and what is odd about its labels."""
+    """Totals of a run: files by state and outcome, costs by container, and notes about its labels."""
     counts = summary["counts"]
     names = ("listed", "unchanged", "new", "changed", "relabelled", "forgotten", "gone", "recordings")
     totals: dict[str, Any] = {name: counts.get(name, 0) for name in names}
@@ -128,17 +129,17 @@ def _missing(
     *,
     retried: frozenset[str],
 ) -> list[str]:
-    """Some listed files that neither the ledger as it was nor the new rows account for: a runner has lost them."""
+    """Some listed files that neither the old ledger nor the new rows account for: a runner has lost them."""
     accounted = set(ledger.uris_of(lake, spec_id, written))
     known: dict[str, Row] = {}
     if before is not None:
         known = {row["uri"]: row for row in ledger.read(before, ["uri", *account.KNOWN])}
     missing = []
     memory = Memory.of(lake)
-    for found in listing(corpus, partition):
-        if found is None or found[0] in accounted:
+    for item in listing(corpus, partition):
+        if item is None or item[0] in accounted:
             continue
-        uri, entry = found
+        uri, entry = item
         if memory.known(uri, entry.size, entry.mtime_ns):
             continue
         if uri not in known or not plan.is_known(entry.size, entry.mtime_ns, known[uri], retried=retried):
@@ -149,10 +150,10 @@ def _missing(
 
 
 def note_extract(run: Run, spec_id: str, totals: dict[str, Any], *, rates: dict[str, float]) -> None:
-    """Add to the totals what extract was estimated to take, by `rates`, and took; keep them in the manifest."""
+    """Add the new rates, and the error of the estimate by `rates`, to the totals; keep them in the manifest."""
     totals["rates"] = rates_of(totals["cpu_s"], totals["audio_s"])
     took = sum(totals["cpu_s"].values())
     totals["estimate"] = error(cpu_seconds(totals["planned_s"], rates), took)
     totals |= {"spec_id": spec_id, "run_id": run.run_id}
-    # The lake keeps no name that only the label file knows, which `forget` would not look for.
+    # The lake must not keep names that only the label file contains: `forget` would not look for them.
     run.manifest["counts"] = {name: value for name, value in totals.items() if name != "unmatched_labels"}

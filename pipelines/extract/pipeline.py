@@ -31,14 +31,14 @@ from soundlake.pipelines.lake.ledger import DONE, REJECTED, Row
 from soundlake.pipelines.lake.progress import Progress
 from soundlake.pipelines.lake.runs import Run, last_step, others
 
-# Rows that wait in a worker to be written as one file.
+# Rows that a worker collects and writes as one file.
 PART_ROWS = 2048
-# Runs that commit to one ledger at the same time plan again; more often than this is no coincidence.
+# A run plans again if another run commits to the same ledger meanwhile; more often than this is no coincidence.
 ATTEMPTS = 3
 
 
 def seconds_of(outcome: Row, spec: FeatureSpec) -> float:
-    """Seconds of sound in a segment, by what became of it."""
+    """Seconds of sound in a segment, by its outcome."""
     begin = outcome["first"] * spec.step_seconds
     to_the_end = outcome["samples"] / spec.sample_rate - begin
     return max(0.0, to_the_end if outcome["count"] < 0 else min(to_the_end, outcome["count"] * spec.step_seconds))
@@ -47,12 +47,12 @@ def seconds_of(outcome: Row, spec: FeatureSpec) -> float:
 def write_works(
     works: tuple[Work, ...], lake: Lake, spec: FeatureSpec, corpus: str, progress: Progress, retried: frozenset[str]
 ) -> Iterator[Any]:
-    """Write a bundle: ledger rows of its whole recordings, and outcomes of segments of longer ones."""
-    took: dict[str, float] = {}
+    """Write a bundle; yield ledger rows of its whole recordings, and outcomes of segments of longer ones."""
+    totals: dict[str, float] = {}
 
     def spent(work: Work, outcome: Row) -> None:
         for name, value in (("cpu_s", outcome["cpu_s"]), ("audio_s", seconds_of(outcome, spec))):
-            took[f"{name} {work.probe.container}"] = took.get(f"{name} {work.probe.container}", 0.0) + value
+            totals[f"{name} {work.probe.container}"] = totals.get(f"{name} {work.probe.container}", 0.0) + value
 
     outcomes = write_bundle(lake, spec, works, again=lambda row: row["reason"] in retried, spent=spent)
     progress.tell(
@@ -62,7 +62,7 @@ def write_works(
             "rejected": sum(o["status"] == REJECTED for o in outcomes),
             "audio_s": sum(seconds_of(o, spec) for o in outcomes),
             "work": sum(work.segment.windows for work in works),
-            **took,
+            **totals,
         },
     )
     for work, outcome in zip(works, outcomes, strict=True):
@@ -71,7 +71,7 @@ def write_works(
                 yield TaggedOutput("rows", row)
         else:
             yield outcome["recording_id"], packed(outcome)  # type: ignore[arg-type]
-    for item in took.items():
+    for item in totals.items():
         yield TaggedOutput("counts", item)
 
 
@@ -81,13 +81,13 @@ class _Settle(beam.DoFn):
 
     def process(self, element: tuple[str, Mapping[str, list[bytes]]]) -> Iterator[Row]:
         recording_id, joined = element
-        found = [Candidate.of(values) for data in joined["long"] for values in json.loads(data)]
+        candidates = [Candidate.of(values) for data in joined["long"] for values in json.loads(data)]
         outcomes = [json.loads(data) for data in joined["outcomes"]]
-        yield from account.settle(recording_id, found, outcomes, self.spec, self.corpus)
+        yield from account.settle(recording_id, candidates, outcomes, self.spec, self.corpus)
 
 
 class _Tally(beam.DoFn):
-    """Count rows by what became of the files; for people who watch the runner, as Beam's counters, too."""
+    """Count rows by the outcome of their files, also with Beam's counters, for people who watch the runner."""
 
     def process(self, row: Row) -> Iterator[Any]:
         Metrics.counter("soundlake", f"files_{row['status']}").inc()
@@ -99,14 +99,15 @@ class _Tally(beam.DoFn):
         yield TaggedOutput("counts", ("rows " + row["status"], 1))
         if row[ledger.REPLACES] is not None:
             yield TaggedOutput("replaced", (row[ledger.REPLACES], row["uri"]))
-        # A new one: Beam forbids to change what a step is given.
+        # A new dict: Beam forbids a step to change its input.
         yield {name: value for name, value in row.items() if name != ledger.REPLACES}
 
 
 class Keep(beam.PTransform):
-    """Rows of one branch → (fragments that hold them, what they replace, their counts).
+    """Rows of one branch → (fragments that hold them, rows that they replace, their counts).
 
-    A branch at a time, before anything is flattened: an engine that keeps what is flattened keeps names, not rows.
+    Apply it to each branch before the branches are flattened: an engine that stores flattened data then stores only
+    names, not rows.
     """
 
     def __init__(self, lake: Lake, spec_id: str) -> None:
@@ -126,25 +127,25 @@ class Keep(beam.PTransform):
 def _summarise(
     _: Any, counts: Mapping[str, float], names: Iterable[str], *lists: Iterable[Any], lake: Lake, name: str
 ) -> None:
-    found = {"counts": dict(counts)} | {key: sorted(values) for key, values in zip(names, lists, strict=True)}
-    lake.write(name, json.dumps(found, sort_keys=True).encode())
+    summary = {"counts": dict(counts)} | {key: sorted(values) for key, values in zip(names, lists, strict=True)}
+    lake.write(name, json.dumps(summary, sort_keys=True).encode())
 
 
 def summarise(pipeline: beam.Pipeline, counts: Iterable[Any], *, lake: Lake, name: str, **lists: Any) -> Any:
-    """Write ``counts``, added up, and `lists` of short things as one JSON file; gives one element when it is there.
+    """Write the sums of `counts`, and `lists` of short values, as one JSON file; give one element once it is written.
 
     Parameters
     ----------
     pipeline : beam.Pipeline
     counts : iterable of PCollection of (str, number)
     lake, name : Lake, str
-        Where it goes.
+        The lake, and the name of the file in it.
     lists : PCollection
-        Each by its name.
+        By the name of the list in the file.
     """
     sums = [branch | f"count {i}" >> beam.CombinePerKey(sum) for i, branch in enumerate(counts)]
     total = sums | "all counts" >> beam.Flatten() | "count" >> beam.CombinePerKey(sum)
-    sides = [AsList(found) for found in lists.values()]
+    sides = [AsList(values) for values in lists.values()]
     return (
         pipeline
         | "end" >> beam.Create([None])
@@ -168,7 +169,7 @@ def build(
     recheck: bool = False,
     last: Callable[[], Any] | None = None,
 ) -> None:
-    """Apply the whole of extract to a pipeline; its result is ``summary.json`` in the run's folder.
+    """Apply all steps of extract to a pipeline; its result is ``summary.json`` in the run's folder.
 
     Parameters
     ----------
@@ -176,7 +177,7 @@ def build(
         Called on a worker when all else is done; by default the driver goes on from the summary.
     """
     progress = Progress(lake, run.folder)
-    found = survey(
+    surveyed = survey(
         pipeline,
         lake,
         spec,
@@ -191,37 +192,37 @@ def build(
         recheck=recheck,
     )
     total = AsSingleton(
-        found.works
+        surveyed.works
         | "weigh" >> beam.Map(weight)
         | "total" >> beam.CombineGlobally(sum)
         | "tell the total" >> beam.Map(progress.expect)
     )
     write = functools.partial(write_works, lake=lake, spec=spec, corpus=corpus, progress=progress, retried=retried)
-    written = bundles(found.works, total) | "write bundles" >> beam.ParDo(Concurrently(write, threads)).with_outputs(
+    written = bundles(surveyed.works, total) | "write bundles" >> beam.ParDo(Concurrently(write, threads)).with_outputs(
         "rows", "counts", main="outcomes"
     ).with_resource_hints(min_ram=isolation.RAM)
-    settled = joined("by recording", {"long": found.long, "outcomes": written.outcomes}) | "settle" >> beam.ParDo(
+    settled = joined("by recording", {"long": surveyed.long, "outcomes": written.outcomes}) | "settle" >> beam.ParDo(
         _Settle(spec, corpus)
     )
     kept = [
         rows | f"keep rows {i}" >> Keep(lake, spec.spec_id)
-        for i, rows in enumerate((*found.rows, written.rows, settled))
+        for i, rows in enumerate((*surveyed.rows, written.rows, settled))
     ]
     written_rows, replaced, counted = zip(*kept, strict=True)
     dropped = (
-        (*found.gone, *replaced)
+        (*surveyed.gone, *replaced)
         | "all that leaves" >> beam.Flatten()
         | "by fragment" >> beam.GroupByKey()
         | "drop" >> beam.Map(fragments.drop, lake.ledger_uri(spec.spec_id), fragments.version_of(before), "uri")
     )
     new = written_rows | "all fragments" >> beam.Flatten()
-    counts = [*found.counts, written.counts, *counted]
-    forgotten = found.forgotten | "all forgotten" >> beam.Flatten()
+    counts = [*surveyed.counts, written.counts, *counted]
+    forgotten = surveyed.forgotten | "all forgotten" >> beam.Flatten()
     lists = {"fragments": new, "dropped": dropped, "forgotten": forgotten}
-    lists |= {"unmatched": found.unmatched, "label_notes": found.label_notes}
-    told = summarise(pipeline, counts, lake=lake, name=f"{run.folder}/summary.json", **lists)
+    lists |= {"unmatched": surveyed.unmatched, "label_notes": surveyed.label_notes}
+    summary = summarise(pipeline, counts, lake=lake, name=f"{run.folder}/summary.json", **lists)
     if last is not None:
-        told | "finish" >> beam.Map(lambda _, last: last(), last)
+        summary | "finish" >> beam.Map(lambda _, last: last(), last)
 
 
 def extract(
@@ -254,28 +255,28 @@ def extract(
     engine : Engine
         From `pipelines.engine.runners.beam_options`.
     partition : str or None
-        A folder of the corpus, or `pipelines.corpus.files.LOOSE`: nothing else is looked at, nor leaves the ledger.
+        A folder of the corpus, or `pipelines.corpus.files.LOOSE`: other files are not looked at, and their rows stay.
     allow_empty : bool
-        Whether a corpus that held files may hold none now, and all of them leave the ledger.
+        Whether a corpus that held files may be empty now; then the rows of all its files leave the ledger.
     retried : frozenset of str
-        Reasons: what was rejected for one of these is tried again.
+        Reasons of rejections; files that were rejected for one of these are tried again.
     include_forgotten : bool
-        Whether files that the lake has forgotten are taken in; they are forgotten no more.
+        Whether to take in files that the lake has forgotten; they are then no longer forgotten.
     recheck : bool
         Whether files that an older decoder rejected without knowing their content are tried again.
     swept : callable
-        `pipelines.upkeep.erasure.mark_swept` of this lake and spec: what killed runs left of forgotten recordings goes
-        first.
+        `pipelines.upkeep.erasure.mark_swept` of this lake and spec. It is called first, and removes leftovers of killed
+        runs that hold forgotten recordings.
     note : callable
-        Where the pipeline runs without this process, told the totals on the worker that made the commit.
+        Called with the totals on the worker that made the commit, if the pipeline runs without this process.
 
     Returns
     -------
     dict
         ``listed``, ``left_out``, ``unchanged``, ``done``, ``rejected``, ``forgotten``, ``gone``: files of this run;
-        ``planned``, what was to be decoded by the headers (seconds by container, and ``windows``); ``costs``, what
-        decoding took by container (``cpu_s``, ``audio_s``); and the ``ledger_version``, newer than before only if a
-        row changed.
+        ``planned_s`` (by container) and ``planned_windows``, the sound to decode by the headers; ``cpu_s`` and
+        ``audio_s``, the cost of decoding by container; and the ``ledger_version``, newer than before only if a row
+        changed.
 
     Raises
     ------
@@ -286,7 +287,7 @@ def extract(
     TryLaterError
         If other runs commit to the same ledger again and again.
     HandedOver
-        If the pipeline runs later, without this process: its last step does what is done here after the pipeline.
+        If the pipeline runs later, without this process; its last step then makes the commit.
     """
     spec_name = f"{Lake.spec(spec.spec_id)}/spec.json"
     if not lake.exists(spec_name):
@@ -295,7 +296,7 @@ def extract(
     for attempt in range(ATTEMPTS):
         planned = None if engine.template else swept(again=attempt > 0)
         before = ledger.open_for_writing(lake, spec.spec_id)
-        committed = functools.partial(
+        commit = functools.partial(
             finish.extract,
             run,
             spec.spec_id,
@@ -320,10 +321,10 @@ def extract(
             retried=retried,
             include_forgotten=include_forgotten,
             recheck=recheck,
-            last=functools.partial(last_step, run, committed, note) if engine.template else None,
+            last=functools.partial(last_step, run, commit, note) if engine.template else None,
         )
         run_pipeline(pipeline, engine)
-        totals = committed()
+        totals = commit()
         if totals is not None:
             return totals
     raise others(lake)

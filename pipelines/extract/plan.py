@@ -1,6 +1,6 @@
-"""The plan: what is new, changed or known, and how the new is cut into segments and packed into bundles.
+"""The plan: which files are new, changed or known, and how new recordings become segments and bundles.
 
-Pure functions. A plan depends on the set of new recordings alone: not on the order of a listing, on workers or time.
+Pure functions. A plan depends only on the set of new recordings: not on the order of a listing, on workers or time.
 """
 
 import hashlib
@@ -15,23 +15,25 @@ from soundlake.pipelines.audio.recording import TRANSIENT
 from soundlake.pipelines.lake import ledger
 from soundlake.pipelines.lake.ledger import Row
 
-# A shorter recording fills less than a quarter of a window of `general`; above this share of them, shorter windows are
-# suggested.
+# A recording shorter than this fills less than a quarter of a window of `general`. If more than this share of the
+# recordings is so short, shorter windows are suggested.
 SHORT_S, SHORT_SHARE = 0.5, 0.5
-# Codecs that pack silence as FLAC does. Of the others none has a lower bit rate than the lowest of Speex.
+# Codecs that compress silence as FLAC does. No other codec has a lower bit rate than the lowest of Speex.
 LOSSLESS = frozenset({"flac", "alac", "ape", "mlp", "shorten", "tak", "truehd", "tta", "wavpack"})
 LEAST_BIT_RATE = 2_000
-# Windows of a segment, where a recording can be cut: a long one spreads over workers.
+# Windows of a segment, where a recording can be cut: several workers then share a long one.
 SEGMENT_WINDOWS = 512
 # Windows of a bundle: 128 MB a shard at 128 x 128, and small enough that a killed run loses little.
 MAX_BUNDLE_WINDOWS = 4096
 MIN_BUNDLE_WINDOWS = 128
-# Place and count of a segment that is a whole recording.
+# First window and count of a segment that is a whole recording.
 WHOLE = (0, -1)
-# How full a bucket is on average; each is packed by itself, and a fuller one would often spill a small second bundle.
+# How full a bucket is on average. Each bucket is packed by itself, and a fuller one would often overflow into a small
+# second bundle.
 FILL = 0.75
-# From so many buckets on, one holds several bundles' worth: among clips and podcasts alike a bundle's worth is mostly
-# far from a bundle, and twice as many shards come of it. Fewer buckets than this would keep fewer workers busy.
+# From this many buckets on, a bucket holds the windows of several bundles. In a mix of clips and podcasts, a bucket
+# planned for one bundle is mostly far from the size of a bundle, and twice as many shards result. Fewer buckets than
+# this would keep fewer workers busy.
 PLENTY, BUCKET_BUNDLES = 1024, 8
 
 
@@ -45,9 +47,9 @@ class Segment:
     first : int
         Its first window.
     count : int or None
-        Windows; None for all to the end, whatever the header claims.
+        Number of windows; None for all to the end, whatever the header claims.
     windows : int
-        Windows expected by the header's length: weight for packing only.
+        Windows expected by the header's length; a weight for packing only.
     """
 
     recording_id: str
@@ -56,15 +58,15 @@ class Segment:
     windows: int
 
     def key(self) -> tuple[str, int, int]:
-        """What the name of a bundle is made of."""
+        """The values of the segment that go into the name of a bundle."""
         return self.recording_id, self.first, -1 if self.count is None else self.count
 
 
 def is_known(size: int, mtime_ns: int, row: Row, *, retried: frozenset[str] = TRANSIENT, recheck: bool = False) -> bool:
-    """Whether a ledger row still tells about a listed file: same size and time of change, and not to be tried again.
+    """Whether a ledger row still describes a listed file: same size and time of change, and not to be tried again.
 
-    A file that the system still says nothing about (a link to nothing) is known to be so. With `recheck`, a file that
-    an older decoder rejected without knowing its content is not: `pipelines.upkeep.recheck` has looked at all others.
+    A file without a size, then and now (a dangling link), counts as known. With `recheck`, a file that an older decoder
+    rejected without knowing its content does not: `pipelines.upkeep.recheck` has looked at all others.
     """
     if recheck and row["recording_id"] is None and ledger.is_older(row):
         return False
@@ -73,7 +75,7 @@ def is_known(size: int, mtime_ns: int, row: Row, *, retried: frozenset[str] = TR
 
 
 def most_frames(probe: Probe, size: int) -> int:
-    """Frames that a file of `size` bytes holds at most."""
+    """The number of frames that a file of `size` bytes holds at most."""
     width = SEEKABLE_CODECS.get(probe.codec, 0) if probe.container != "FLAC" else 0
     if width:
         return size // (width * probe.channels)
@@ -83,14 +85,14 @@ def most_frames(probe: Probe, size: int) -> int:
 
 
 def believed_seconds(probe: Probe, size: int) -> float:
-    """Seconds of sound by a header; if it says nothing, or more than fits the file, by the size at 128 kbit/s."""
+    """Seconds of sound by the header; if it claims none, or more than fits the file, by the size at 128 kbit/s."""
     if probe.claimed_frames and probe.claimed_frames <= most_frames(probe, size):
         return probe.claimed_frames / probe.sample_rate
     return size / 16_000
 
 
 def believed_windows(probe: Probe, size: int, spec: FeatureSpec) -> int:
-    """Windows of `believed_seconds`. At least 1."""
+    """Number of windows in `believed_seconds`, at least 1."""
     return max(1, spec.n_windows(math.ceil(believed_seconds(probe, size) * spec.sample_rate)))
 
 
@@ -100,14 +102,14 @@ def is_short(probe: Probe, size: int) -> bool:
 
 
 def suggested_spec(short: int, recordings: int, spec: FeatureSpec) -> str | None:
-    """The preset that fits a corpus better than `spec` does, None if none is known to.
+    """The preset that fits a corpus better than `spec` does; None if no such preset is known.
 
     Parameters
     ----------
     short, recordings : int
-        Recordings that are `is_short`, and all.
+        Number of recordings that are `is_short`, and of all recordings.
     spec : FeatureSpec
-        What was asked for.
+        The spec that was asked for.
     """
     mostly_short = short > SHORT_SHARE * recordings
     return "oneshots" if mostly_short and spec.window_seconds > PRESETS["oneshots"].window_seconds else None
@@ -116,42 +118,42 @@ def suggested_spec(short: int, recordings: int, spec: FeatureSpec) -> str | None
 def segments(recording_id: str, probe: Probe, size: int, spec: FeatureSpec) -> Iterator[Segment]:
     """Cut a recording into segments.
 
-    Only what seeks to the exact sample is cut: to begin in the middle of anything else means to decode all before it.
-    The last segment is open: it ends where the sound does.
+    Only recordings with exact seeking are cut: in any other, all sound before the segment would have to be decoded. The
+    last segment is open: it ends where the sound does.
     """
     windows = believed_windows(probe, size, spec)
     if not probe.seekable or not probe.claimed_frames or probe.claimed_frames > most_frames(probe, size):
         yield Segment(recording_id, 0, None, windows)
         return
     for first in range(0, windows, SEGMENT_WINDOWS):
-        last = first + SEGMENT_WINDOWS >= windows
-        yield Segment(recording_id, first, None if last else SEGMENT_WINDOWS, min(SEGMENT_WINDOWS, windows - first))
+        is_last = first + SEGMENT_WINDOWS >= windows
+        yield Segment(recording_id, first, None if is_last else SEGMENT_WINDOWS, min(SEGMENT_WINDOWS, windows - first))
 
 
 def bundle_windows(total: int) -> int:
-    """Windows a bundle may hold when `total` windows are new: about 32 bundles, within the limits."""
+    """Number of windows that a bundle may hold when `total` windows are new: about 32 bundles, within the limits."""
     return min(MAX_BUNDLE_WINDOWS, max(MIN_BUNDLE_WINDOWS, math.ceil(total / 32)))
 
 
 def buckets(total: int) -> int:
-    """Buckets that segments are spread over when `total` windows are new."""
-    several = total / (bundle_windows(total) * FILL)
-    return max(1, math.ceil(several if several < PLENTY else several / BUCKET_BUNDLES))
+    """Number of buckets that segments are spread over when `total` windows are new."""
+    count = total / (bundle_windows(total) * FILL)
+    return max(1, math.ceil(count if count < PLENTY else count / BUCKET_BUNDLES))
 
 
 def bucket_of(segment: Segment, total: int) -> int:
-    """The bucket of a segment when `total` windows are new: its digest's place among the buckets.
+    """The bucket of a segment, chosen by its digest, when `total` windows are new.
 
-    Neighbouring segments of a long recording, a bundle's worth of them, stay together.
+    Neighbouring segments of a long recording stay together, as many as fit a bundle.
     """
     name = f"{segment.recording_id}:{segment.first // bundle_windows(total)}"
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") * buckets(total) >> 64
 
 
 def pack(found: Iterable[Segment], total: int) -> Iterator[tuple[Segment, ...]]:
-    """Pack the segments of a bucket into bundles, in order of recording and place.
+    """Pack the segments of a bucket into bundles, in order of recording and first window.
 
-    A segment longer than a bundle has one of its own.
+    A segment longer than a bundle gets a bundle of its own.
     """
     limit = bundle_windows(total)
     held: list[Segment] = []
@@ -167,7 +169,7 @@ def pack(found: Iterable[Segment], total: int) -> Iterator[tuple[Segment, ...]]:
 
 
 def bundle_id(spec: FeatureSpec, packed: Iterable[Segment]) -> str:
-    """The name of a bundle: digest of the spec, the decoders' version and its segments, never of when or where."""
-    # Version 1 was not named: what it left unfinished has other names, and is not taken for what is read now.
+    """The name of a bundle: a digest of spec, decoders' version and segments, independent of time and place."""
+    # Names of version 1 had no decoder version: bundles that it left unfinished are not mistaken for those of today.
     text = json.dumps([spec.spec_id, DECODER_VERSION, *(s.key() for s in packed)], separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -1,4 +1,4 @@
-"""Survey: what of a corpus is new, changed, known under another name, or gone, before the first sample is decoded.
+"""Survey: which files of a corpus are new, changed, known under another name, or gone; no sample is decoded yet.
 
 list ▶ compare with the ledger ▶ probe ▶ recognise known content ▶ cut the rest into segments
 
@@ -56,21 +56,21 @@ class _Split(beam.DoFn):
 
 
 class _ReadLabels(beam.DoFn):
-    """(uri, [number of its row, label, group]) of what a label file names; what is odd about it as ``notes``."""
+    """(uri, [number of its row, label, group]) of each file in a label file; the file's oddities as ``notes``."""
 
     def __init__(self, corpus: str) -> None:
         self.corpus = corpus
 
     def process(self, labels: str) -> Iterator[Any]:
-        found = read_labels(labels, self.corpus)
-        for note in found.notes:
+        contents = read_labels(labels, self.corpus)
+        for note in contents.notes:
             yield TaggedOutput("notes", note)
-        for uri, (number, values) in found.lines.items():
+        for uri, (number, values) in contents.lines.items():
             yield uri, packed([number, *values])
 
 
 class _ReadLedger(beam.DoFn):
-    """One fragment of the ledger, at a pinned version: (first column, its number and all columns)."""
+    """Rows of one ledger fragment, at a pinned version: (first column, number of the fragment and all columns)."""
 
     def __init__(self, uri: str, version: int, columns: list[str]) -> None:
         self.uri, self.version, self.columns = uri, version, columns
@@ -84,7 +84,7 @@ class _ReadLedger(beam.DoFn):
 
 
 class _Leftovers(beam.DoFn):
-    """Names of finished bundles that the ledger does not name: a killed run's, or of what has gone."""
+    """Names of finished bundles that the ledger does not name: those of killed runs, or of files that are gone."""
 
     def __init__(self, lake: Lake, spec_id: str, version: int) -> None:
         self.lake, self.spec_id, self.version = lake, spec_id, version
@@ -99,14 +99,14 @@ class _Leftovers(beam.DoFn):
 
 
 def _read_left(bundle: str, lake: Lake, spec_id: str) -> Iterator[Any]:
-    """What a leftover bundle knows: of each file what a probe would tell, of each segment its outcome."""
+    """Contents of a leftover bundle: for each file the result of its probe, for each segment its outcome."""
     rows = read_outcomes(lake, spec_id, bundle) or ()
     memory = Memory.of(lake)
     if any(memory.holds(uri=row["uri"], recording_id=row["recording_id"]) for row in rows):
-        return  # a shard with a forgotten recording in it must not be named by the ledger
+        return  # the ledger must not name a shard with a forgotten recording in it
     for row in rows:
         if ledger.is_older(row):
-            continue  # it is decoded anew
+            continue  # it is decoded again
         if row["first"] == 0:
             file = [row["size"], row["mtime_ns"], row["recording_id"], json.loads(row["probe"])]
             yield TaggedOutput("files", (row["uri"], packed(file)))
@@ -114,17 +114,18 @@ def _read_left(bundle: str, lake: Lake, spec_id: str) -> Iterator[Any]:
 
 
 class _Compare(beam.DoFn):
-    """What a listed file is to the ledger: known, identified without being read, to be probed, gone, or forgotten.
+    """Decide what a file is by the ledger: known, identified without being read, to be probed, gone, or forgotten.
 
     Parameters
     ----------
     corpus, partition, retried, recheck
         As for `survey`.
     lake : Lake or None
-        Whose memory of what is forgotten counts; by default nothing is forgotten.
+        The lake whose memory of forgotten files counts; by default nothing is forgotten.
     include_forgotten : bool
     others : frozenset of str
-        The other partitions of the corpus: a label that belongs to none has no file, whichever is looked at.
+        The other partitions of the corpus. A label that belongs to no partition has no file, whichever partition is
+        looked at.
     """
 
     def __init__(
@@ -176,8 +177,8 @@ class _Compare(beam.DoFn):
             yield TaggedOutput("forgotten", digest)
         _, label, group = labels or (None, None, None)
         file = Candidate(uri, size, mtime_ns, label, group, replaces=replaces)
-        # Finished bundles that no ledger names yet know the file: it needs no second reading.
-        left = min((one[2:] for one in map(json.loads, joined["left"]) if one[:2] == listed), default=None)
+        # If a finished bundle that no ledger names yet holds the file, it need not be read again.
+        left = min((entry[2:] for entry in map(json.loads, joined["left"]) if entry[:2] == listed), default=None)
         if row is None:
             yield TaggedOutput("counts", ("new", 1))
         else:
@@ -194,18 +195,18 @@ class _Compare(beam.DoFn):
                     return
             yield TaggedOutput("counts", ("tried again" if unchanged else "changed", 1))
             if same_name and unchanged and not (self.recheck and ledger.is_older(row)):
-                # For what it was rejected, so that the same again is no news.
+                # The reason for its rejection: if it is rejected for the same reason again, it counts as unchanged.
                 file = replace(file, before=row["reason"])
         if left is not None:
-            recording_id, found = left
-            values = [*file.values()[:-1], found]
+            recording_id, header = left
+            values = [*file.values()[:-1], header]
             yield TaggedOutput("identified", (recording_id, packed(values)))
         else:
             yield file
 
 
 class _Probed(beam.DoFn):
-    """What was probed, as it is, counted for whoever waits."""
+    """Pass on probed files as they are, and count them for the display of progress."""
 
     def __init__(self, progress: Progress | None) -> None:
         self.progress = progress
@@ -225,9 +226,9 @@ def probe_file(candidate: Candidate, corpus: str) -> Iterator[Any]:
     """Read a file's header and digest: (recording_id, packed candidate), or a ledger row that rejects it."""
     try:
         with at_hand(candidate.uri) as path:
-            # First: it refuses what is no regular file, and to read a pipe waits for ever.
+            # The probe comes first: it refuses anything but a regular file, and reading a pipe would wait for ever.
             with sandbox() as box:
-                found: Probe = box.call(probe, path, stage="probe")
+                header: Probe = box.call(probe, path, stage="probe")
             with open(path, "rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
     except Rejected as error:
@@ -237,7 +238,7 @@ def probe_file(candidate: Candidate, corpus: str) -> Iterator[Any]:
             raise
         stage, reason, detail = "probe", "unreadable", error.strerror or type(error).__name__
     else:
-        yield digest, packed(replace(candidate, before=None, probe=found).values())
+        yield digest, packed(replace(candidate, before=None, probe=header).values())
         return
     if candidate.before == reason:
         yield TaggedOutput("counts", ("unchanged", 1))
@@ -246,7 +247,7 @@ def probe_file(candidate: Candidate, corpus: str) -> Iterator[Any]:
 
 
 def _left_out(uri: str, replaces: int | None) -> Iterator[Any]:
-    """What becomes of a file that the lake has forgotten: it is counted, and a row that it has leaves the ledger."""
+    """Leave out a file that the lake has forgotten: count it, and let its row leave the ledger if it has one."""
     yield TaggedOutput("counts", ("forgotten", 1))
     if replaces is not None:
         yield TaggedOutput("gone", (replaces, uri))
@@ -256,8 +257,8 @@ def _left_out(uri: str, replaces: int | None) -> Iterator[Any]:
 class _LeaveOut(beam.DoFn):
     """Identified files, without those whose content the lake has forgotten.
 
-    Of these the digest of the file is told, so that the next run need not read it; if they are included, the digest of
-    the content, which is not forgotten any more.
+    The digests of the files that are left out are output, so that the next run need not read them. If such files are
+    included, the digests of their content are output instead, which is then no longer forgotten.
     """
 
     def __init__(self, lake: Lake, *, include_forgotten: bool) -> None:
@@ -280,26 +281,26 @@ class _LeaveOut(beam.DoFn):
 
 
 class _Recognise(beam.DoFn):
-    """Content that the ledger knows under another name gets its row without decoding; the rest is new, and is cut."""
+    """Give known content under a new name its row, without decoding; cut new content into segments."""
 
     def __init__(self, spec: FeatureSpec, corpus: str, retried: frozenset[str]) -> None:
         self.spec, self.corpus, self.retried = spec, corpus, retried
 
     def process(self, element: tuple[str, Mapping[str, list[bytes]]]) -> Iterator[Any]:
         recording_id, joined = element
-        found = sorted((Candidate.of(json.loads(data)) for data in joined["found"]), key=lambda file: file.uri)
-        if not found:
+        candidates = sorted((Candidate.of(json.loads(data)) for data in joined["found"]), key=lambda file: file.uri)
+        if not candidates:
             return
         names = [*account.CONTENT, "uri"]
         known = [dict(zip(names, json.loads(data)[1:], strict=True)) for data in joined["known"]]
-        rows = account.recognise(found, known, self.corpus, retried=self.retried)
+        rows = account.recognise(candidates, known, self.corpus, retried=self.retried)
         for row in rows:
             yield TaggedOutput("rows", row)
         if rows:
             return
-        works = account.cut(recording_id, found, [json.loads(data) for data in joined["left"]], self.spec)
+        works = account.cut(recording_id, candidates, [json.loads(data) for data in joined["left"]], self.spec)
         if len(works) > 1:
-            yield TaggedOutput("long", (recording_id, packed([file.values() for file in found])))
+            yield TaggedOutput("long", (recording_id, packed([file.values() for file in candidates])))
         container = works[0].probe.container
         yield TaggedOutput("counts", ("recordings", 1))
         if plan.is_short(works[0].probe, works[0].files[0].size):
@@ -319,26 +320,26 @@ def _believed_seconds(work: Work, spec: FeatureSpec) -> float:
 
 
 class Survey(NamedTuple):
-    """What there is to do, as PCollections.
+    """The work of a run, as PCollections.
 
     Attributes
     ----------
     works : of packed `Work`
-        The segments of what is new.
+        The segments of new recordings.
     long : of (recording_id, packed candidates)
         Recordings of more than one segment.
     rows : tuple, of ledger rows
-        Of what needs no decoding.
+        Of files that need no decoding.
     gone : tuple, of (fragment of the ledger, uri)
-        Rows that leave.
+        Rows that leave the ledger.
     forgotten : tuple, of digests
-        Of `pipelines.lake.forgotten.Memory`: of files whose content is forgotten; with `include_forgotten`, of what is
-        not forgotten any more.
+        Of `pipelines.lake.forgotten.Memory`: of files whose content is forgotten; with `include_forgotten`, of files
+        and recordings that are no longer forgotten.
     counts : tuple, of (name, number)
     unmatched : of (number of a row, uri)
         The first labels without a file.
     label_notes : of str
-        What is odd about the label file.
+        Oddities of the label file.
     """
 
     works: Any
@@ -366,17 +367,16 @@ def survey(
     include_forgotten: bool = False,
     recheck: bool = False,
 ) -> Survey:
-    """Apply the transforms from the listing to the segments that are to be extracted.
+    """Apply the transforms from the listing of the corpus to the segments to extract.
 
     Parameters
     ----------
     pipeline, lake, spec, corpus, labels, partition, threads, retried, include_forgotten, recheck
-        As for `pipelines.extract.pipeline.extract`. The lake may be one that does not exist yet; nothing is written to
-        it.
+        As for `pipelines.extract.pipeline.extract`. The lake need not exist yet; nothing is written to it.
     before : lance.LanceDataset or None
         The ledger to compare with; workers read it at its version.
     progress : Progress or None
-        Told how many files are listed and probed.
+        Counts the files that are listed and probed.
     """
     version = 0 if before is None else int(before.version)
     ledger_uri = lake.ledger_uri(spec.spec_id)
@@ -419,14 +419,14 @@ def survey(
             "gone", "counts", "forgotten", main="found"
         )
     )
-    found = identified.found
+    files = identified.found
     # Where nothing is new, the ledger's contents need not be read.
-    wanted = AsSingleton(found | "how many" >> beam.combiners.Count.Globally())
+    wanted = AsSingleton(files | "how many" >> beam.combiners.Count.Globally())
     contents = in_ledger | "read contents" >> beam.ParDo(
         _ReadLedger(ledger_uri, version, [*account.CONTENT, "uri"]), wanted
     )
     recognised = joined(
-        "by content", {"found": found, "known": contents, "left": left.outcomes}
+        "by content", {"found": files, "known": contents, "left": left.outcomes}
     ) | "recognise" >> beam.ParDo(_Recognise(spec, corpus, retried)).with_outputs(
         "rows", "long", "counts", main="works"
     )
@@ -445,7 +445,7 @@ def survey(
 
 
 def weight(data: bytes) -> int:
-    """Windows of a packed work."""
+    """Number of windows of a packed work."""
     return Work.segment_of(data).windows
 
 
@@ -456,7 +456,7 @@ def bundles(works: Any, total: Any) -> Any:
     ----------
     works : PCollection of packed `Work`
     total : AsSingleton of int
-        Windows of all works.
+        Number of windows of all works.
     """
     return (
         works

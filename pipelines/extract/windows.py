@@ -29,10 +29,10 @@ class SegmentWindows:
     Parameters
     ----------
     path, probe : str, bytes or os.PathLike, Probe
-        The file, and what `pipelines.audio.reading.probe` said of it.
+        The file, and the result of `pipelines.audio.reading.probe` for it.
     spec : FeatureSpec
     first, count : int, int or None
-        First window, and how many; None for all to the end of the sound.
+        First window, and number of windows; None for all to the end of the sound.
 
     Attributes
     ----------
@@ -44,7 +44,7 @@ class SegmentWindows:
     Raises
     ------
     Rejected
-        While iterating: what decoding raises, and ``too-loud`` with stage ``'features'``.
+        While iterating: as decoding raises it, and ``too-loud`` with stage ``'features'``.
     """
 
     def __init__(
@@ -66,17 +66,17 @@ class SegmentWindows:
         """Quantised frames from the block that holds the first one, chunk by chunk, to the end of segment or sound."""
         spec = self._spec
         hop, half = spec.hop_length, spec.n_fft // 2
-        at = self._first * spec.window_step // BLOCK_FRAMES * BLOCK_FRAMES
+        position = self._first * spec.window_step // BLOCK_FRAMES * BLOCK_FRAMES
         end = None
         if self._count is not None:
             end = (self._first + self._count - 1) * spec.window_step + spec.window_frames
-        start = max(0, at * hop - half)
+        start = max(0, position * hop - half)
         stop = None if end is None else (end - 1) * hop - half + spec.n_fft
         chunk = (CHUNK_FRAMES - 1) * hop + spec.n_fft
-        # The first `filled` samples are there. Half an FFT more than a chunk: the last frames reach so far beyond the
-        # end. Zeros lie there, and before the recording's first sample.
-        held = np.zeros(chunk + half, np.float32)
-        filled = max(0, half - at * hop)
+        # The first `filled` samples are valid. The buffer is half an FFT longer than a chunk, since the last frames
+        # reach that far beyond the end. Zeros fill that part, and the part before the recording's first sample.
+        buffer = np.zeros(chunk + half, np.float32)
+        filled = max(0, half - position * hop)
         self.samples = start
         sound = resampled(self._path, self._probe, spec.sample_rate, start=start, stop=stop, note=self.notes.add)
         for block in sound:
@@ -84,18 +84,18 @@ class SegmentWindows:
             self.samples += len(block)
             while len(block):
                 part, block = block[: chunk - filled], block[chunk - filled :]
-                held[filled : filled + len(part)] = part
+                buffer[filled : filled + len(part)] = part
                 filled += len(part)
                 if filled == chunk:
-                    yield self._quantised(held[:chunk], at)
-                    filled, at = filled - CHUNK_FRAMES * hop, at + CHUNK_FRAMES
-                    held[:filled] = held[CHUNK_FRAMES * hop : chunk]
-        # Fewer samples than asked for, or none asked: this is where the sound ends.
+                    yield self._quantised(buffer[:chunk], position)
+                    filled, position = filled - CHUNK_FRAMES * hop, position + CHUNK_FRAMES
+                    buffer[:filled] = buffer[CHUNK_FRAMES * hop : chunk]
+        # There were fewer samples than asked for, or no end was asked for: the sound ends here.
         total = spec.n_frames(self.samples)
         last = total if end is None else min(end, total)
-        if last > at:
-            held[filled:] = 0
-            yield self._quantised(held[: (last - at - 1) * hop + spec.n_fft], at)
+        if last > position:
+            buffer[filled:] = 0
+            yield self._quantised(buffer[: (last - position - 1) * hop + spec.n_fft], position)
 
     def _quantised(self, samples: npt.NDArray[np.float32], at: int) -> npt.NDArray[np.uint16]:
         try:
@@ -133,27 +133,27 @@ def write_segment(
     Parameters
     ----------
     part, offset : str, int
-        Local file, and the byte where the segment's records begin; what the file holds beyond it is dropped.
+        Local file, and the byte where the segment's records begin; old content from there on is dropped.
     path, found, spec, segment : path, Probe, FeatureSpec, Segment
 
     Returns
     -------
     (dict, int)
         ``windows`` written, ``silent_windows`` left out, ``samples`` at the spec's rate from the recording's start to
-        where reading stopped, ``notes``, ``cpu_s`` that it took; and the byte where the records end.
+        where reading stopped, ``notes``, ``cpu_s`` of the work; and the byte where the records end.
 
     Raises
     ------
     Rejected
-        What decoding raises.
+        As decoding raises it.
     """
     began = time.process_time()
     outcome: dict[str, Any] = {"windows": 0, "silent_windows": 0}
     with open(part, "r+b") as shard:
         shard.seek(offset)
-        cut = SegmentWindows(path, found, spec, first=segment.first, count=segment.count)
-        for window, valid_frames, values in cut:
-            # Digital silence has nothing to learn or to find, and recorders pad with hours of it.
+        windows = SegmentWindows(path, found, spec, first=segment.first, count=segment.count)
+        for window, valid_frames, values in windows:
+            # Digital silence is of no use for training or search, and recorders pad with hours of it.
             if not values.any():
                 outcome["silent_windows"] += 1
                 continue
@@ -161,5 +161,5 @@ def write_segment(
             outcome["windows"] += 1
         end = shard.tell()
         shard.truncate(end)
-    outcome |= {"samples": cut.samples, "notes": sorted(cut.notes)}
+    outcome |= {"samples": windows.samples, "notes": sorted(windows.notes)}
     return outcome | {"cpu_s": time.process_time() - began}, end

@@ -1,4 +1,4 @@
 """Upkeep: what is swept, repaired, read again and forgotten?"""
 
-# What other rooms may import.
+# The modules that other rooms may import.
 __all__ = ["erasure", "forget", "leftovers", "maintain", "recheck", "remnants", "repair"]

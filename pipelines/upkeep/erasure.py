@@ -1,9 +1,9 @@
-"""Erasure: what a lake has forgotten leaves its shards, ledgers and tables, with their old versions and leftovers.
+"""Erasure: remove forgotten recordings and names from shards, ledgers and tables, old versions and leftovers included.
 
-the rest of each shard into a bundle of its own ▶ ledger, one commit ▶ tables, one commit each ▶ the old bundles go
+copy the rest of each shard into a new bundle ▶ ledger, one commit ▶ tables, one commit each ▶ remove the old bundles
 
-Everything is looked for by `pipelines.lake.forgotten.Memory`, so a call that was killed is finished by the next one.
-The outcomes of a bundle, which say what was in it, go last.
+`pipelines.lake.forgotten.Memory` decides everywhere what to erase, so the next call finishes one that was killed. The
+outcomes of a bundle, which list its contents, are removed last.
 """
 
 import logging
@@ -30,26 +30,26 @@ from soundlake.pipelines.upkeep.tidying import INDEX, without_index
 
 log = logging.getLogger(__name__)
 
-# Other commits may come between, so often.
+# Commits that are tried, since other runs may commit in between.
 ATTEMPTS = 5
 
 
 @dataclass
 class Cleared:
-    """What became of the features of a spec.
+    """The changes that `clear_spec` has made to the features of a spec.
 
     Attributes
     ----------
     spec_id : str
     emptied : dict of str to list of dict
-        Bundles that forgotten recordings were in, and what their outcomes say. What else they held is elsewhere now;
-        they go when the tables name them no more.
+        Bundles that held forgotten recordings, each with its outcomes. Their other recordings are in other bundles now;
+        these bundles are removed when no table names them any more.
     renamed : dict of str to list of dict
-        Bundles with a recording that loses this name and keeps another, and what their outcomes are to say.
+        Bundles with a recording that loses one name and keeps another, each with its new outcomes.
     before, after : int
         Version of the ledger.
     made : bool
-        Whether there may be something to do in tables: a version of the ledger was made, or there is none.
+        Whether tables may have to change: a version of the ledger was made, or there is no ledger.
     """
 
     spec_id: str
@@ -61,16 +61,16 @@ class Cleared:
 
 
 def is_forgotten(memory: Memory, row: Row) -> bool:
-    """Whether a row of outcomes or of a ledger is about what is forgotten."""
+    """Whether a row of outcomes or of a ledger is about a forgotten recording or name."""
     return memory.holds(uri=row["uri"], recording_id=row["recording_id"])
 
 
 def bundles(
     lake: Lake, spec_id: str, *, without: Collection[str] = (), damaged: list[str] | None = None
 ) -> Iterator[tuple[str, list[Row]]]:
-    """All bundles but some, each with its outcomes or, where those cannot be read, the recordings in its shard.
+    """All bundles but some, each with its outcomes or, if those cannot be read, the recordings in its shard.
 
-    Of a damaged shard without outcomes these are the recordings before the damage; it is added to `damaged`.
+    For a damaged shard without outcomes these are the recordings before the damage; the bundle is added to `damaged`.
     """
     names: set[str] = set()
     for folder in ("outcomes", "shards"):
@@ -97,38 +97,38 @@ def bundles(
 
 
 def kept_names(known: Any, memory: Memory, recordings: set[str]) -> dict[str, list[Row]]:
-    """Of some recordings the rows of a ledger that stay, by uri."""
-    found: dict[str, list[Row]] = {}
+    """The ledger rows of some recordings that are not forgotten, by recording and in order of uri."""
+    kept: dict[str, list[Row]] = {}
     if known is not None and recordings:
         columns = ["uri", "recording_id", "size", "mtime_ns", "label", "group", "bundles"]
         wanted = pa.array(sorted(recordings), pa.string())
         for batch in known.to_batches(columns=columns):
             for row in batch.filter(pc.is_in(batch["recording_id"], wanted)).to_pylist():
                 if not is_forgotten(memory, row):
-                    found.setdefault(row["recording_id"], []).append(row)
-    return {recording_id: sorted(rows, key=lambda row: row["uri"]) for recording_id, rows in found.items()}
+                    kept.setdefault(row["recording_id"], []).append(row)
+    return {recording_id: sorted(rows, key=lambda row: row["uri"]) for recording_id, rows in kept.items()}
 
 
 def clear_spec(lake: Lake, spec_id: str, memory: Memory, *, moment: float, step: bool) -> Cleared:
-    """Take what is forgotten out of a ledger and its versions, and the rest of its shards into bundles of their own.
+    """Remove forgotten rows from a ledger and its versions, and copy the rest of the affected shards into new bundles.
 
     Parameters
     ----------
     moment : float
         As for `pipelines.lake.traces.cleaned`.
     step : bool
-        Whether a new version is made in any case: a run that was planned before plans again.
+        Whether to make a new version in any case, so that a run that was planned before plans again.
 
     Raises
     ------
     InputError
-        If a shard that has to be written anew is damaged.
+        If a shard that has to be rewritten is damaged.
     TryLaterError
         If other runs commit to the same ledger again and again.
     """
     damaged: list[str] = []
-    looked = bundles(lake, spec_id, damaged=damaged)
-    touched = {bundle: rows for bundle, rows in looked if any(is_forgotten(memory, r) for r in rows)}
+    scanned = bundles(lake, spec_id, damaged=damaged)
+    touched = {bundle: rows for bundle, rows in scanned if any(is_forgotten(memory, r) for r in rows)}
     if damaged:
         log.warning(
             "%d damaged shards without outcomes, such as %s, may hold more of what is forgotten behind the damage; "
@@ -140,27 +140,27 @@ def clear_spec(lake: Lake, spec_id: str, memory: Memory, *, moment: float, step:
     with lake.locked(f"{Lake.spec(spec_id)}/ledger"):
         for _ in range(ATTEMPTS):
             known = ledger.open_ledger(lake, spec_id)
-            told = Cleared(spec_id, before=fragments.version_of(known))
+            cleared = Cleared(spec_id, before=fragments.version_of(known))
             names = kept_names(known, memory, {row["recording_id"] for rows in touched.values() for row in rows})
             for bundle, rows in touched.items():
                 if all(row["recording_id"] in names for row in rows if is_forgotten(memory, row)):
-                    told.renamed[bundle] = [_under_another_name(row, memory, names) for row in rows]
+                    cleared.renamed[bundle] = [_under_another_name(row, memory, names) for row in rows]
                 else:
-                    told.emptied[bundle] = [_under_another_name(row, memory, names) for row in rows]
-            made = True if known is None else _clear_ledger(lake, known, memory, told, names, step=step)
+                    cleared.emptied[bundle] = [_under_another_name(row, memory, names) for row in rows]
+            made = True if known is None else _clear_ledger(lake, known, memory, cleared, names, step=step)
             if made is not None:
                 break
         else:
             raise others(lake)
-        versions = made or bool(told.emptied or told.renamed)
+        versions = made or bool(cleared.emptied or cleared.renamed)
         traces.cleaned(lake, Lake.ledger(spec_id), memory, moment=moment, versions=versions)
-        told.after = fragments.version_of(ledger.open_ledger(lake, spec_id))
-        told.made = known is None or versions or step
-    return told
+        cleared.after = fragments.version_of(ledger.open_ledger(lake, spec_id))
+        cleared.made = known is None or versions or step
+    return cleared
 
 
 def _under_another_name(row: Row, memory: Memory, names: dict[str, list[Row]]) -> Row:
-    """Outcomes of a segment, of a name that its recording keeps."""
+    """The outcome of a segment, with a name that its recording keeps in place of a forgotten one."""
     if not is_forgotten(memory, row) or row["recording_id"] not in names:
         return row
     return row | {name: names[row["recording_id"]][0][name] for name in ("uri", "size", "mtime_ns")}
@@ -169,7 +169,7 @@ def _under_another_name(row: Row, memory: Memory, names: dict[str, list[Row]]) -
 def _clear_ledger(
     lake: Lake, known: Any, memory: Memory, told: Cleared, names: dict[str, list[Row]], *, step: bool
 ) -> bool | None:
-    """One commit; whether rows have changed, None if another commit was faster."""
+    """Make one commit; return whether rows have changed, or None if another commit was faster."""
     named: dict[str, set[str]] = {}
     for recording_id, rows in names.items():
         for row in rows:
@@ -191,8 +191,10 @@ def _clear_ledger(
         rows = rows.filter(pc.invert(traces.forgotten_in(memory, rows)))
         place = rows.schema.get_field_index("bundles")
         now = [
-            None if all_of is None else sorted(moved.get((one, recording_id), one) for one in all_of)
-            for recording_id, all_of in zip(rows["recording_id"].to_pylist(), rows["bundles"].to_pylist(), strict=True)
+            None if row_bundles is None else sorted(moved.get((bundle, recording_id), bundle) for bundle in row_bundles)
+            for recording_id, row_bundles in zip(
+                rows["recording_id"].to_pylist(), rows["bundles"].to_pylist(), strict=True
+            )
         ]
         return rows.set_column(place, rows.schema.field(place), pa.array(now, rows.schema.field(place).type))
 
@@ -215,7 +217,7 @@ def move(lake: Lake, spec_id: str, bundle: str, recordings: set[str], outcomes: 
     kept = [row for row in outcomes if row["recording_id"] in recordings and row.get("windows", 1)]
     if all("first" in row for row in kept):
         segments = [Segment(r["recording_id"], r["first"], None if r["count"] < 0 else r["count"], 0) for r in kept]
-    else:  # its outcomes are lost: the bundle's own name says which segments
+    else:  # its outcomes are lost: the name of the old bundle identifies the segments
         segments = [Segment(f"{bundle}/{recording_id}", 0, None, 0) for recording_id in sorted(recordings)]
     new = bundle_id(spec, segments)
     try:
@@ -231,7 +233,7 @@ def move(lake: Lake, spec_id: str, bundle: str, recordings: set[str], outcomes: 
 
 
 def clear_table(lake: Lake, model_id: str, cleared: Cleared, memory: Memory, *, moment: float) -> bool:
-    """Take what is forgotten out of a table, its index and its versions; what was moved is named at its new place.
+    """Remove forgotten rows from a table, its index and its versions; set the new places of records that were moved.
 
     Returns
     -------
@@ -243,29 +245,29 @@ def clear_table(lake: Lake, model_id: str, cleared: Cleared, memory: Memory, *, 
     with lake.locked(f"tables/{model_id}"):
         for _ in range(ATTEMPTS if dataset is not None else 0):
             dataset.checkout_latest()
-            said, version = table.said(lake, model_id), int(dataset.version)
+            totals, version = table.said(lake, model_id), int(dataset.version)
             rows = _Rows(lake, cleared, memory, dataset)
             new, gone = traces.rewritten(dataset, memory, _Rows.COLUMNS, rows.concerned, rows.after)
-            indexed = bool(gone) and any(one.name == INDEX for one in dataset.describe_indices())
+            indexed = bool(gone) and any(index.name == INDEX for index in dataset.describe_indices())
             if indexed:
-                fragments.changed(dataset, without_index)  # it holds vectors
+                fragments.changed(dataset, without_index)  # the index holds vectors
             if fragments.commit(dataset.uri, version, dataset.schema, new, gone) is not None:
                 dataset.checkout_latest()
                 if indexed:
-                    said["index"] = fragments.changed(dataset, table.index)
-                _say(lake, model_id, said, version, cleared, dataset)
+                    totals["index"] = fragments.changed(dataset, table.index)
+                _say(lake, model_id, totals, version, cleared, dataset)
                 break
         else:
             if dataset is not None:
                 raise others(lake)
-        # Whatever encode has made there was made for a version before this one.
+        # All rows that encode has staged there are for an older version of the table.
         lake.remove(Lake.staging(model_id))
         traces.cleaned(lake, name, memory, moment=moment, versions=bool(gone))
     return bool(gone)
 
 
 def _say(lake: Lake, model_id: str, said: dict[str, Any], version: int, cleared: Cleared, dataset: Any) -> None:
-    """Keep what encode said of a table true, so that where it had nothing to do it has nothing to do now."""
+    """Update encode's last totals of a table, so that an encode that had nothing to do still has nothing to do."""
     if said.get("table_version") == version:
         said |= {"table_version": int(dataset.version), "rows": dataset.count_rows()}
         if said.get("ledger_version") == cleared.before:
@@ -274,10 +276,10 @@ def _say(lake: Lake, model_id: str, said: dict[str, Any], version: int, cleared:
 
 
 class _Rows:
-    """What becomes of the rows of a table when names, recordings and bundles go.
+    """Changes to the rows of a table when names, recordings and bundles go.
 
-    Of each window the row of the first name has the id without a copy (`pipelines.lake.table.row_id`). If that one
-    goes, the next is the first.
+    For each window, the row of the first name has the id without a copy (`pipelines.lake.table.row_id`). If that name
+    goes, the next one is the first.
     """
 
     COLUMNS = ("uri", "recording_id", "bundle")
@@ -293,20 +295,25 @@ class _Rows:
                 recording_id = row["recording_id"]
                 lost[recording_id] = min(row["uri"], lost.get(recording_id, row["uri"]))
             moved |= set(batch["recording_id"].filter(self._in_emptied(batch)).to_pylist())
-        lost = {one: uri for one, uri in lost.items() if not memory.holds(recording_id=one)}
+        lost = {recording_id: uri for recording_id, uri in lost.items() if not memory.holds(recording_id=recording_id)}
         known = ledger.open_ledger(lake, cleared.spec_id)
         self.lost, self.names = lost, kept_names(known, memory, moved | lost.keys())
         self.there: set[tuple[str, str]] = set()
         wanted = pa.array(sorted(lost), pa.string())
         for batch in dataset.to_batches(columns=["recording_id", "uri"]) if lost else ():
-            some = batch.filter(pc.is_in(batch["recording_id"], wanted))
-            self.there |= set(zip(some["recording_id"].to_pylist(), some["uri"].to_pylist(), strict=True))
+            matches = batch.filter(pc.is_in(batch["recording_id"], wanted))
+            self.there |= set(zip(matches["recording_id"].to_pylist(), matches["uri"].to_pylist(), strict=True))
         spec = spec_of_lake(lake, cleared.spec_id) if moved and known is not None else None
-        now = {bundle for one in moved for row in self.names.get(one, ()) for bundle in row["bundles"] or ()}
-        # (recording_id, window) → where its record is.
+        current = {
+            bundle
+            for recording_id in moved
+            for row in self.names.get(recording_id, ())
+            for bundle in row["bundles"] or ()
+        }
+        # (recording_id, window) → bundle and offset of its record.
         self.places = {
             (record.recording_id, record.window): (bundle, offset)
-            for bundle in sorted(now)
+            for bundle in sorted(current)
             for record, offset in (read_shard(lake, spec, bundle) if spec is not None else ())
             if record.recording_id in moved
         }
@@ -315,12 +322,12 @@ class _Rows:
         return pc.is_in(rows["bundle"], pa.array(sorted(self.emptied), pa.string()))
 
     def concerned(self, rows: Any) -> bool:
-        """Whether some rows of a fragment change, beside those that are forgotten."""
+        """Whether rows of a fragment change other than those that are forgotten."""
         lost = pc.is_in(rows["recording_id"], pa.array(sorted(self.lost), pa.string()))
         return bool(pc.any(lost).as_py() or pc.any(self._in_emptied(rows)).as_py())
 
     def after(self, rows: Any) -> Any:
-        """The rows that stay, as they are to be."""
+        """The rows that stay, with their new values."""
         rows = rows.filter(pc.invert(traces.forgotten_in(self.memory, rows, [traces.RECORDING_ID])))
         unnamed = traces.forgotten_in(self.memory, rows, [traces.URI]).to_pylist()
         changing = ("id", "uri", "label", "group", "bundle", "record_offset")
@@ -344,19 +351,19 @@ class _Rows:
         return rows.filter(pa.array(stays, pa.bool_()))
 
     def _now(self, recording_id: str, uri: str, *, unnamed: bool) -> Row | None:
-        """The first name, if a row gets it or has it now; an empty dict if it keeps its own; None if it goes."""
+        """The first name, if the row gets or has it; an empty dict if it keeps its own name; None if the row goes."""
         if recording_id not in self.lost:
             return {}
         names = self.names.get(recording_id, [])
         in_table = [row for row in names if (recording_id, row["uri"]) in self.there]
         if in_table:
             return None if unnamed else in_table[0] if uri == in_table[0]["uri"] else {}
-        # None of the names that stay has rows: those of the first that goes get one.
+        # No name that stays has rows: the rows of the first name that goes get the first name that stays.
         return names[0] if names and unnamed and uri == self.lost[recording_id] else None if unnamed else {}
 
 
 def remove_bundles(lake: Lake, cleared: Cleared) -> None:
-    """Remove what forgotten recordings were in, shards first; and take their names out of other outcomes."""
+    """Remove bundles that held forgotten recordings, shards first; write other outcomes without forgotten names."""
     for bundle, rows in cleared.renamed.items():
         if "first" in rows[0]:
             write_outcomes(lake, cleared.spec_id, bundle, rows)
@@ -372,12 +379,12 @@ def _remove(lake: Lake, spec_id: str, bundle: str) -> None:
 
 
 def mark_swept(lake: Lake, spec_id: str, *, again: bool = False) -> str:
-    """Remove finished bundles of killed runs that hold what is forgotten, before an extract would take them up.
+    """Remove finished bundles of killed runs that hold forgotten recordings, before an extract would reuse them.
 
     Parameters
     ----------
     again : bool
-        Whether this run has written rows that it could not commit: those with forgotten names go, too.
+        Whether this run has written rows that it could not commit: those that are forgotten are removed, too.
 
     Returns
     -------

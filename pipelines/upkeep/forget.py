@@ -1,8 +1,9 @@
-"""Forget: recordings and names leave everything that the lake keeps, and the next extract leaves them out.
+"""Forget: remove recordings and names from everything that the lake keeps, and make later extracts leave them out.
 
-look ▶ remember ▶ models' lists and reports ▶ texts of runs ▶ shards, ledgers and tables (`pipelines.upkeep.erasure`)
+look up ▶ remember ▶ models' lists and reports ▶ texts of runs ▶ shards, ledgers and tables (`pipelines.upkeep.erasure`)
 
-The memory is written first: whatever happens then, no extract brings anything back, and the same call goes on.
+The memory is written first. If a call fails after that, no extract brings anything back, and the same call, made again,
+goes on.
 """
 
 import os
@@ -29,20 +30,20 @@ _RECORDING = re.compile(r"[0-9a-f]{64}")
 
 @dataclass
 class Asked:
-    """What is to be forgotten, and what the lake knows of it.
+    """The names and recordings to forget, and the lake's data about them.
 
     Attributes
     ----------
     uris, recordings : set of str
-        As they were named.
+        As the user named them.
     contents : dict of str to set of str
-        Uris that the lake knows, each with the recordings that it holds or held.
+        Uris that the lake has data about, each with the recordings that it holds or held.
     called : dict of str to set of str
         Recordings, each with every uri that it has or had.
     rows : dict of str to list of dict
-        Recordings, each with its rows in the ledgers of now.
+        Recordings, each with its rows in the current ledgers.
     specs : set of str
-        Where any of it is.
+        Specs that have data about any of these.
     """
 
     uris: set[str]
@@ -79,118 +80,121 @@ def read_list(path: str) -> list[str]:
             lines = [os.fsdecode(line.rstrip(b"\r")) for line in file.read().split(b"\n")]
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
-    found = [line for line in lines if line.strip()]
-    if not found:
+    names = [line for line in lines if line.strip()]
+    if not names:
         raise InputError(f"{path} names nothing: write one uri or recording_id a line")
-    return found
+    return names
 
 
 def forget(
     lake: Lake, uris: Sequence[str] = (), *, recordings: Sequence[str] = (), listed: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Remove recordings and names from a lake, and remember by keyed digests to leave them out.
+    """Remove recordings and names from a lake, and remember their keyed digests, so that extracts leave them out.
 
-    A uri that is forgotten is left out whatever the file holds later; a recording, whatever it is called. The content
-    of a uri goes with it, unless the ledger knows another name of it.
+    A forgotten uri is left out whatever its file holds later, and a forgotten recording whatever its name. The content
+    of a forgotten uri is forgotten, too, unless the ledger has another name for it.
 
     Parameters
     ----------
     uris, recordings : sequence of str
-        What users name: paths or uris, and recording_ids.
+        Named by the user: paths or uris, and recording_ids.
     listed : sequence of str
-        Both, from a list, which may name what the lake does not know.
+        Both, from a list; names on it may be unknown to the lake.
 
     Returns
     -------
     dict
         ``recordings`` and ``names`` that were forgotten now, ``already`` forgotten before, ``unknown`` (of the list),
-        ``models`` (`pipelines.upkeep.remnants.clear_models`), ``tables`` with rows that went or changed, ``run_id``.
+        ``models`` (`pipelines.upkeep.remnants.clear_models`), ``tables`` with changed or removed rows, ``run_id``.
 
     Raises
     ------
     InputError
-        If the lake does not know something that was named, or anything of the list: nothing is forgotten then. If there
-        is a link in the lake, or a shard that has to be written anew is damaged.
+        If the lake has no data about a name from the user, or about any name on the list: nothing is forgotten then. If
+        there is a link in the lake, or a shard that has to be rewritten is damaged.
     TryLaterError
-        If other runs change the lake again and again, or storage fails: the same call goes on.
+        If other runs change the lake again and again, or storage fails: the same call, made again, goes on.
     """
     lake.check()
     if lake.is_local:
-        # What is below is deleted: nothing from outside may seem to be.
+        # Files in these folders are deleted: no link may make files from outside appear there.
         for folder in leftovers.FOLDERS:
             no_links(lake.path(folder))
     ids = {name for name in listed if _RECORDING.fullmatch(name)} | set(recordings)
     named = {uri_of(name): name for name in (*uris, *(name for name in listed if name not in ids))}
     if not (named or ids):
         raise InputError("nothing to forget: give a file, --recording ID, or --file LIST")
-    # One at a time: the next waits, and looks at what this one has left.
+    # One call at a time: the next waits, and looks up the state that this one has left.
     with lake.locked("runs/forget"):
         asked = _look(lake, Asked(set(named), ids))
         before = Memory.of(lake)
-        already = {one for one in named if before.holds(uri=one)} | {
-            one for one in ids if before.holds(recording_id=one)
+        already = {uri for uri in named if before.holds(uri=uri)} | {
+            recording_id for recording_id in ids if before.holds(recording_id=recording_id)
         }
         unknown = (named.keys() - asked.contents.keys() | ids - asked.called.keys()) - already
-        by_itself = {one for one in unknown if named.get(one, one) in (*uris, *recordings)}
-        if by_itself or unknown == named.keys() | ids:
-            raise _not_known(lake, by_itself or unknown, ids)
+        named_directly = {item for item in unknown if named.get(item, item) in (*uris, *recordings)}
+        if named_directly or unknown == named.keys() | ids:
+            raise _not_known(lake, named_directly or unknown, ids)
         asked = replace(asked, uris=asked.uris - unknown, recordings=ids - unknown)
         goes = asked.recordings | _left_without_a_name(before, asked)
         memory = forgotten.change(lake, lambda now: _with(now, asked, goes))
         moment = time.time()
-        told: dict[str, Any] = {
-            "recordings": sum(not before.holds(recording_id=one) for one in goes),
-            "names": sum(not before.is_former(one) for one in asked.uris.union(*map(asked.names_of, goes))),
+        totals: dict[str, Any] = {
+            "recordings": sum(not before.holds(recording_id=recording_id) for recording_id in goes),
+            "names": sum(not before.is_former(uri) for uri in asked.uris.union(*map(asked.names_of, goes))),
             "already": len(already),
-            "unknown": sorted(named.get(one, one) for one in unknown),
+            "unknown": sorted(named.get(item, item) for item in unknown),
         }
         with run_manifest(lake, "forget", {"uris": len(asked.uris), "recordings": len(asked.recordings)}) as run:
-            told |= _erase(lake, memory, asked, goes, moment)
-            told["run_id"] = run.run_id
-            # What the lake does not know has nothing to seek in it either.
-            run.manifest["counts"] = told | {"unknown": len(unknown)}
-    return told
+            totals |= _erase(lake, memory, asked, goes, moment)
+            totals["run_id"] = run.run_id
+            # Names that are unknown to the lake must not get into its manifest either.
+            run.manifest["counts"] = totals | {"unknown": len(unknown)}
+    return totals
 
 
 def _not_known(lake: Lake, unknown: set[str], recordings: set[str]) -> InputError:
     first = min(unknown)
     more = f" (nor {len(unknown) - 1} more)" if len(unknown) > 1 else ""
-    what = "recording" if first in recordings else "file"
-    return InputError(f"the lake {lake.root} knows no {what} {first}{more}; nothing was forgotten")
+    kind = "recording" if first in recordings else "file"
+    return InputError(f"the lake {lake.root} knows no {kind} {first}{more}; nothing was forgotten")
 
 
 def _with(memory: Memory, asked: Asked, goes: set[str]) -> Memory:
-    rows = [row for one in goes for row in asked.rows.get(one, ())]
+    rows = [row for recording_id in goes for row in asked.rows.get(recording_id, ())]
     return replace(
         memory,
         names=memory.names | {memory.name(uri) for uri in asked.uris},
-        recordings=memory.recordings | {memory.recording(one) for one in goes},
+        recordings=memory.recordings | {memory.recording(recording_id) for recording_id in goes},
         files=memory.files | {memory.file(row["uri"], row["size"], row["mtime_ns"]) for row in rows},
-        former=memory.former | {memory.name(uri) for one in goes for uri in asked.names_of(one)},
+        former=memory.former | {memory.name(uri) for recording_id in goes for uri in asked.names_of(recording_id)},
     )
 
 
 def _left_without_a_name(memory: Memory, asked: Asked) -> set[str]:
-    """Recordings that some of the uris hold or held, and that no ledger knows under a name that stays."""
+    """Recordings that some of the uris hold or held, and for which no ledger has a name that stays."""
     contents = set().union(*(asked.contents.get(uri, ()) for uri in asked.uris))
     return {
-        one
-        for one in contents
-        if all(row["uri"] in asked.uris or memory.holds(uri=row["uri"]) for row in asked.rows.get(one, ()))
+        recording_id
+        for recording_id in contents
+        if all(row["uri"] in asked.uris or memory.holds(uri=row["uri"]) for row in asked.rows.get(recording_id, ()))
     }
 
 
 def _sources(lake: Lake) -> Iterator[tuple[str, Any]]:
-    """(spec_id, uris and recording_ids) of all that the lake keeps rows about, deleted and superseded ones, too."""
+    """(spec_id, uris and recording_ids) of all rows that the lake keeps, deleted and superseded ones, too."""
     for spec_id in filter(is_id, lake.names("features")):
         for rows in _rows_of(lake, Lake.ledger(spec_id)):
             yield spec_id, rows
         for _, outcomes in erasure.bundles(lake, spec_id):
-            yield spec_id, pa.table({n: pa.array([row[n] for row in outcomes], pa.string()) for n in traces.ABOUT})
+            yield (
+                spec_id,
+                pa.table({name: pa.array([row[name] for row in outcomes], pa.string()) for name in traces.ABOUT}),
+            )
     for model_id in remnants.tables(lake):
-        of_model = remnants.spec_of(lake, model_id) or ""
+        spec_of_model = remnants.spec_of(lake, model_id) or ""
         for rows in _rows_of(lake, Lake.table(model_id)):
-            yield of_model, rows
+            yield spec_of_model, rows
 
 
 def _rows_of(lake: Lake, name: str) -> Iterator[Any]:
@@ -201,11 +205,11 @@ def _rows_of(lake: Lake, name: str) -> Iterator[Any]:
 
 
 def _look(lake: Lake, asked: Asked) -> Asked:
-    """The same with what the lake knows of it."""
+    """Add the lake's data about the names and recordings asked for."""
     _look_for(lake, asked, asked.recordings)
     held = set().union(*asked.contents.values())
     if held - asked.recordings:
-        # Their other names.
+        # Look up the other names of these recordings.
         _look_for(lake, asked, asked.recordings | held)
     wanted = pa.array(sorted(asked.called), pa.string())
     columns = [*traces.ABOUT, "size", "mtime_ns"]
@@ -217,10 +221,10 @@ def _look(lake: Lake, asked: Asked) -> Asked:
 
 
 def _look_for(lake: Lake, asked: Asked, recordings: set[str]) -> None:
-    uris, ids = (pa.array(sorted(some), pa.string()) for some in (asked.uris, recordings))
+    uris, ids = (pa.array(sorted(values), pa.string()) for values in (asked.uris, recordings))
     for spec_id, rows in _sources(lake):
-        there = pc.or_(pc.is_in(rows["uri"], uris), pc.is_in(rows["recording_id"], ids))
-        for row in rows.filter(there).to_pylist():
+        matching = pc.or_(pc.is_in(rows["uri"], uris), pc.is_in(rows["recording_id"], ids))
+        for row in rows.filter(matching).to_pylist():
             uri, recording_id = row["uri"], row["recording_id"]
             asked.specs.add(spec_id)
             if uri is not None:
@@ -230,8 +234,10 @@ def _look_for(lake: Lake, asked: Asked, recordings: set[str]) -> None:
 
 
 def _erase(lake: Lake, memory: Memory, asked: Asked, goes: set[str], moment: float) -> dict[str, Any]:
-    """Remove what the memory holds from everything; what it says of models and tables."""
-    stays = {row["uri"] for one, rows in asked.rows.items() if one not in goes for row in rows} - asked.uris
+    """Remove everything in the memory from the lake; return the affected models and tables."""
+    stays = {
+        row["uri"] for recording_id, rows in asked.rows.items() if recording_id not in goes for row in rows
+    } - asked.uris
     names = asked.uris | set().union(*map(asked.names_of, goes)) - stays
     trained = remnants.clear_models(lake, goes, asked.specs, moment=moment)
     remnants.clear_texts(lake, names, goes, memory, moment=moment)

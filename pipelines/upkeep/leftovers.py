@@ -1,4 +1,4 @@
-"""Leftovers: what killed runs left in a lake, by kind; all of it is known by the time of its last change."""
+"""Leftovers of killed runs in a lake, by kind; all of them are recognised by the time of their last change."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -9,24 +9,24 @@ from soundlake.model.saved import artifact
 from soundlake.pipelines.lake.lake import Lake
 from soundlake.pipelines.storage.store import Store
 
-# Files half written, folders of runs and of what encode had not committed, and the two files of a bundle.
+# Half-written files, folders of runs, folders of rows that encode has not committed, and the two files of a bundle.
 PARTS, RUNS, STAGED, OUTCOMES, SHARDS = KINDS = ("parts", "runs", "staged", "outcomes", "shards")
-# Of a lake; what else lies beside them is not ours.
+# Folders of a lake; anything else beside them does not belong to soundlake.
 FOLDERS = ("features", "models", "runs", "tables")
 
 
 @dataclass(frozen=True)
 class Left:
-    """A file, or a folder with all that is in it.
+    """A file, or a folder with its contents.
 
     Attributes
     ----------
     name : str
-        In the lake.
+        Its name in the lake.
     size : int
         Bytes.
     began, changed : float
-        When its oldest and its newest file was written last, in seconds of the epoch; the same for a file.
+        Times when its oldest and its newest file were last written, in seconds of the epoch; equal for a file.
     is_folder : bool
     """
 
@@ -52,32 +52,32 @@ def _below(lake: Lake, folder: str, *, recursive: bool = True) -> Iterator[Left]
 
 def folders(lake: Lake, folder: str) -> list[Left]:
     """The folders in a folder, sorted; each is as old as its newest file."""
-    found: dict[str, list[Left]] = {}
-    for one in _below(lake, folder):
-        first, _, rest = one.name.removeprefix(f"{folder}/").partition("/")
-        if rest or one.is_folder:
-            found.setdefault(first, []).append(one)
-    told = []
-    for name, inside in sorted(found.items()):
-        files = [one for one in inside if not one.is_folder] or inside
-        times = [one.changed for one in files]
-        told.append(Left(f"{folder}/{name}", sum(one.size for one in files), min(times), max(times), True))
-    return told
+    contents: dict[str, list[Left]] = {}
+    for entry in _below(lake, folder):
+        first, _, rest = entry.name.removeprefix(f"{folder}/").partition("/")
+        if rest or entry.is_folder:
+            contents.setdefault(first, []).append(entry)
+    left = []
+    for name, inside in sorted(contents.items()):
+        files = [entry for entry in inside if not entry.is_folder] or inside
+        times = [entry.changed for entry in files]
+        left.append(Left(f"{folder}/{name}", sum(entry.size for entry in files), min(times), max(times), True))
+    return left
 
 
 def dead_runs(lake: Lake, before: float) -> list[Left]:
-    """Folders of runs that have written nothing for long."""
+    """Folders of runs that have written nothing since a moment."""
     return [run for run in folders(lake, "runs") if run.changed < before]
 
 
 def at_work(lake: Lake, moment: float) -> tuple[set[str], float]:
-    """What may be going on: runs and trainings that wrote a file since a moment, or were killed since then.
+    """Commands that may be at work: runs and trainings that wrote a file since a moment, even if killed later.
 
     Returns
     -------
     (set of str, float)
-        Their commands; and the moment, or when the first of them began if that was earlier: what was of use then may
-        be so to them.
+        The commands of the runs; and the moment, or the start of the first run or training if that was earlier: they
+        may still use anything that was in use then.
     """
     runs = [run for run in folders(lake, "runs") if run.changed >= moment]
     trainings = [
@@ -87,21 +87,21 @@ def at_work(lake: Lake, moment: float) -> tuple[set[str], float]:
     ]
     # 20260131T235959Z-extract-1a2b3c
     commands = {run.base_name.partition("-")[2].rpartition("-")[0] for run in runs}
-    return commands, min([moment, *(one.began for one in (*runs, *trainings))])
+    return commands, min([moment, *(item.began for item in (*runs, *trainings))])
 
 
 def parts(lake: Lake, before: float) -> list[Left]:
-    """Files that were to appear whole and whose writers are gone, but for those in folders that go as a whole."""
+    """Half-written files whose writers are gone, except those in folders that are removed as a whole."""
     if not lake.is_local:
-        return []  # they are written elsewhere there
-    everything = [*_below(lake, "", recursive=False), *(one for name in FOLDERS for one in _below(lake, name))]
+        return []  # files for a bucket are prepared elsewhere
+    entries = [*_below(lake, "", recursive=False), *(entry for name in FOLDERS for entry in _below(lake, name))]
     return [
-        one
-        for one in everything
-        if one.base_name.startswith(".part-")
-        and not one.is_folder
-        and one.changed < before
-        and not _goes_as_a_whole(one.name)
+        entry
+        for entry in entries
+        if entry.base_name.startswith(".part-")
+        and not entry.is_folder
+        and entry.changed < before
+        and not _goes_as_a_whole(entry.name)
     ]
 
 
@@ -111,23 +111,25 @@ def _goes_as_a_whole(name: str) -> bool:
 
 
 def bundles(lake: Lake, spec_id: str, before: float) -> dict[str, dict[str, Left]]:
-    """Bundles that were not touched for long: of each the files that it has, by kind."""
-    found: dict[str, dict[str, Left]] = {}
+    """Bundles that have not changed since a moment, each with its files by kind."""
+    by_bundle: dict[str, dict[str, Left]] = {}
     for kind, name_of in ((OUTCOMES, Lake.outcome), (SHARDS, Lake.shard)):
         for file in _below(lake, f"{Lake.spec(spec_id)}/{kind}", recursive=False):
             bundle = file.base_name.partition(".")[0]
             if is_id(bundle) and not file.is_folder and file.name == name_of(spec_id, bundle):
-                found.setdefault(bundle, {})[kind] = file
-    return {bundle: files for bundle, files in found.items() if all(file.changed < before for file in files.values())}
+                by_bundle.setdefault(bundle, {})[kind] = file
+    return {
+        bundle: files for bundle, files in by_bundle.items() if all(file.changed < before for file in files.values())
+    }
 
 
 class Sweep:
-    """Removes what is left, and counts it by kind; in a dry run it only counts.
+    """Removes leftovers, and counts them by kind; in a dry run it only counts.
 
     Attributes
     ----------
     told : dict
-        Of each of `KINDS` ``count`` and ``bytes``.
+        ``count`` and ``bytes`` for each of `KINDS`.
     """
 
     def __init__(self, lake: Lake, *, dry_run: bool) -> None:
@@ -135,20 +137,20 @@ class Sweep:
         self.told: dict[str, dict[str, int]] = {kind: {"count": 0, "bytes": 0} for kind in KINDS}
 
     def __call__(self, kind: str, found: Iterable[Left]) -> None:
-        """Remove some of a kind."""
-        for one in found:
-            if self.dry_run or self._removed(one):
+        """Remove leftovers of a kind."""
+        for item in found:
+            if self.dry_run or self._removed(item):
                 self.told[kind]["count"] += 1
-                self.told[kind]["bytes"] += one.size
+                self.told[kind]["bytes"] += item.size
 
     def _removed(self, one: Left) -> bool:
-        """Remove a file or folder; False if another call was faster, or a run has written the file anew meanwhile."""
+        """Remove a file or folder; False if another call was faster, or a run has rewritten the file meanwhile."""
         files = self.lake.store
         with storage_errors(self.lake.path(one.name)):
             if one.is_folder:
-                there = files.exists(one.name)
+                existed = files.exists(one.name)
                 files.remove(one.name)
-                return there
+                return existed
             if _changed(files, one.name) == one.changed:
                 files.delete(one.name)
                 return True
@@ -156,5 +158,5 @@ class Sweep:
 
 
 def _changed(files: Store, name: str) -> float | None:
-    found = files.info(name)
-    return None if found is None else found.changed_ns / 1e9
+    info = files.info(name)
+    return None if info is None else info.changed_ns / 1e9

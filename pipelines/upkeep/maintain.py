@@ -1,10 +1,10 @@
-"""Maintain: sweep what killed runs left, keep ledgers and tables in few files, and watch over the index.
+"""Maintain: sweep leftovers of killed runs, keep ledgers and tables in few files, and check the index.
 
-leftovers of runs ▶ ledgers, and bundles that none names ▶ tables, what encode left beside them, and indices
+leftovers of runs ▶ ledgers, and bundles that no ledger names ▶ tables, leftovers of encode beside them, and indices
 
-Other commands may be at work. What shows that it is (`pipelines.upkeep.leftovers.at_work`) is left alone. What does not
-show yet is safe all the same: ledger and table change under the lock of their commits, and a new version makes every
-run that was planned from the one before plan again.
+Other commands may be at work. Those that show it (`pipelines.upkeep.leftovers.at_work`) are not disturbed. Those that
+do not show it yet are safe all the same: ledger and table change under the lock of their commits, and a new version
+makes every run that was planned from the version before plan again.
 """
 
 import contextlib
@@ -24,22 +24,22 @@ from soundlake.pipelines.upkeep import leftovers
 from soundlake.pipelines.upkeep.leftovers import Left, Sweep
 from soundlake.pipelines.upkeep.tidying import Tidying
 
-# Hours that a run may take without a sign, and be safe whatever it does; what an index is to find of the true nearest.
+# Hours for which a run may write nothing and still be safe; share of the true nearest that an index must find.
 GRACE_H, RECALL_FLOOR = 48.0, 0.9
 
 
 @dataclass(frozen=True)
 class _Job:
-    """What all steps need.
+    """The values that all steps need.
 
     Attributes
     ----------
     since : float
-        What was of use after this moment stays; seconds of the epoch.
+        Anything in use after this moment stays; in seconds of the epoch.
     busy : set of str
         Commands that may be at work.
     moved : dict
-        spec_id → version of the ledger before, and the one after that has the same rows.
+        spec_id → version of the ledger before, and the version after, which has the same rows.
     """
 
     lake: Lake
@@ -52,7 +52,7 @@ class _Job:
 
     @contextlib.contextmanager
     def changing(self, name: str, uri: str) -> Iterator[None]:
-        """Hold a lock, unless nothing is to change; a bucket has none, and Lance tells what another did in between."""
+        """Hold a lock, except in a dry run; a bucket has no locks, but Lance reports conflicts with other runs."""
         try:
             with contextlib.nullcontext() if self.dry_run else self.lake.locked(name), storage_errors(uri):
                 yield
@@ -70,31 +70,31 @@ def maintain(
     dry_run: bool = False,
     now: float | None = None,
 ) -> dict[str, Any]:
-    """Keep a lake in order; of ledgers and tables nothing changes that a reader sees, but their versions.
+    """Keep a lake in order; readers of ledgers and tables see no change but that of their versions.
 
     Parameters
     ----------
     grace : float
-        Hours. What was written, or still current, later than that before `now` stays. A run that takes longer is safe
+        Hours. Anything that was written or current within this time before `now` stays. A run that takes longer is safe
         as long as it shows that it is at work.
     recall_floor : float
-        Share of the true nearest that an index is to find.
+        Share of the true nearest that an index must find.
     dry_run : bool
-        Change nothing, and tell what would go.
+        Change nothing, and report what would be removed.
     now : float or None
         The moment that ages are counted from, in seconds of the epoch; by default this one.
 
     Returns
     -------
     dict
-        ``swept``: of each kind (`pipelines.upkeep.leftovers.KINDS`) ``count`` and ``bytes``. ``ledgers`` by spec_id and
-        ``tables`` by model_id: as `pipelines.upkeep.tidying.Tidying.told`, ``left_alone`` (why, or None), and a table's
-        ``index``. ``dry_run``, ``run_id``.
+        ``swept``: ``count`` and ``bytes`` for each of `pipelines.upkeep.leftovers.KINDS`. ``ledgers`` by spec_id and
+        ``tables`` by model_id: as `pipelines.upkeep.tidying.Tidying.told`, ``left_alone`` (a reason, or None), and a
+        table's ``index``. ``dry_run``, ``run_id``.
 
     Raises
     ------
     HeldError
-        If an index finds less than the floor even when built anew; all else is done, and the error has it.
+        If an index finds less than the floor even after a rebuild; all else is done, and the error holds the result.
     InputError
         If there is a link in the lake.
     TryLaterError
@@ -102,7 +102,7 @@ def maintain(
     """
     lake.check()
     if lake.is_local:
-        # What is old goes, with all that is below: nothing from outside may seem to be.
+        # Old folders are removed with their contents: no link may make files from outside appear there.
         for folder in leftovers.FOLDERS:
             no_links(lake.path(folder))
     moment = (time.time() if now is None else now) - grace * 3600
@@ -111,67 +111,69 @@ def maintain(
     # A second call waits here, and finds nothing to do.
     with recorded as run, contextlib.nullcontext() if dry_run else lake.locked("runs/maintain"):
         sweep = Sweep(lake, dry_run=dry_run)
-        told: dict[str, Any] = {"swept": sweep.told, "ledgers": {}, "tables": {}, "dry_run": dry_run}
-        told["run_id"] = None if run is None else run.run_id
+        report: dict[str, Any] = {"swept": sweep.told, "ledgers": {}, "tables": {}, "dry_run": dry_run}
+        report["run_id"] = None if run is None else run.run_id
         if run is not None:
-            run.manifest["counts"] = told
+            run.manifest["counts"] = report
         busy, since = leftovers.at_work(lake, moment)
         with stage("looking for what killed runs left"):
             sweep(leftovers.PARTS, leftovers.parts(lake, since))
             sweep(leftovers.RUNS, leftovers.dead_runs(lake, moment))
         job = _Job(lake, sweep, since, busy, recall_floor, dry_run)
         for spec_id in filter(is_id, lake.names("features")):
-            told["ledgers"][spec_id] = _ledger(job, spec_id)
+            report["ledgers"][spec_id] = _ledger(job, spec_id)
         names = [name for name in lake.names("tables") if name.endswith((".lance", ".staged"))]
         for model_id in filter(is_id, sorted({name.rpartition(".")[0] for name in names})):
-            told["tables"][model_id] = _table(job, model_id)
+            report["tables"][model_id] = _table(job, model_id)
         low = [
-            f"table {model_id} {one['index']['recall']:.3f}"
-            for model_id, one in told["tables"].items()
-            if one["left_alone"] is None and one["index"].get("recall", 1.0) < recall_floor
+            f"table {model_id} {state['index']['recall']:.3f}"
+            for model_id, state in report["tables"].items()
+            if state["left_alone"] is None and state["index"].get("recall", 1.0) < recall_floor
         ]
         if low and not dry_run:
             raise HeldError(
                 f"the index of {lake.root} still has low recall after a rebuild: {', '.join(low)}, the floor is "
                 f"{recall_floor:g}; to accept it, lower --recall-floor",
-                told,
+                report,
             )
-    return told
+    return report
 
 
 def _ledger(job: _Job, spec_id: str) -> dict[str, Any]:
-    """Sweep the bundles that a ledger does not name, and tidy it."""
+    """Sweep the bundles that a ledger does not name, and tidy the ledger."""
     lake, uri = job.lake, job.lake.ledger_uri(spec_id)
     with stage(f"tidying the ledger {spec_id}"), job.changing(f"{Lake.spec(spec_id)}/ledger", uri):
         dataset = ledger.open_ledger(lake, spec_id)
         version = fragments.version_of(dataset)
         tidying = Tidying(dataset, since=job.since, dry_run=job.dry_run)
-        told = tidying.told
-        told["left_alone"] = _why_to_leave(job, spec_id, dataset)
+        report = tidying.told
+        report["left_alone"] = _why_to_leave(job, spec_id, dataset)
         job.moved[spec_id] = version, version
-        if told["left_alone"] is not None:
-            return told
+        if report["left_alone"] is not None:
+            return report
         left = _unnamed(job, spec_id, tidying)
         job.sweep(leftovers.OUTCOMES, _of_kind(leftovers.OUTCOMES, left))
         if left and not job.dry_run:
-            # An extract that has just read one of those would name its bundle: it can commit no more, and plans again.
-            # Only then the shards go. Killed here, we leave whole whatever it may have named before.
+            # An extract that has just read one of those outcomes would name its bundle. After this step it cannot
+            # commit, and plans again; only then the shards go. If this call is killed before the step, the shards of
+            # bundles that an extract has named by then still exist.
             tidying.step()
         job.sweep(leftovers.SHARDS, _of_kind(leftovers.SHARDS, left))
         tidying.compact()
         tidying.clean()
         if tidying.same_rows:
-            job.moved[spec_id] = version, told["version"]["after"]
-        return told
+            job.moved[spec_id] = version, report["version"]["after"]
+        return report
 
 
 def _why_to_leave(job: _Job, spec_id: str, dataset: Any) -> str | None:
-    """Why a ledger is left alone, and its bundles."""
+    """The reason to leave a ledger and its bundles alone; None if there is none."""
     if "extract" in job.busy:
-        # It may be about to name what nobody names yet; and a new version would make it begin again.
+        # It may be about to name bundles that no ledger names yet; and a new version would make it begin again.
         return "an extract is at work, or was killed within the grace"
     if dataset is None:
-        # Of a first extract that was killed, for the next one. That would have no version to find out by.
+        # They are of a first extract that was killed, for the next one. Without a version of the ledger, the next one
+        # could not notice that they were removed.
         count = len(leftovers.bundles(job.lake, spec_id, float("inf")))
         return f"no extract has come to its end yet, {count} bundles wait for the next one"
     return None
@@ -179,12 +181,12 @@ def _why_to_leave(job: _Job, spec_id: str, dataset: Any) -> str | None:
 
 def _unnamed(job: _Job, spec_id: str, tidying: Tidying) -> list[dict[str, Left]]:
     """Bundles that nobody needs: old, and named by no version of the ledger that a run may be reading."""
-    found = leftovers.bundles(job.lake, spec_id, job.since)
-    for version in tidying.current if found else []:
+    unnamed = leftovers.bundles(job.lake, spec_id, job.since)
+    for version in tidying.current if unnamed else []:
         for batch in ledger.open_ledger(job.lake, spec_id, version).to_batches(columns=["bundles"]):
             for bundle in batch.column("bundles").flatten().to_pylist():
-                found.pop(bundle, None)
-    return [found[bundle] for bundle in sorted(found)]
+                unnamed.pop(bundle, None)
+    return [unnamed[bundle] for bundle in sorted(unnamed)]
 
 
 def _of_kind(kind: str, bundles: list[dict[str, Left]]) -> list[Left]:
@@ -192,52 +194,53 @@ def _of_kind(kind: str, bundles: list[dict[str, Left]]) -> list[Left]:
 
 
 def _table(job: _Job, model_id: str) -> dict[str, Any]:
-    """Sweep what encode had made for a version that is gone, or long ago; tidy a table, and see to its index."""
+    """Sweep rows that encode staged for an older version, or long ago; tidy a table, and keep its index up to date."""
     lake, uri = job.lake, job.lake.table_uri(model_id)
     with stage(f"tidying the table {model_id}"), job.changing(f"tables/{model_id}", uri):
         dataset = table.open_table(lake, model_id)
-        version, said = fragments.version_of(dataset), table.said(lake, model_id)
+        version, totals = fragments.version_of(dataset), table.said(lake, model_id)
         tidying = Tidying(dataset, since=job.since, dry_run=job.dry_run)
-        told = tidying.told
-        told |= {"index": said.get("index"), "left_alone": None}
+        report = tidying.told
+        report |= {"index": totals.get("index"), "left_alone": None}
         if "encode" in job.busy:
-            # A new version would make it begin again: unlike extract, it takes nothing over from the one before.
-            told["left_alone"] = "an encode is at work, or was killed within the grace"
-            return told
-        staged = [one for one in leftovers.folders(lake, Lake.staging(model_id)) if one.base_name.isdecimal()]
-        gone = [one for one in staged if int(one.base_name) < version or one.changed < job.since]
+            # A new version would make it begin again: unlike extract, it reuses nothing from the version before.
+            report["left_alone"] = "an encode is at work, or was killed within the grace"
+            return report
+        staged = [folder for folder in leftovers.folders(lake, Lake.staging(model_id)) if folder.base_name.isdecimal()]
+        gone = [folder for folder in staged if int(folder.base_name) < version or folder.changed < job.since]
         job.sweep(leftovers.STAGED, gone)
         if len(gone) < len(staged):
-            # It takes that up if the table is as it is now; and Lance might hold what is there for files of nobody.
-            told["left_alone"] = "what a stopped encode has made waits for the next one"
-        if dataset is None or told["left_alone"] is not None:
-            told["left_alone"] = told["left_alone"] or "it has no rows yet"
-            return told
-        if any(int(one.base_name) == version for one in gone) and not job.dry_run:
-            # As with the bundles: an encode may just have found what was there, and its rows may go from now on.
+            # The next encode reuses those rows if the table has not changed; and Lance might take them for unused.
+            report["left_alone"] = "what a stopped encode has made waits for the next one"
+        if dataset is None or report["left_alone"] is not None:
+            report["left_alone"] = report["left_alone"] or "it has no rows yet"
+            return report
+        if any(int(folder.base_name) == version for folder in gone) and not job.dry_run:
+            # As with the bundles: an encode may just have found those pieces, and their rows may go from now on.
             tidying.step()
         tidying.fold()
         tidying.compact()
-        current = said.get("table_version") == version
-        anew = current and (said.get("index") or {}).get("anew", False)
-        told["index"] = tidying.index(floor=job.floor, anew=anew)
+        current = totals.get("table_version") == version
+        anew = current and (totals.get("index") or {}).get("anew", False)
+        report["index"] = tidying.index(floor=job.floor, anew=anew)
         tidying.clean()
-        if said and not job.dry_run:
-            _say(job, model_id, said, told, current=current and tidying.same_rows)
-        return told
+        if totals and not job.dry_run:
+            _say(job, model_id, totals, report, current=current and tidying.same_rows)
+        return report
 
 
 def _say(job: _Job, model_id: str, said: dict[str, Any], told: dict[str, Any], *, current: bool) -> None:
-    """Keep what encode said of a table true, so that where it had nothing to do it has nothing to do now.
+    """Update encode's last totals of a table, so that an encode that had nothing to do still has nothing to do.
 
-    It said: this version of the table holds what that version of the ledger names. Others with the same rows do, too.
+    The totals record which version of the table goes with which version of the ledger. Newer versions with the same
+    rows go together, too.
     """
-    now = said | {"index": told["index"]}
+    updated = said | {"index": told["index"]}
     if current:
-        now["table_version"] = told["version"]["after"]
+        updated["table_version"] = told["version"]["after"]
     with contextlib.suppress(InputError):
         before, after = job.moved.get(find_model(job.lake, model_id).spec.spec_id, (None, None))
         if before is not None and said.get("ledger_version") == before:
-            now["ledger_version"] = after
-    if now != said:
-        table.say(job.lake, model_id, now)
+            updated["ledger_version"] = after
+    if updated != said:
+        table.say(job.lake, model_id, updated)

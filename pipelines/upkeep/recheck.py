@@ -1,9 +1,10 @@
-"""Recheck: decode again what an older decoder read, and take in what a newer one reads otherwise.
+"""Recheck: decode again the files that an older decoder read, and take in windows that are different now.
 
 ledger rows that an older decoder made ▶ recordings, by the bundle that holds them ▶ decode, compare with the stored
-windows ▶ same: the rows say so | different: the windows go into new bundles ▶ one commit a round
+windows ▶ same: the rows record it | different: the windows go into new bundles ▶ one commit for each round
 
-What an older decoder rejected before it knew the content has no windows to compare: extract itself looks at it again.
+A file that an older decoder rejected before its content was known has no windows to compare: extract itself reads it
+again.
 """
 
 import contextlib
@@ -43,22 +44,23 @@ from soundlake.pipelines.lake.progress import Progress
 from soundlake.pipelines.lake.runs import Run, others
 from soundlake.pipelines.upkeep import erasure
 
-# Windows of a round, after which the ledger is committed: a killed call loses no more than one.
+# Windows of a round. The ledger is committed after each round: a killed call loses no more than one round.
 ROUND_WINDOWS = 256 * plan.MAX_BUNDLE_WINDOWS
-# Steps of the stored 16 bits, 0.0004 nats each: another processor rounds otherwise, another decoder differs by more.
+# Steps of the stored 16 bits, 0.0004 nats each, that windows may differ by: another processor rounds differently, but
+# another decoder differs by more.
 ROUNDING = 4
-# A rejection that says that there is no such file, not how it was decoded.
+# Reasons of rejections that mean that there is no such file; they do not depend on a decoder.
 _NO_FILE = TRANSIENT | {"link-loop", "directory", "named-pipe", "device"}
 
-# What is read of a row: the rest is found again.
+# Columns that are read from a ledger row; the others are computed again.
 COLUMNS = ["recording_id", "uri", "corpus", "size", "mtime_ns", "status", "reason", "label", "group", "bundles"]
 
-# Where a window is stored: a bundle, and the byte in its shard.
+# Window → where it is stored: a bundle, and the byte in its shard.
 Places = dict[int, tuple[str, int]]
 
 
 class _ReadOlder(beam.DoFn):
-    """(recording_id, row and its fragment) of what an older decoder read, from one fragment of the ledger."""
+    """(recording_id, fragment and row) of files that an older decoder read, from one fragment of the ledger."""
 
     def __init__(self, uri: str, version: int) -> None:
         self.uri, self.version = uri, version
@@ -71,7 +73,7 @@ class _ReadOlder(beam.DoFn):
 
 
 class _Choose(beam.DoFn):
-    """Recordings of a corpus that have their turn, by the first bundle that holds them: its shard is read once."""
+    """Recordings of a corpus that have their turn, by the first bundle that holds them: so its shard is read once."""
 
     def __init__(self, corpus: str, partition: str | None, turn: tuple[int, int]) -> None:
         self.corpus, self.partition, self.turn = corpus, partition, turn
@@ -99,43 +101,43 @@ def _candidates(rows: Sequence[Row]) -> list[Candidate]:
 
 
 def _read_again(recording_id: str, files: Sequence[Candidate]) -> tuple[Candidate, Rejected | None] | None:
-    """The first of some files that holds a recording, probed, or with why it is rejected now; None if none does."""
+    """The first of some files that holds a recording, either probed or with its rejection; None if none holds it."""
     for file in files:
         rejected = None
         try:
             with at_hand(file.uri) as path:
                 try:
                     with sandbox() as box:
-                        found = replace(file, probe=box.call(probe, path, stage="probe"))
+                        candidate = replace(file, probe=box.call(probe, path, stage="probe"))
                 except Rejected as error:
-                    found, rejected = file, error
+                    candidate, rejected = file, error
                     if error.reason in _NO_FILE:
                         continue
                 with open(path, "rb") as data:
                     if hashlib.file_digest(data, "sha256").hexdigest() == recording_id:
-                        return found, rejected
+                        return candidate, rejected
         except (FileNotFoundError, NotADirectoryError, PermissionError):
             continue
     return None
 
 
 def _stored(lake: Lake, spec: FeatureSpec, bundles: Iterable[str]) -> dict[str, Places]:
-    """Where the windows of each recording lie in some bundles; nothing of what follows damage."""
-    found: dict[str, Places] = {}
+    """The places of the windows of each recording in some bundles; windows behind damage are left out."""
+    places: dict[str, Places] = {}
     for bundle in sorted(set(bundles)):
         with contextlib.suppress(InputError):
             for record, offset in read_shard(lake, spec, bundle):
-                found.setdefault(record.recording_id, {})[record.window] = bundle, offset
-    return found
+                places.setdefault(record.recording_id, {})[record.window] = bundle, offset
+    return places
 
 
 def _compared(lake: Lake, spec: FeatureSpec, works: Sequence[Work], stored: Places) -> list[Row] | None:
-    """Outcomes of a recording's segments if its windows are those that are stored; None if they are not.
+    """Outcomes of a recording's segments if its windows match the stored ones; None if they do not.
 
     Raises
     ------
     Rejected
-        What decoding raises.
+        As decoding raises it.
     """
     outcomes, seen = [], 0
     with contextlib.ExitStack() as stack:
@@ -144,7 +146,7 @@ def _compared(lake: Lake, spec: FeatureSpec, works: Sequence[Work], stored: Plac
         scratch = stack.enter_context(tempfile.NamedTemporaryFile(prefix="soundlake-"))
         shards: dict[str, BinaryIO] = {}
         for work in works:
-            told, _ = box.call(write_segment, scratch.name, 0, path, work.probe, spec, work.segment, stage="decode")
+            result, _ = box.call(write_segment, scratch.name, 0, path, work.probe, spec, work.segment, stage="decode")
             with open(scratch.name, "rb") as file:
                 for data in read_framed(file):
                     record = decode(data, window_frames=spec.window_frames, n_mels=spec.n_mels)
@@ -159,8 +161,8 @@ def _compared(lake: Lake, spec: FeatureSpec, works: Sequence[Work], stored: Plac
                     )
                     if not _alike(record, before):
                         return None
-            seen += told["windows"]
-            outcomes.append(begun(work) | {"status": DONE, "bundle": ""} | told)
+            seen += result["windows"]
+            outcomes.append(begun(work) | {"status": DONE, "bundle": ""} | result)
     return outcomes if seen == len(stored) else None
 
 
@@ -177,47 +179,49 @@ def recheck_unit(
     Yields
     ------
     dict
-        Ledger rows that replace the older ones, of every file of a recording. And counts of files, tagged: ``same``,
-        ``different`` or ``unreachable``.
+        Ledger rows that replace the older ones, for every file of a recording. With tags: counts of files that are
+        ``same``, ``different`` or ``unreachable``, and uris of unreachable recordings.
     """
-    unit, found = element
-    recordings = sorted(map(json.loads, found), key=lambda rows: rows[0]["recording_id"])
+    unit, parts = element
+    recordings = sorted(map(json.loads, parts), key=lambda rows: rows[0]["recording_id"])
     stored = _stored(lake, spec, (bundle for rows in recordings for row in rows for bundle in row["bundles"]))
-    told = {"same": 0, "different": 0, "unreachable": 0}
+    counts = {"same": 0, "different": 0, "unreachable": 0}
     fresh: list[tuple[list[Row], list[Candidate], list[Work]]] = []
     for rows in recordings:
         recording_id = rows[0]["recording_id"]
-        # Files of this corpus are at hand most likely; and the first that is read is the one that is decoded.
+        # Files of this corpus come first: they are most likely at hand, and the first file that can be read is decoded.
         files = sorted(_candidates(rows), key=lambda file: not file.uri.startswith(f"{corpus}/"))
         again = _read_again(recording_id, files)
         if again is None:
-            told["unreachable"] += len(rows)
+            counts["unreachable"] += len(rows)
             yield TaggedOutput("unreachable", files[0].uri)
             continue
         file, rejected = again
-        files = [file, *(one for one in files if one.uri != file.uri)]
+        files = [file, *(other for other in files if other.uri != file.uri)]
         if rejected is not None:
-            said = {"stage": rejected.stage, "reason": rejected.reason, "detail": rejected.detail}
-            told["same" if rows[0]["reason"] == rejected.reason else "different"] += len(rows)
-            yield from _of_rows(rows, [one.rejection(corpus, **said) | {"recording_id": recording_id} for one in files])
+            values = {"stage": rejected.stage, "reason": rejected.reason, "detail": rejected.detail}
+            counts["same" if rows[0]["reason"] == rejected.reason else "different"] += len(rows)
+            yield from _of_rows(
+                rows, [other.rejection(corpus, **values) | {"recording_id": recording_id} for other in files]
+            )
             continue
         assert file.probe is not None
         works = [Work(segment, (file,)) for segment in plan.segments(recording_id, file.probe, file.size, spec)]
         outcomes = None
         if rows[0]["status"] == DONE:
             bundles = ledger.one_place(row["bundles"] for row in rows)
-            places = {k: v for k, v in stored.get(recording_id, {}).items() if v[0] in bundles}
+            places = {window: place for window, place in stored.get(recording_id, {}).items() if place[0] in bundles}
             with contextlib.suppress(Rejected, OSError):
                 outcomes = _compared(lake, spec, works, places)
         if outcomes is None:
             fresh.append((rows, files, works))
             continue
-        told["same"] += len(rows)
+        counts["same"] += len(rows)
         settled = account.settle(recording_id, files, outcomes, spec, corpus)
         yield from _of_rows(rows, [row | {"bundles": bundles} for row in settled])
-    yield from _decoded(lake, spec, corpus, fresh, told)
-    progress.tell(unit, {"work": 1, "files": sum(map(len, recordings)), "different": told["different"]})
-    for item in told.items():
+    yield from _decoded(lake, spec, corpus, fresh, counts)
+    progress.tell(unit, {"work": 1, "files": sum(map(len, recordings)), "different": counts["different"]})
+    for item in counts.items():
         yield TaggedOutput("counts", item)
 
 
@@ -228,8 +232,8 @@ def _decoded(
     fresh: Sequence[tuple[list[Row], list[Candidate], list[Work]]],
     told: dict[str, int],
 ) -> Iterator[Any]:
-    """Rows of recordings whose windows go into bundles of their own, which a killed call leaves for the next."""
-    works = {work.segment: work for _, _, own in fresh for work in own}
+    """Decode recordings into new bundles, which a killed call leaves for the next; yield their ledger rows."""
+    works = {work.segment: work for _, _, of_recording in fresh for work in of_recording}
     outcomes: dict[str, list[Row]] = {}
     for bundle in plan.pack(works, 32 * plan.MAX_BUNDLE_WINDOWS):
         for outcome in write_bundle(lake, spec, [works[segment] for segment in bundle]):
@@ -247,7 +251,7 @@ def _decoded(
 
 
 def _of_rows(before: Sequence[Row], after: Sequence[Row]) -> Iterator[Row]:
-    """New rows with the corpus of the old ones: a recording may lie in several."""
+    """New rows with the corpora of the old ones: a recording may lie in several corpora."""
     corpora = {row["uri"]: row["corpus"] for row in before}
     for row in after:
         yield row | {"corpus": corpora[row["uri"]]}
@@ -295,31 +299,31 @@ def build(
 def recheck(
     lake: Lake, spec: FeatureSpec, corpus: str, *, partition: str | None, run: Run, engine: Engine
 ) -> dict[str, Any]:
-    """Decode again what an older decoder read of a corpus; what comes out the same stays where it is.
+    """Decode again the files of a corpus that an older decoder read; windows that are the same stay where they are.
 
     Returns
     -------
     dict
-        Files that came out ``same`` or ``different``, and ``unreachable`` ones, whose content is not where the ledger
-        says, with an ``example`` (None if there is none).
+        Numbers of files that are the ``same`` or ``different``, and of ``unreachable`` ones, whose content is not where
+        the ledger has it, with an ``example`` (None if there is none).
 
     Raises
     ------
     TryLaterError
-        If other runs change the ledger again and again; what was committed before stays.
+        If other runs change the ledger again and again; rounds that were committed before stay.
     """
-    told: dict[str, Any] = {"same": 0, "different": 0, "unreachable": 0, "example": None}
+    totals: dict[str, Any] = {"same": 0, "different": 0, "unreachable": 0, "example": None}
     known = ledger.open_for_writing(lake, spec.spec_id)
     if known is None or not known.count_rows(ledger.OLDER):
-        return told
+        return totals
     windows = sum(row["windows"] or 0 for row in ledger.read(known, ["windows"], where=ledger.OLDER))
     rounds = 1 + windows // ROUND_WINDOWS
     for number in range(rounds):
         summary = _round(lake, spec, corpus, partition=partition, turn=(number, rounds), run=run, engine=engine)
         for name in ("same", "different", "unreachable"):
-            told[name] += summary["counts"].get(name, 0)
-        told["example"] = min([*summary["unreachable"], *filter(None, [told["example"]])], default=None)
-    return told
+            totals[name] += summary["counts"].get(name, 0)
+        totals["example"] = min([*summary["unreachable"], *filter(None, [totals["example"]])], default=None)
+    return totals
 
 
 def _round(
@@ -332,7 +336,7 @@ def _round(
     run: Run,
     engine: Engine,
 ) -> dict[str, Any]:
-    """One pipeline and one commit."""
+    """Run one pipeline, and make one commit."""
     uri = lake.ledger_uri(spec.spec_id)
     for attempt in range(ATTEMPTS):
         planned = erasure.mark_swept(lake, spec.spec_id, again=attempt > 0)
@@ -353,7 +357,7 @@ def _round(
         if not summary["fragments"]:
             return summary
         with lake.locked(f"{Lake.spec(spec.spec_id)}/ledger"):
-            # As in `finish.extract`: what was forgotten meanwhile must not come back.
+            # As in `finish.extract`: recordings forgotten meanwhile must not come back.
             if Memory.of(lake).mark == planned and fragments.commit(
                 uri, int(known.version), ledger.SCHEMA, summary["fragments"], summary["dropped"]
             ):

@@ -24,9 +24,9 @@ from soundlake.pipelines.lake.forgotten import Memory
 from soundlake.pipelines.lake.lake import Lake
 from soundlake.pipelines.upkeep import leftovers
 
-# In place of a name in a text.
+# Replaces a name in a text.
 GONE = "(forgotten)"
-# Of a model's folder: what tells of recordings, and evaluate writes anew.
+# Files of a model's folder that mention recordings, and that evaluate writes anew.
 WRITTEN_ANEW = (artifact.REPORT, artifact.METRICS)
 
 
@@ -37,7 +37,7 @@ def tables(lake: Lake) -> list[str]:
 
 
 def _manifest(lake: Lake, model_id: str) -> dict[str, Any]:
-    """What model.json says, of whatever format; empty if there is none."""
+    """The contents of model.json, whatever the model's format; empty if there is none."""
     try:
         return dict(json.loads(lake.read(f"models/{model_id}/{artifact.MANIFEST}")))
     except (FileNotFoundError, ValueError, TypeError):
@@ -45,26 +45,26 @@ def _manifest(lake: Lake, model_id: str) -> dict[str, Any]:
 
 
 def spec_of(lake: Lake, model_id: str) -> str | None:
-    """The spec of a model of whatever format; None if it says none."""
-    found = _manifest(lake, model_id).get("spec_id")
-    return found if is_id(found) else None
+    """The spec of a model, whatever its format; None if model.json has none."""
+    spec_id = _manifest(lake, model_id).get("spec_id")
+    return spec_id if is_id(spec_id) else None
 
 
 def clear_models(lake: Lake, recordings: Collection[str], specs: set[str], *, moment: float) -> list[dict[str, Any]]:
-    """Strike recordings off the lists of what models were trained on; remove reports of models of some specs.
+    """Strike recordings off the training lists of all models; remove the reports of models of some specs.
 
     Returns
     -------
     list of dict
-        Models that were trained on what is forgotten, now or before: ``model_id``, ``promoted``, and ``recordings``,
-        how many; None where the model is of a format without such a list, and nobody can tell.
+        Models that were trained on recordings forgotten now or before: ``model_id``, ``promoted``, and ``recordings``,
+        their number; None if the model's format has no training list, so that the number is unknown.
     """
-    told: list[dict[str, Any]] = []
+    affected: list[dict[str, Any]] = []
     for model_id in filter(is_id, lake.names("models")):
         spec_id, folder = spec_of(lake, model_id), f"models/{model_id}"
         touched = spec_id is None or spec_id in specs
         if not lake.exists(f"{folder}/{artifact.MANIFEST}"):
-            # A training that was killed while it wrote its list down.
+            # A training was killed while it wrote its list.
             for name in (artifact.TRAINED, f"part-{artifact.TRAINED}"):
                 info = lake.store.info(f"{folder}/{name}")
                 if info is not None and info.changed_ns / 1e9 < moment:
@@ -73,12 +73,12 @@ def clear_models(lake: Lake, recordings: Collection[str], specs: set[str], *, mo
         count = clear_model(lake, model_id, recordings, report=touched)
         if count is None or count:
             promoted = spec_id is not None and models.promoted(lake, spec_id) == model_id
-            told.append({"model_id": model_id, "promoted": promoted, "recordings": count})
-    return told
+            affected.append({"model_id": model_id, "promoted": promoted, "recordings": count})
+    return affected
 
 
 def clear_model(lake: Lake, model_id: str, recordings: Iterable[str], *, report: bool = True) -> int | None:
-    """Strike recordings off the list of what a model was trained on; remove its report and what evaluate found.
+    """Strike recordings off the training list of a model; remove its report and its metrics from evaluate.
 
     Returns
     -------
@@ -91,10 +91,10 @@ def clear_model(lake: Lake, model_id: str, recordings: Iterable[str], *, report:
 
 
 def _strike(lake: Lake, model_id: str, digests: Any) -> int | None:
-    """Take recordings off the list of what a model was trained on, and count them in model.json.
+    """Take recordings off the training list of a model, and count them in model.json.
 
-    model.json tells the digest of the list. Between the two writes it tells both, so that the model can be read at
-    any moment, and a call that was killed is finished by the next.
+    model.json contains the digest of the list. Between the two writes it contains the old and the new one, so that the
+    model can be read at any moment, and the next call finishes one that was killed.
 
     Parameters
     ----------
@@ -104,32 +104,32 @@ def _strike(lake: Lake, model_id: str, digests: Any) -> int | None:
     Returns
     -------
     int or None
-        How many recordings it was trained on that were forgotten since, these and earlier ones; None without a list.
+        Number of its training recordings that were forgotten since, these and earlier ones; None without a list.
     """
-    listed, told = f"models/{model_id}/{artifact.TRAINED}", f"models/{model_id}/{artifact.MANIFEST}"
+    list_name, manifest_name = f"models/{model_id}/{artifact.TRAINED}", f"models/{model_id}/{artifact.MANIFEST}"
     manifest = _manifest(lake, model_id)
     try:
-        data = lake.read(listed)
+        data = lake.read(list_name)
         trained = np.load(io.BytesIO(data), allow_pickle=False)
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise InputError(f"{lake.uri(listed)} is damaged: {error}; restore it from a copy") from error
+        raise InputError(f"{lake.uri(list_name)} is damaged: {error}; restore it from a copy") from error
     kept, count = trained[~np.isin(trained, digests)], int(manifest.get(artifact.STRUCK, 0))
     if len(kept) == len(trained) and artifact.FORMER not in manifest:
         return count
     target = io.BytesIO()
     np.save(target, kept)
-    new = hashlib.sha256(target.getvalue()).hexdigest()
-    if manifest["files"][artifact.TRAINED] != new:
+    new_digest = hashlib.sha256(target.getvalue()).hexdigest()
+    if manifest["files"][artifact.TRAINED] != new_digest:
         count += len(trained) - len(kept)
-        manifest["files"] = manifest["files"] | {artifact.TRAINED: new}
+        manifest["files"] = manifest["files"] | {artifact.TRAINED: new_digest}
         manifest |= {artifact.FORMER: hashlib.sha256(data).hexdigest(), artifact.STRUCK: count}
-        _write(lake, told, manifest)
-    lake.write(listed, target.getvalue())
+        _write(lake, manifest_name, manifest)
+    lake.write(list_name, target.getvalue())
     manifest.pop(artifact.FORMER, None)
-    _write(lake, told, manifest)
-    models.uncache(lake, listed)
+    _write(lake, manifest_name, manifest)
+    models.uncache(lake, list_name)
     return count
 
 
@@ -144,13 +144,13 @@ def _remove(lake: Lake, name: str) -> None:
 
 
 def forms(names: Iterable[str]) -> list[str]:
-    """Uris as texts may have them: whole, as paths, percent-encoded; the longest first."""
-    found: set[str] = set()
+    """Forms of uris that texts may contain: whole, as paths, percent-encoded; the longest first."""
+    variants: set[str] = set()
     for name in names:
         path = files.local_path(name)
         plain = name if path is None else os.fsdecode(path)
-        found |= {name, plain, quote(os.fsencode(plain)), plain.encode(errors="backslashreplace").decode()}
-    return sorted(found, key=len, reverse=True)
+        variants |= {name, plain, quote(os.fsencode(plain)), plain.encode(errors="backslashreplace").decode()}
+    return sorted(variants, key=len, reverse=True)
 
 
 def _base_names(uris: Iterable[str]) -> list[str]:
@@ -158,38 +158,38 @@ def _base_names(uris: Iterable[str]) -> list[str]:
 
 
 class _Scrub:
-    """Texts without some names and ids."""
+    """Removes some names and ids from texts."""
 
     def __init__(self, uris: Iterable[str], recordings: Iterable[str]) -> None:
         whole = [*forms(uris), *recordings]
-        # A file's own name is taken for that where it stands alone.
+        # The base name of a file counts only where it stands alone.
         bases = [rf"(?<![\w-]){re.escape(name)}(?![\w-])" for name in _base_names(uris) if name]
         self._pattern = re.compile("|".join([*map(re.escape, whole), *bases]))
-        texts = {*whole, *(json.dumps(one, ensure_ascii=plain)[1:-1] for one in whole for plain in (True, False))}
+        texts = {*whole, *(json.dumps(form, ensure_ascii=plain)[1:-1] for form in whole for plain in (True, False))}
         self._bytes = [text.encode(errors="surrogateescape") for text in texts]
 
     def __call__(self, value: Any) -> Any:
-        """A JSON value without them."""
+        """A JSON value without these names and ids."""
         if isinstance(value, str):
             return self._pattern.sub(GONE, value)
         if isinstance(value, list):
-            return [self(one) for one in value]
+            return [self(item) for item in value]
         if isinstance(value, dict):
-            return {self(name): self(one) for name, one in value.items()}
+            return {self(name): self(item) for name, item in value.items()}
         return value
 
     def is_in(self, data: bytes) -> bool:
-        """Whether bytes have one of them."""
-        return any(one in data for one in self._bytes)
+        """Whether bytes contain one of them."""
+        return any(form in data for form in self._bytes)
 
 
 def clear_texts(lake: Lake, uris: set[str], recordings: set[str], memory: Memory, *, moment: float) -> None:
-    """Take names and ids out of manifests and logs, and remove what killed runs have left with them."""
+    """Take names and ids out of manifests and logs, and remove leftovers of killed runs that contain them."""
     if not (uris or recordings):
         return
     scrub = _Scrub(uris, recordings)
     texts = [f"runs/{name}" for name in lake.names("runs") if name.endswith(".json")]
-    texts += [f"models/{one}/{PROMOTIONS}" for one in filter(is_id, lake.names("models"))]
+    texts += [f"models/{model_id}/{PROMOTIONS}" for model_id in filter(is_id, lake.names("models"))]
     for name in texts:
         with contextlib.suppress(FileNotFoundError, ValueError):
             before = json.loads(lake.read(name))
@@ -213,7 +213,7 @@ def _data(lake: Lake, name: str) -> bytes:
 
 
 def _may_hold(lake: Lake, name: str, scrub: _Scrub, memory: Memory) -> bool:
-    """Whether a file half written holds a forgotten recording, or cannot be read any more."""
+    """Whether a half-written file holds a forgotten recording or name, or cannot be read to find out."""
     if "/shards/" in name:
         try:
             with lake.open(name) as file:

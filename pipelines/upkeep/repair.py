@@ -1,7 +1,7 @@
-"""Repair: read every shard that the ledger names, and make again what is damaged or missing, from the recordings.
+"""Repair: read every shard that the ledger names, and rebuild damaged or missing ones from the recordings.
 
-A shard is restored byte for byte, under its name, from the outcomes that were written beside it. Where a recording of
-it is nowhere any more, the others go into a bundle of their own, and their rows of the ledger say so.
+A shard is restored byte for byte, under its name, from the outcomes that were written beside it. If a recording that
+the ledger no longer names cannot be found, the others go into a new bundle, and their ledger rows name that bundle.
 """
 
 import functools
@@ -49,7 +49,7 @@ class _ReadRows(beam.DoFn):
 
 
 def damage(lake: Lake, spec_id: str, bundle: str) -> str | None:
-    """What is wrong with a bundle's shard; None if it is as it was written."""
+    """A description of the damage of a bundle's shard; None if it is intact."""
     try:
         with lake.open(Lake.shard(spec_id, bundle)) as file:
             records = sum(1 for _ in read_framed(file))
@@ -57,22 +57,22 @@ def damage(lake: Lake, spec_id: str, bundle: str) -> str | None:
         return "it is missing"
     except DamagedShardError as error:
         return str(error)
-    # A file cut between two records has no checksum that fails.
+    # In a file that was cut between two records, no checksum fails.
     outcomes = read_outcomes(lake, spec_id, bundle)
-    wanted = records if outcomes is None else sum(row["windows"] for row in outcomes)
-    return None if records == wanted else f"it holds {records} of {wanted} records"
+    expected = records if outcomes is None else sum(row["windows"] for row in outcomes)
+    return None if records == expected else f"it holds {records} of {expected} records"
 
 
 def _file_of(recording_id: str, files: Iterable[Candidate]) -> Candidate | None:
-    """The first of some files that still holds a recording, by its bytes; with what its header says."""
+    """The first of some files that still holds a recording, by its digest; with its header."""
     for file in files:
         try:
             with at_hand(file.uri) as path:
                 with sandbox() as box:
-                    found: Probe = box.call(probe, path, stage="probe")
+                    header: Probe = box.call(probe, path, stage="probe")
                 with open(path, "rb") as data:
                     if hashlib.file_digest(data, "sha256").hexdigest() == recording_id:
-                        return replace(file, probe=found)
+                        return replace(file, probe=header)
         except (Rejected, FileNotFoundError, NotADirectoryError, PermissionError):
             continue
     return None
@@ -96,49 +96,49 @@ def _segments(
 
 
 def mend(element: tuple[str, Iterable[bytes]], lake: Lake, spec: FeatureSpec, progress: Progress) -> Iterator[Any]:
-    """Check a bundle; make it again if it is damaged.
+    """Check a bundle; rebuild it if it is damaged.
 
     Yields
     ------
     dict
-        ``bundle``, ``damage``, and what was done about it: ``moved_to``, another bundle (the same: restored byte for
-        byte), or ``lost``, a uri of the ledger that no longer holds its recording: nothing was done.
+        ``bundle``, ``damage``, and the result: ``moved_to``, the new bundle (the same one if it was restored byte for
+        byte), or ``lost``, a uri of the ledger that no longer holds its recording; nothing was done then.
     """
     bundle, rows = element
-    wrong = damage(lake, spec.spec_id, bundle)
+    problem = damage(lake, spec.spec_id, bundle)
     yield TaggedOutput("counts", ("shards", 1))
-    progress.tell(bundle, {"work": 1, "shards": 1, "damaged": wrong is not None})
-    if wrong is None:
+    progress.tell(bundle, {"work": 1, "shards": 1, "damaged": problem is not None})
+    if problem is None:
         return
     named: dict[str, list[Candidate]] = {}
     bundles: dict[str, list[str]] = {}
-    for recording_id, uri, size, mtime_ns, others in sorted(map(json.loads, rows)):
+    for recording_id, uri, size, mtime_ns, row_bundles in sorted(map(json.loads, rows)):
         named.setdefault(recording_id, []).append(Candidate(uri, size, mtime_ns))
-        bundles[recording_id] = others
+        bundles[recording_id] = row_bundles
     outcomes = read_outcomes(lake, spec.spec_id, bundle)
     kept = [row for row in outcomes or () if row["windows"]]
-    asked = {row["recording_id"]: [Candidate(row["uri"], row["size"], row["mtime_ns"])] for row in kept}
+    candidates = {row["recording_id"]: [Candidate(row["uri"], row["size"], row["mtime_ns"])] for row in kept}
     for recording_id, files in named.items():
-        asked[recording_id] = files + asked.get(recording_id, [])
-    found = {recording_id: _file_of(recording_id, files) for recording_id, files in asked.items()}
-    there = {recording_id: file for recording_id, file in found.items() if file is not None}
-    lost = sorted(files[0].uri for recording_id, files in named.items() if recording_id not in there)
-    result: dict[str, Any] = {"bundle": bundle, "damage": wrong}
+        candidates[recording_id] = files + candidates.get(recording_id, [])
+    files_found = {recording_id: _file_of(recording_id, files) for recording_id, files in candidates.items()}
+    present = {recording_id: file for recording_id, file in files_found.items() if file is not None}
+    lost = sorted(files[0].uri for recording_id, files in named.items() if recording_id not in present)
+    result: dict[str, Any] = {"bundle": bundle, "damage": problem}
     if lost:
         yield result | {"lost": lost[0]}
         return
-    if kept and len(there) == len(asked):
-        restore_shard(lake, spec, bundle, [(_work(row, there), row) for row in kept])
+    if kept and len(present) == len(candidates):
+        restore_shard(lake, spec, bundle, [(_work(row, present), row) for row in kept])
         yield result | {"moved_to": bundle}
         return
-    alive = {recording_id: there[recording_id] for recording_id in named}
+    alive = {recording_id: present[recording_id] for recording_id in named}
     if kept:
-        works = [_work(row, there) for row in kept if row["recording_id"] in alive]
+        works = [_work(row, present) for row in kept if row["recording_id"] in alive]
     else:
-        cut = sorted(_segments(lake, spec, bundle, alive, bundles), key=Segment.key)
-        works = [Work(segment, (alive[segment.recording_id],)) for segment in cut]
-    made = make_bundle(lake, spec, works)
-    yield result | {"moved_to": made[0]["bundle"], "recordings": sorted(alive)}
+        segments = sorted(_segments(lake, spec, bundle, alive, bundles), key=Segment.key)
+        works = [Work(segment, (alive[segment.recording_id],)) for segment in segments]
+    new_outcomes = make_bundle(lake, spec, works)
+    yield result | {"moved_to": new_outcomes[0]["bundle"], "recordings": sorted(alive)}
 
 
 def _work(row: Row, there: dict[str, Candidate]) -> Work:
@@ -148,7 +148,7 @@ def _work(row: Row, there: dict[str, Candidate]) -> Work:
 
 
 def build(pipeline: beam.Pipeline, lake: Lake, spec: FeatureSpec, known: Any, *, run: Run, threads: int = 1) -> None:
-    """Apply the whole of repair to a pipeline; its result is ``repair.json`` in the run's folder."""
+    """Apply all steps of repair to a pipeline; its result is ``repair.json`` in the run's folder."""
     progress = Progress(lake, run.folder)
     mended = (
         pipeline
@@ -165,19 +165,19 @@ def build(pipeline: beam.Pipeline, lake: Lake, spec: FeatureSpec, known: Any, *,
 
 
 def repair(lake: Lake, spec: FeatureSpec, *, run: Run, engine: Engine) -> dict[str, Any]:
-    """Check all shards of a spec, and make the damaged ones again.
+    """Check all shards of a spec, and rebuild the damaged ones.
 
     Returns
     -------
     dict
-        ``shards`` checked; ``damaged``, a list of what `mend` yields.
+        Number of ``shards`` checked; ``damaged``, a list of the results of `mend`.
 
     Raises
     ------
     InputError
-        If a recording of a damaged shard is not where the ledger says; what could be repaired is.
+        If a recording of a damaged shard is not where the ledger has it; all other shards are repaired.
     TryLaterError
-        If the ledger changed meanwhile, and rows have to say another bundle.
+        If the ledger changed meanwhile, and rows have to name another bundle.
     """
     known = ledger.open_for_writing(lake, spec.spec_id)
     if known is None:
@@ -185,10 +185,12 @@ def repair(lake: Lake, spec: FeatureSpec, *, run: Run, engine: Engine) -> dict[s
     run_pipeline(functools.partial(build, lake=lake, spec=spec, known=known, run=run, threads=engine.threads), engine)
     summary = json.loads(lake.read(f"{run.folder}/repair.json"))
     mended = [json.loads(text) for text in summary["mended"]]
-    moved = {one["bundle"]: one for one in mended if one.get("moved_to", one["bundle"]) != one["bundle"]}
+    moved = {
+        result["bundle"]: result for result in mended if result.get("moved_to", result["bundle"]) != result["bundle"]
+    }
     if moved:
         _rename(lake, spec.spec_id, known, moved)
-    lost = [one for one in mended if "lost" in one]
+    lost = [result for result in mended if "lost" in result]
     if lost:
         shard = lake.uri(Lake.shard(spec.spec_id, lost[0]["bundle"]))
         raise InputError(
@@ -199,7 +201,7 @@ def repair(lake: Lake, spec: FeatureSpec, *, run: Run, engine: Engine) -> dict[s
 
 
 def _rename(lake: Lake, spec_id: str, known: Any, moved: dict[str, Any]) -> None:
-    """One commit: rows of recordings that went into another bundle name it."""
+    """Make one commit: rows of recordings that went into another bundle name it."""
     uri, version = lake.ledger_uri(spec_id), int(known.version)
     rows: list[Row] = []
     dropped: list[tuple[int, str | None]] = []
@@ -220,5 +222,5 @@ def _rename(lake: Lake, spec_id: str, known: Any, moved: dict[str, Any]) -> None
 
 
 def _new_name(name: str, row: Row, moved: dict[str, Any]) -> str:
-    one = moved.get(name)
-    return one["moved_to"] if one is not None and row["recording_id"] in one["recordings"] else name
+    result = moved.get(name)
+    return result["moved_to"] if result is not None and row["recording_id"] in result["recordings"] else name
