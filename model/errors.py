@@ -1,8 +1,8 @@
 """Kinds of failure that are not internal errors, and the translation of operating system errors into them.
 
-The command line turns each kind into its exit code. Every library wraps the system's errors in its own way: `number_of`
-recovers the error number, and `of_system` turns it into one of the kinds below. No other code in soundlake may interpret
-such errors.
+The command line turns each kind into its exit code. Every library wraps the system's errors in its own way. `number_of`
+recovers the error number, and `of_system` turns it into one of the kinds below. No other code in soundlake interprets
+system errors.
 """
 
 import contextlib
@@ -105,19 +105,19 @@ def number_of(error: BaseException) -> int | None:
     ``ValueError``, Arrow ``ArrowInvalid``, TensorFlow its own classes, and Beam a ``RuntimeError`` with a worker's
     traceback.
     """
-    for link in _chain(error):
-        if (number := _own_number(link)) is not None:
+    for cause in _chain(error):
+        if (number := _own_number(cause)) is not None:
             return number
     return None
 
 
 def _place_of(error: BaseException) -> str:
     """The file that an error names, or a general phrase if it names none."""
-    for link in _chain(error):
-        name = getattr(link, "filename", None)
+    for cause in _chain(error):
+        name = getattr(cause, "filename", None)
         if name:
             return os.fsdecode(name) if isinstance(name, str | bytes) else str(name)
-        if match := _PLACE.search(str(link)):
+        if match := _PLACE.search(str(cause)):
             return match[1] or match[2]
     return "a file of the lake or the corpus"
 
