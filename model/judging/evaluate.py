@@ -296,8 +296,8 @@ def active_dimensions(kl_per_dim: Sequence[float]) -> int:
 def disturbed(windows: Array, spec: FeatureSpec) -> dict[str, Array]:
     """The same windows at another level, and with noise, as if the sound itself had been changed.
 
-    A change of level scales the mel power. White noise adds its own power to every band: on average 20 dB below the mean
-    power of the window, distributed like the mean of two squared Gaussians.
+    A change of level scales the mel power. White noise adds its own power to every band: on average 20 dB below the
+    mean power of the window, distributed like the mean of two squared Gaussians.
 
     Parameters
     ----------

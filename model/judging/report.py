@@ -169,7 +169,7 @@ def _pair(pair: Pair, spec: FeatureSpec) -> dict[str, str]:
         "picture": _picture(figure),
         "source": "original, phases guessed" if pair.recorded is None else "original, as recorded",
         "original": sound_uri(recorded, spec.sample_rate),
-        # If the recording is shorter than the window, its reconstruction is cut to the same length.
+        # Cut to the length of the recording, which may be shorter than the window: otherwise silence would be played.
         "rebuilt": sound_uri(sound_of(pair.rebuilt, spec)[: len(recorded)], spec.sample_rate),
     }
 
