@@ -1,12 +1,12 @@
-"""What a model is worth on labelled sets: trained on each without its labels, beside what people would use instead.
+"""Evaluation of models on labelled sets: trained on each set without its labels, and compared with baselines.
 
 `python -m benches.learning --corpora FOLDER` · as long as the trainings take, on two cores
 
-Each folder with a ``labels.csv`` is a set: extracted, trained with the default preset (by ``make bench-learning`` in
-bfloat16), judged by its own folds if the file has any, else by folds that no group straddles. Then its events are
-looked for in a background (`benches.background`). Lakes and models stay in ``build/learning``: what is there already
-is not made again. BirdNET stands beside where ``make bench-birdnet`` has been run: it learned from labelled sound, so
-it is no baseline.
+Each folder with a ``labels.csv`` is a set. It is extracted, trained with the default preset (``make bench-learning``
+uses bfloat16), and evaluated with its own folds if the file has any, or else with folds that never split a group. Then
+search looks for its events in a background (`benches.background`). Lakes and models stay in ``build/learning``, and
+existing ones are reused. The table also contains BirdNET if ``make bench-birdnet`` was run. BirdNET was trained on
+labelled sound, so it is not a baseline.
 """
 
 import argparse
@@ -23,8 +23,8 @@ from benches import background, birdnet
 from benches.harness import RESULTS, pin
 
 LAKES = RESULTS.parent / "learning"
-# What the project promises: error against principal components, less of it on two sets that these describe well; means
-# over all sets; points of the means ahead of the best baseline's.
+# The project's promises: error relative to principal components, with a weaker promise for two sets that these describe
+# well; means over all sets; lead of the means over the best baseline, in points.
 MOST_ERROR, MOST_ERROR_OF = 0.8, {"esc10": 0.85, "digits": 0.85}
 LEAST_MEAN = {"linear": 0.82, "knn": 0.76, "map": 0.5}
 LEAST_AHEAD = {"linear": 3.0, "knn": 5.0, "map": 5.0, "search": 5.0}
@@ -33,17 +33,17 @@ BACKGROUND_MEASURES = {"first": "own window first", "map": "mAP of the label"}
 
 @dataclass(frozen=True)
 class Row:
-    """A set, and what was measured on it.
+    """A set, and its measurements.
 
     Attributes
     ----------
     found : dict
-        As `pipelines.learning.evaluation.Judged.found`.
+        The value of `pipelines.learning.evaluation.Judged.found`.
     birdnet : dict of str to float
-        Its means by measure; empty where it is not there.
+        BirdNET's means by measure; empty if BirdNET was not run.
     background : dict of str to dict
-        By embedding, then by decibels and measure: a mean; of the model's embedding also how far it is above each
-        baseline, with its interval.
+        Means by embedding, and by measure and decibels; for the model's embedding also its lead over each baseline,
+        with an interval.
     """
 
     name: str
@@ -55,34 +55,34 @@ class Row:
 
     @property
     def error(self) -> float:
-        """Mean square error, times that of as many principal components."""
+        """Mean square error, divided by that of as many principal components."""
         return float(self.found["mse"]["model"] / self.found["mse"]["PCA"])
 
     def mean(self, name: str, measure: str) -> float:
-        """Of an embedding."""
+        """Mean of a measure for an embedding."""
         return float(self.found["probes"][name][measure]["value"])
 
 
 def own_folds(labels: Path) -> str | None:
-    """The file itself, if it gives folds."""
+    """The path of the label file if it contains folds, or else None."""
     with open(labels, newline="") as file:
         return str(labels) if any(row.get("fold") for row in csv.DictReader(file)) else None
 
 
 def parse_settings(given: list[str]) -> dict[str, Any]:
-    """NAME=VALUE, a value as JSON or else as it stands."""
-    found = {}
+    """Settings from NAME=VALUE; a value is JSON, or else plain text."""
+    settings = {}
     for text in given:
         name, _, value = text.partition("=")
         try:
-            found[name] = json.loads(value)
+            settings[name] = json.loads(value)
         except ValueError:
-            found[name] = value
-    return found
+            settings[name] = value
+    return settings
 
 
 def trained(corpus: Path, lakes: Path, settings: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The lake of a set, and what training on it told."""
+    """Extract a set and train on it; return its lake and the output of the training."""
     from soundlake.pipelines import commands
     from soundlake.pipelines.lake import lookup
     from soundlake.pipelines.lake.lake import Lake
@@ -94,35 +94,35 @@ def trained(corpus: Path, lakes: Path, settings: dict[str, Any]) -> tuple[Any, d
 
 
 def learned(corpus: Path, settings: dict[str, Any]) -> Row:
-    """Train on a set, and judge."""
+    """Train on a set, and evaluate the model."""
     from soundlake.model.judging import evaluate
     from soundlake.pipelines.corpus.labels import read_folds
     from soundlake.pipelines.lake.lookup import find_model
     from soundlake.pipelines.learning.evaluation import evaluation, folds_of
 
-    lake, told = trained(corpus, LAKES, settings)
-    model = find_model(lake, told["model_id"], None)
-    given = own_folds(corpus / "labels.csv")
-    folds = None if given is None else read_folds(given)
+    lake, training = trained(corpus, LAKES, settings)
+    model = find_model(lake, training["model_id"], None)
+    own = own_folds(corpus / "labels.csv")
+    folds = None if own is None else read_folds(own)
     judged = evaluation(lake, model, folds=folds)
-    beside: dict[str, float] = {}
+    birdnet_means: dict[str, float] = {}
     if vectors := birdnet.read(corpus):
         places, labels, _, fold, _ = folds_of(judged.clips, folds)
         hits = evaluate.hits(np.stack([vectors[judged.clips[i].uri] for i in places]), labels, fold=fold)
-        beside = {measure: float(np.nanmean(values)) for measure, values in hits.items()}
-    seconds, steps = told["metrics"]["seconds"], told["metrics"]["steps"]
-    return Row(corpus.name, seconds, steps, judged.found, beside, in_background(corpus, model))
+        birdnet_means = {measure: float(np.nanmean(values)) for measure, values in hits.items()}
+    seconds, steps = training["metrics"]["seconds"], training["metrics"]["steps"]
+    return Row(corpus.name, seconds, steps, judged.found, birdnet_means, in_background(corpus, model))
 
 
 def in_background(corpus: Path, model: Any) -> dict[str, dict[str, Any]]:
-    """What the model's embedding and the baselines find in a background: see `Row`."""
+    """Search results of the model's embedding and the baselines in a background: see `Row.background`."""
     from soundlake.model.judging import evaluate
 
     encoder = model.encoder(threads=0)
     embedders: dict[str, background.Embed] = {
         "embedding": lambda windows: encoder.encode(windows).embedding,
-        "log-mel, 3 statistics": lambda windows: np.stack([evaluate.log_mel_statistics(one) for one in windows]),
-        "MFCC": lambda windows: np.stack([evaluate.mfcc_statistics(one) for one in windows]),
+        "log-mel, 3 statistics": lambda windows: np.stack([evaluate.log_mel_statistics(frames) for frames in windows]),
+        "MFCC": lambda windows: np.stack([evaluate.mfcc_statistics(frames) for frames in windows]),
     }
     events = background.events_of(corpus, model.spec)
     pieces = background.pieces_of(corpus.parent, corpus.name, model.spec)
@@ -146,7 +146,7 @@ def in_background(corpus: Path, model: Any) -> dict[str, dict[str, Any]]:
 
 
 def show(rows: list[Row]) -> None:
-    """Print the tables, and against what was promised."""
+    """Print the tables, and a comparison with the promises."""
     from rich.console import Console
 
     from soundlake.model.judging.evaluate import MEASURES, PARTS, baselines
@@ -182,7 +182,7 @@ def show(rows: list[Row]) -> None:
 
 
 def bars(rows: list[Row], means: Mapping[str, Mapping[str, Any]], plain: list[str]) -> list[str]:
-    """What was promised, and whether it is met, a line each."""
+    """One line per promise: the promise, the figure, and whether it is met."""
     from soundlake.model.judging.evaluate import MEASURES
 
     verdict = {True: "met", False: "SHORT"}
@@ -251,7 +251,7 @@ def main() -> None:
         raise SystemExit(f"no set in {call.corpora}: a set is a folder with a labels.csv")
     show(rows)
     RESULTS.mkdir(parents=True, exist_ok=True)
-    told = [
+    content = [
         {
             "set": row.name,
             "seconds": row.seconds,
@@ -262,7 +262,7 @@ def main() -> None:
         }
         for row in rows
     ]
-    (RESULTS / "learning.json").write_text(json.dumps(told, indent=1) + "\n")
+    (RESULTS / "learning.json").write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":
