@@ -55,8 +55,8 @@ def _from_the_fuller(spare: list[str], chosen: Mapping[str, str]) -> str:
 
 def digests(recordings: Iterable[str]) -> npt.NDArray[np.uint64]:
     """8 bytes of each recording's SHA-256, in the same order: a model's record of what it was trained on."""
-    each = (hashlib.sha256(recording_id.encode()).digest()[:8] for recording_id in recordings)
-    return np.frombuffer(b"".join(each), ">u8").astype(np.uint64)
+    parts = (hashlib.sha256(recording_id.encode()).digest()[:8] for recording_id in recordings)
+    return np.frombuffer(b"".join(parts), ">u8").astype(np.uint64)
 
 
 def held_out(groups: Mapping[str, str], *trained: npt.NDArray[np.uint64]) -> set[str]:

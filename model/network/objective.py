@@ -62,9 +62,9 @@ def nt_xent(projected: Any, everyone: Any, *, offset: Any, temperature: float) -
     size = projected.shape[-1]
     queries, keys = (ops.normalize(ops.reshape(vectors, (-1, size)), axis=-1) for vectors in (projected, everyone))
     scores = ops.matmul(queries, ops.transpose(keys)) / temperature
-    own = 2 * offset + ops.arange(ops.shape(queries)[0])
-    scores = scores - _NEVER * ops.one_hot(own, ops.shape(keys)[0])
+    rows = 2 * offset + ops.arange(ops.shape(queries)[0])
+    scores = scores - _NEVER * ops.one_hot(rows, ops.shape(keys)[0])
     # The windows of pair i are in rows 2 i and 2 i + 1.
-    partner = own + 1 - 2 * (own % 2)
+    partner = rows + 1 - 2 * (rows % 2)
     loss = ops.logsumexp(scores, axis=1) - ops.take_along_axis(scores, partner[:, None], axis=1)[:, 0]
     return ops.mean(ops.reshape(loss, (-1, 2)), axis=1)

@@ -195,26 +195,26 @@ def _drawn(tables: dict[str, Any], step: int, shard: Any, *, key: Any = None, pa
     def drawn(chunk: Any) -> Any:
         begin = starts[shard] + chunk * DRAWN_WINDOWS
         numbers = tf.range(begin, tf.minimum(begin + DRAWN_WINDOWS, starts[shard + 1]))
-        found, frames = numbers, tf.zeros_like(numbers, tf.int32)
+        chosen, frames = numbers, tf.zeros_like(numbers, tf.int32)
         if key is not None:
-            mine = tf.random.experimental.stateless_fold_in(key, chunk)
+            local_key = tf.random.experimental.stateless_fold_in(key, chunk)
             size = tf.shape(numbers)
             recording, place = tf.gather(tables["recording"], numbers), tf.gather(tables["window"], numbers)
             follows = (recording[1:] == recording[:-1]) & (place[1:] == place[:-1] + 1)
             follows = tf.cast(tf.concat([follows, [False]], axis=0), tf.int32)
 
             def begun(which: Any, purpose: int) -> Any:
-                drawn = tf.random.experimental.stateless_fold_in(mine, purpose)
+                drawn = tf.random.experimental.stateless_fold_in(local_key, purpose)
                 later = tf.random.stateless_uniform(size, drawn, 0, step, tf.int32)
                 return tf.gather(follows, which) * later
 
             frames = begun(tf.range(size[0]), 0)
             if paired:
-                partners = _partners(recording, mine)
-                found = tf.stack([numbers, tf.gather(numbers, partners)], axis=1)
+                partners = _partners(recording, local_key)
+                chosen = tf.stack([numbers, tf.gather(numbers, partners)], axis=1)
                 frames = tf.stack([frames, begun(partners, 1)], axis=1)
         kept = tf.gather(tables["member"], numbers)
-        return tf.boolean_mask(found, kept), tf.boolean_mask(frames, kept)
+        return tf.boolean_mask(chosen, kept), tf.boolean_mask(frames, kept)
 
     chunks = -(-(starts[shard + 1] - starts[shard]) // DRAWN_WINDOWS)
     return tf.data.Dataset.range(chunks).map(drawn).unbatch()
@@ -285,42 +285,46 @@ def training_batches(
     member = np.isin(np.arange(len(places.windows)), places.of_split(splits.TRAIN))
     tables |= {"starts": tf.constant(places.starts), "member": tf.constant(member)}
     spec = places.spec
-    each = 2 if paired else 1
-    size = batch_size // each
-    first, behind = (size * edge // part[1] for edge in (part[0], part[0] + 1))
+    entry_windows = 2 if paired else 1
+    size = batch_size // entry_windows
+    first, end = (size * edge // part[1] for edge in (part[0], part[0] + 1))
 
     def epoch(number: Any) -> Any:
         key = tf.stack([tf.cast(seed, tf.int64), number])
         order = tf.random.experimental.stateless_shuffle(tf.range(len(places.shards)), seed=key)
 
         def windows(shard: Any) -> Any:
-            own = tf.random.experimental.stateless_fold_in(key, shard) if shifted else None
-            return _drawn(tables, spec.window_step, shard, key=own, paired=paired)
+            shard_key = tf.random.experimental.stateless_fold_in(key, shard) if shifted else None
+            return _drawn(tables, spec.window_step, shard, key=shard_key, paired=paired)
 
-        found = tf.data.Dataset.from_tensor_slices(order).interleave(windows, cycle_length=8, block_length=16)
+        windows_of_epoch = tf.data.Dataset.from_tensor_slices(order).interleave(
+            windows, cycle_length=8, block_length=16
+        )
         # Each epoch has its own seed.
-        return found.shuffle(SHUFFLE_WINDOWS // each, seed=number + seed * 1_000_003, reshuffle_each_iteration=False)
+        return windows_of_epoch.shuffle(
+            SHUFFLE_WINDOWS // entry_windows, seed=number + seed * 1_000_003, reshuffle_each_iteration=False
+        )
 
     batches = tf.data.Dataset.range(2**40).flat_map(epoch).batch(size, drop_remainder=True)
 
     def ready(number: Any, places_of_batch: tuple[Any, Any]) -> dict[str, Any]:
         numbers, frames = places_of_batch
         # Mixing uses the previous pair; for the first pair this is the last one.
-        taken = tf.range(first - 1, behind) % size if mixing else tf.range(first, behind)
+        taken = tf.range(first - 1, end) % size if mixing else tf.range(first, end)
         windows = _read(places, tf.gather(numbers, taken), tf.gather(frames, taken))
         key = tf.stack([tf.cast(seed, tf.int64), number])
         if mixing:
             firsts, seconds = tf.unstack(windows, axis=1)
             drawn = tf.random.experimental.stateless_fold_in(key, 1)
-            share = tf.random.stateless_uniform((size,), drawn, 0.0, mixing)[first:behind]
+            share = tf.random.stateless_uniform((size,), drawn, 0.0, mixing)[first:end]
             seconds = augment.mixed(seconds[1:], firsts[:-1], share, log_offset=spec.log_offset)
             windows = tf.stack([firsts[1:], seconds], axis=1)
-        found = {FEATURES: windows}
+        batch = {FEATURES: windows}
         if masks is not None:
-            shape = (size, each) if paired else (size,)
-            which = tf.random.stateless_uniform(shape, key, 0, len(masks), tf.int32)[first:behind]
-            found[KEEP] = tf.gather(tf.constant(masks), which)
-        return found
+            shape = (size, entry_windows) if paired else (size,)
+            which = tf.random.stateless_uniform(shape, key, 0, len(masks), tf.int32)[first:end]
+            batch[KEEP] = tf.gather(tf.constant(masks), which)
+        return batch
 
     return batches.enumerate().skip(skip_batches).map(ready, num_parallel_calls=2).prefetch(4)
 
@@ -334,13 +338,13 @@ def evaluation_batches(places: Places, *, split: str, batch_size: int, part: tup
         For a `part` of each batch, as in `training_batches`: float32 (size, window_frames, n_mels) in nats, and float32
         (size,) weights of 1 or 0.
     """
-    first, behind = (batch_size * edge // part[1] for edge in (part[0], part[0] + 1))
+    first, end = (batch_size * edge // part[1] for edge in (part[0], part[0] + 1))
     numbers = places.of_split(split)
     padded = np.pad(numbers, (0, -len(numbers) % batch_size), constant_values=-1)
 
     def fill(numbers: Any) -> tuple[Any, Any]:
-        present = numbers[first:behind] >= 0
-        features = _read(places, tf.maximum(numbers[first:behind], 0), tf.zeros(behind - first, tf.int32))
+        present = numbers[first:end] >= 0
+        features = _read(places, tf.maximum(numbers[first:end], 0), tf.zeros(end - first, tf.int32))
         features = tf.where(present[:, None, None], features, places.spec.floor)
         return features, tf.cast(present, tf.float32)
 

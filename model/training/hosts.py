@@ -91,15 +91,15 @@ class Hosts:
 
     def _meet(self) -> None:
         """Wait until a process answers at every address: TensorFlow would wait endlessly for a missing host."""
-        own = self.addresses[self.index]
-        port, both = int(own.rsplit(":", 1)[1]), socket.has_dualstack_ipv6()
+        own_address = self.addresses[self.index]
+        port, both = int(own_address.rsplit(":", 1)[1]), socket.has_dualstack_ipv6()
         family = socket.AF_INET6 if both else socket.AF_INET
         deadline = time.monotonic() + JOINING
         try:
             listening = socket.create_server(("", port), family=family, dualstack_ipv6=both)
         except OSError as error:
             todo = "stop the program that uses the port" if error.errno == errno.EADDRINUSE else "see TF_CONFIG"
-            raise TryLaterError(f"cannot listen at {own}: {error.strerror}; {todo}") from error
+            raise TryLaterError(f"cannot listen at {own_address}: {error.strerror}; {todo}") from error
         # A host that connects after this socket closes reaches TensorFlow, which listens on the same port.
         with listening:
             for number, address in enumerate(self.addresses):

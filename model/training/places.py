@@ -91,11 +91,11 @@ class Places:
         shards = np.searchsorted(self.starts, numbers, side="right") - 1
         per_frame = 2 * spec.n_mels
         for values, number, begin, shard in zip(quantised, numbers, begins, shards, strict=True):
-            own = spec.window_frames - begin
-            self._fill(values[:own], shard, self.windows["offset"][number] + begin * per_frame)
+            own_frames = spec.window_frames - begin
+            self._fill(values[:own_frames], shard, self.windows["offset"][number] + begin * per_frame)
             if begin:
                 missing = (spec.window_frames - spec.window_step) * per_frame
-                self._fill(values[own:], shard, self.windows["offset"][number + 1] + missing)
+                self._fill(values[own_frames:], shard, self.windows["offset"][number + 1] + missing)
         return quantised
 
     def _fill(self, values: npt.NDArray[np.uint16], shard: int, offset: int) -> None:
@@ -133,21 +133,21 @@ def find(
     """
     here = here or Hosts()
     names = sorted(shards)
-    mine = {}
+    indexed = {}
     for number in range(here.index, len(names), here.count):
         report("reading the shards", number, len(names), f"{number} of {len(names)}")
-        mine[str(number)] = _of_shard(names[number], set(shards[names[number]]), spec, split_of)
+        indexed[str(number)] = _of_shard(names[number], set(shards[names[number]]), spec, split_of)
     buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **mine)
-    each: dict[str, Any] = {}
-    for other in here.gathered(buffer.getvalue()):
-        each |= np.load(io.BytesIO(other), allow_pickle=False)
-    counts = [len(each[str(number)]) for number in range(len(names))]
+    np.savez(buffer, allow_pickle=False, **indexed)
+    by_shard: dict[str, Any] = {}
+    for data in here.gathered(buffer.getvalue()):
+        by_shard |= np.load(io.BytesIO(data), allow_pickle=False)
+    counts = [len(by_shard[str(number)]) for number in range(len(names))]
     starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     windows = np.empty(starts[-1], _PLACE)
     for number in range(len(names)):
         # `pop` frees each part as soon as it is copied: there may be too many windows to store them twice.
-        windows[starts[number] : starts[number + 1]] = each.pop(str(number))
+        windows[starts[number] : starts[number + 1]] = by_shard.pop(str(number))
     return Places(spec, tuple(names), starts, windows)
 
 

@@ -281,13 +281,13 @@ def _metrics(
     active = evaluate.active_dimensions(validation["kl_per_dim"])
     collapsed = active < COLLAPSED_SHARE * settings.latent_dim
     if collapsed:
-        each = " ".join(f"{kl:.3f}" for kl in sorted(validation["kl_per_dim"], reverse=True))
+        kls = " ".join(f"{kl:.3f}" for kl in sorted(validation["kl_per_dim"], reverse=True))
         log.warning(
             "POSTERIOR COLLAPSE: %d of %d latent dimensions carry anything; what it rebuilds is of little use. "
             "Train longer (--steps), or on more varied sound. KL of each, nats: %s",
             active,
             settings.latent_dim,
-            each,
+            kls,
         )
     return {
         "validation": {k: v for k, v in validation.items() if k != "kl_per_dim"},

@@ -244,8 +244,8 @@ class Trainer:
             def cut(*batch: Any) -> Any:
                 return tf.nest.map_structure(lambda x: tf.reshape(x, (here, x.shape[0] // here, *x.shape[1:])), batch)
 
-            mine = batches.map(lambda *batch: cut(*batch)[0] if len(batch) == 1 else cut(*batch)).unbatch()
-            return iter(self.strategy.distribute_datasets_from_function(lambda _: mine))
+            own_batches = batches.map(lambda *batch: cut(*batch)[0] if len(batch) == 1 else cut(*batch)).unbatch()
+            return iter(self.strategy.distribute_datasets_from_function(lambda _: own_batches))
         options = tf.data.Options()
         options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
         return iter(self.strategy.experimental_distribute_dataset(batches.with_options(options)))
