@@ -112,11 +112,11 @@ def events_of(corpus: Path, spec: FeatureSpec) -> list[Event]:
     rows = [row for row in rows_of(corpus) if corpus.name != NOISE_SET or row["label"] not in NOISES]
     chosen = sorted(np.random.default_rng(SEED).permutation(len(rows))[:MOST].tolist())
     stop = round(LONGEST * spec.sample_rate)
-    each = (
+    candidates = (
         event_of(rows[i], decoded(str(corpus / rows[i]["uri"]), spec.sample_rate, start=0, stop=stop), spec)
         for i in chosen
     )
-    return [event for event in each if event is not None]
+    return [event for event in candidates if event is not None]
 
 
 def pieces_of(corpora: Path, name: str, spec: FeatureSpec) -> list[Array]:
@@ -212,7 +212,7 @@ def judged(events: list[Event], gallery: Gallery, embed: Embed, *, plain: bool) 
     first, average = np.zeros(len(events)), np.zeros(len(events))
     for i, ranked in enumerate(order):
         first[i] = gallery.held[i, ranked[0]]
-        own = gallery.held[groups == groups[i]].any(axis=0)
+        same_group = gallery.held[groups == groups[i]].any(axis=0)
         right = gallery.held[(labels == labels[i]) & (groups != groups[i])].any(axis=0)
-        average[i] = precision(right[ranked][~own[ranked]])
+        average[i] = precision(right[ranked][~same_group[ranked]])
     return {"first": first, "map": average}

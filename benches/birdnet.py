@@ -61,11 +61,11 @@ def network(threads: int) -> Callable[[Array], Array]:
         warnings.simplefilter("ignore", UserWarning)
         model = Interpreter(str(weights), num_threads=threads, experimental_preserve_all_tensors=True)
     model.allocate_tensors()
-    given = model.get_input_details()[0]["index"]
+    input_index = model.get_input_details()[0]["index"]
     layer = next(detail["index"] for detail in model.get_tensor_details() if detail["name"] == LAYER)
 
     def embed(window: Array) -> Array:
-        model.set_tensor(given, window[None])
+        model.set_tensor(input_index, window[None])
         model.invoke()
         return np.asarray(model.get_tensor(layer)[0], np.float32)
 

@@ -50,14 +50,14 @@ def development_folds(corpus: Path, target: Path) -> str:
         rows = list(csv.DictReader(file))
     groups = sorted({row["group"] for row in rows}, key=lambda group: hashlib.sha256(group.encode()).hexdigest())
     place = {group: i % FOLDS for i, group in enumerate(groups)}
-    own = sorted({row["fold"] for row in rows if row.get("fold")})
-    rows = [row for row in rows if row["fold"]] if own else rows
+    set_folds = sorted({row["fold"] for row in rows if row.get("fold")})
+    rows = [row for row in rows if row["fold"]] if set_folds else rows
     target.parent.mkdir(parents=True, exist_ok=True)
     with open(target, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["uri", "fold"])
         for row in rows:
-            fold = own.index(row["fold"]) * FOLDS // len(own) if own else place[row["group"]]
+            fold = set_folds.index(row["fold"]) * FOLDS // len(set_folds) if set_folds else place[row["group"]]
             if fold < DEVELOPMENT:
                 writer.writerow([str((corpus / row["uri"]).resolve()), fold])
     return str(target)

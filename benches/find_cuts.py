@@ -183,23 +183,25 @@ class Bench:
             count.between_samples += agreement_between >= RIGHT
             if verbose:
                 print("wrong:", path, row["uri"], start, hit, agreement, agreement_between)
-        own = next((hit for hit in marked if hit.recording_id == row["recording_id"]), None)
-        count.lost += own is None
-        if own is None and verbose:
+        source_hit = next((hit for hit in marked if hit.recording_id == row["recording_id"]), None)
+        count.lost += source_hit is None
+        if source_hit is None and verbose:
             print("lost:", row["uri"], start, len(sound) / RATE, np.abs(sound).max(), hits[0].same_sound)
         # A hit that is an identical copy of the file also counts as first.
-        count.first += hits[0].recording_id == row["recording_id"] or (own is not None and self._alike(hits, own))
-        if own is not None and start is not None:
-            count.offsets_ms.append(1000 * abs(own.start_s - start))
+        count.first += hits[0].recording_id == row["recording_id"] or (
+            source_hit is not None and self._alike(hits, source_hit)
+        )
+        if source_hit is not None and start is not None:
+            count.offsets_ms.append(1000 * abs(source_hit.start_s - start))
         return True
 
     def _alike(self, hits: list[Hit], own: Hit) -> bool:
         """Whether all hits before `own` are copies of it, sample by sample."""
-        mine = self.at_rate(own.uri)
+        reference = self.at_rate(own.uri)
         for hit in hits[: hits.index(own)]:
-            other = self.at_rate(hit.uri)
-            n = min(len(mine), len(other))
-            if n == 0 or float(np.abs(mine[:n] - other[:n]).max()) > 1e-4:
+            candidate = self.at_rate(hit.uri)
+            n = min(len(reference), len(candidate))
+            if n == 0 or float(np.abs(reference[:n] - candidate[:n]).max()) > 1e-4:
                 return False
         return True
 

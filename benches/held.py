@@ -155,16 +155,16 @@ def main() -> None:
     def figure(what: str, found: list[tuple[float, float]]) -> Figure:
         """Bytes and microseconds per file, from (megabytes, seconds) of the small and the large ledger."""
         more = sizes[1] - sizes[0]
-        value, each = ((found[1][i] - found[0][i]) / more for i in (0, 1))
-        line = Figure(what, value * 2**20, value * 2**20, value * 2**20, note=f"{each * 1e6:.2f} µs each")
+        value, seconds = ((found[1][i] - found[0][i]) / more for i in (0, 1))
+        line = Figure(what, value * 2**20, value * 2**20, value * 2**20, note=f"{seconds * 1e6:.2f} µs each")
         print(line.what, f"{line.value:.1f}", line.note, flush=True)
         return line
 
     with tempfile.TemporaryDirectory() as folder:
         lakes = [f"{folder}/{size}" for size in sizes]
-        made = [apart(committed, lake, size) for lake, size in zip(lakes, sizes, strict=True)]
+        results = [apart(committed, lake, size) for lake, size in zip(lakes, sizes, strict=True)]
         figures = [
-            figure(text, [(one[name] / 2**20, one["seconds"]) for one in made])
+            figure(text, [(result[name] / 2**20, result["seconds"]) for result in results])
             for name, text in (
                 ("data", "ledger, on disk"),
                 ("manifest", "ledger's manifest, before compaction"),

@@ -95,10 +95,10 @@ def bucket(first: int, count: int) -> Told:
     stats.held("by uri, new", listed, compare)
     candidates = [item for item in stats.timed("compare, new", compare(listed)) if isinstance(item, Candidate)]
     probes = {uri: (name, probe) for uri, name, (probe, _) in zip(uris, names, headers, strict=True)}
-    found = stats.timed("found", _found(candidates, probes))
-    stats.bytes["by content: found"] = sum(map(len, found)) / count
-    stats.held("by content, new", found, recognise)
-    outputs = stats.timed("recognise and cut", recognise(found))
+    probed = stats.timed("found", _found(candidates, probes))
+    stats.bytes["by content: found"] = sum(map(len, probed)) / count
+    stats.held("by content, new", probed, recognise)
+    outputs = stats.timed("recognise and cut", recognise(probed))
 
     works = [item for item in outputs if isinstance(item, bytes)]
     stats.work = sum(map(len, works)) / len(works)

@@ -102,8 +102,8 @@ def learned(corpus: Path, settings: dict[str, Any]) -> Row:
 
     lake, training = trained(corpus, LAKES, settings)
     model = find_model(lake, training["model_id"], None)
-    own = own_folds(corpus / "labels.csv")
-    folds = None if own is None else read_folds(own)
+    fold_file = own_folds(corpus / "labels.csv")
+    folds = None if fold_file is None else read_folds(fold_file)
     judged = evaluation(lake, model, folds=folds)
     birdnet_means: dict[str, float] = {}
     if vectors := birdnet.read(corpus):
@@ -127,22 +127,22 @@ def in_background(corpus: Path, model: Any) -> dict[str, dict[str, Any]]:
     events = background.events_of(corpus, model.spec)
     pieces = background.pieces_of(corpus.parent, corpus.name, model.spec)
     groups = [event.group for event in events]
-    found: dict[str, dict[str, Any]] = {name: {} for name in embedders}
+    scores: dict[str, dict[str, Any]] = {name: {} for name in embedders}
     for decibels in background.DECIBELS:
         gallery = background.gallery_of(events, pieces, model.spec, decibels=decibels)
-        each = {
+        by_embedder = {
             name: background.judged(events, gallery, embed, plain=name != "embedding")
             for name, embed in embedders.items()
         }
         for measure in BACKGROUND_MEASURES:
-            for name, values in each.items():
-                found[name][f"{measure} {decibels}"] = float(np.nanmean(values[measure]))
-            found["embedding"][f"ahead {measure} {decibels}"] = {
-                name: vars(evaluate.interval(each["embedding"][measure] - values[measure], groups))
-                for name, values in each.items()
+            for name, values in by_embedder.items():
+                scores[name][f"{measure} {decibels}"] = float(np.nanmean(values[measure]))
+            scores["embedding"][f"ahead {measure} {decibels}"] = {
+                name: vars(evaluate.interval(by_embedder["embedding"][measure] - values[measure], groups))
+                for name, values in by_embedder.items()
                 if name != "embedding"
             }
-    return found
+    return scores
 
 
 def show(rows: list[Row]) -> None:
@@ -163,8 +163,8 @@ def show(rows: list[Row]) -> None:
     probes = _table("Probes: " + " / ".join(MEASURES.values()), *[row.name for row in rows], "mean")
     means = {name: {key: np.mean([row.mean(name, key) for row in rows]) for key in MEASURES} for name in names}
     for name in sorted(names, key=lambda name: (name != "embedding", name in PARTS)):
-        each = [{key: row.mean(name, key) for key in MEASURES} for row in rows]
-        probes.add_row(f"({name})" if name in PARTS else name, *map(_numbers, each), _numbers(means[name]))
+        entries = [{key: row.mean(name, key) for key in MEASURES} for row in rows]
+        probes.add_row(f"({name})" if name in PARTS else name, *map(_numbers, entries), _numbers(means[name]))
     if all(row.birdnet for row in rows):
         mean = {key: np.mean([row.birdnet[key] for row in rows]) for key in MEASURES}
         probes.add_row("(BirdNET 2.4)", *(_numbers(row.birdnet) for row in rows), _numbers(mean))
@@ -173,9 +173,9 @@ def show(rows: list[Row]) -> None:
         title = f"In a background, {decibels} dB: " + " / ".join(BACKGROUND_MEASURES.values())
         table = _table(title, *[row.name for row in rows], "mean")
         for name in rows[0].background:
-            each = [{key: row.background[name][f"{key} {decibels}"] for key in BACKGROUND_MEASURES} for row in rows]
-            mean = {key: np.mean([one[key] for one in each]) for key in BACKGROUND_MEASURES}
-            table.add_row(name, *map(_numbers, each), _numbers(mean))
+            entries = [{key: row.background[name][f"{key} {decibels}"] for key in BACKGROUND_MEASURES} for row in rows]
+            mean = {key: np.mean([entry[key] for entry in entries]) for key in BACKGROUND_MEASURES}
+            table.add_row(name, *map(_numbers, entries), _numbers(mean))
         console.print(table)
     for line in bars(rows, means, plain):
         console.print(line, highlight=False)
@@ -198,17 +198,17 @@ def bars(rows: list[Row], means: Mapping[str, Mapping[str, Any]], plain: list[st
                     f"{row.name}: {title}, points ahead of {ahead['baseline']}: {points}, "
                     f"{'within the interval' if ahead['high'] >= 0 else 'BEHIND'}"
                 )
-        for key, one in row.background.get("embedding", {}).items():
-            for name, score in one.items() if isinstance(one, dict) else ():
+        for key, scores in row.background.get("embedding", {}).items():
+            for name, score in scores.items() if isinstance(scores, dict) else ():
                 if score["value"] < 0:
                     points = _points(score)
                     lines.append(f"{row.name}: in a background, {key} dB, points ahead of {name}: {points}")
     for key, title in MEASURES.items():
-        own, best = means["embedding"][key], max(plain, key=lambda name: means[name][key])
-        ahead = 100 * (own - means[best][key])
-        line = f"{title}: mean {own:.3f}"
+        model_mean, best = means["embedding"][key], max(plain, key=lambda name: means[name][key])
+        ahead = 100 * (model_mean - means[best][key])
+        line = f"{title}: mean {model_mean:.3f}"
         if key in LEAST_MEAN:
-            line += f", promised {LEAST_MEAN[key]}, {verdict[own >= LEAST_MEAN[key]]}"
+            line += f", promised {LEAST_MEAN[key]}, {verdict[model_mean >= LEAST_MEAN[key]]}"
         least = LEAST_AHEAD[key]
         lines.append(f"{line}; {ahead:+.1f} points of {best}, promised {least:+}, {verdict[ahead >= least]}")
     return lines

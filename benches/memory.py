@@ -128,15 +128,15 @@ def linearity(folder: Path) -> list[Figure]:
     def an_hour(hours: int, clock: int) -> list[float]:
         """Seconds per hour of sound without the start-up, one number per round."""
         sound = (counts[hours] - counts[0]) * FILE_MINUTES / 60
-        return [(one[clock] - none[clock]) / sound for one, none in zip(took[hours], took[0], strict=True)]
+        return [(run[clock] - start[clock]) / sound for run, start in zip(took[hours], took[0], strict=True)]
 
     figures = []
     for hours in HOURS[1:]:
         texts = {f"time an hour, {hours} h of sound, times {HOURS[0]} h": {"least": 0.85, "most": 1.15}}
         for clock, (text, promise) in enumerate((texts | {"    time of processors": {}}).items()):
             figures.append(faster(text, an_hour(hours, clock), an_hour(HOURS[0], clock), **promise))
-    none, one = ([wall for wall, _ in took[hours]] for hours in (0, HOURS[0]))
-    return [*figures, faster("start-up, subtracted, part of the run on one hour", none, one)]
+    start_up, one_hour = ([wall for wall, _ in took[hours]] for hours in (0, HOURS[0]))
+    return [*figures, faster("start-up, subtracted, part of the run on one hour", start_up, one_hour)]
 
 
 def main() -> None:

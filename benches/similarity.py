@@ -181,7 +181,7 @@ def changed(one: Set, normalisation: tuple[Array, Array], *, seed: int) -> tuple
         altered = changes.speckled((changes.changed(moved, one.spec, drawn) - mean) / std, drawn) * std + mean
         before.append(statistics(moved, normalisation))
         after.append(statistics(altered, normalisation))
-    joined = [[np.concatenate(part) for part in zip(*each, strict=True)] for each in (before, after)]
+    joined = [[np.concatenate(part) for part in zip(*side, strict=True)] for side in (before, after)]
     return joined[0], joined[1]
 
 
@@ -213,13 +213,13 @@ def in_background(one: Set, noise: Set, embed: Embed) -> dict[str, float]:
         return np.maximum(np.exp(nats) - offset, 0)
 
     def loudest(place: int) -> Array:
-        own = one.nats[one.clip == place]
-        return np.asarray(own[power(own).mean(axis=(1, 2)).argmax()])
+        windows = one.nats[one.clip == place]
+        return np.asarray(windows[power(windows).mean(axis=(1, 2)).argmax()])
 
     clean = np.stack([loudest(one.judged[i]) for i in asked])
     noisy = {noise.judged[i] for i, label in enumerate(noise.labels) if label in NOISES}
     noises = power(noise.nats[drawn.choice(np.flatnonzero(np.isin(noise.clip, list(noisy))), len(asked))])
-    labels, groups = (np.array(each)[asked] for each in (one.labels, one.groups))
+    labels, groups = (np.array(values)[asked] for values in (one.labels, one.groups))
     queries, scores = embed(clean), {}
     for decibels in DECIBELS:
         gain = power(clean).mean(axis=(1, 2)) / np.maximum(noises.mean(axis=(1, 2)), 1e-20) * 10 ** (-decibels / 10)
@@ -272,17 +272,19 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     plain = {"log-mel statistics": evaluate.log_mel_statistics, "MFCC statistics": evaluate.mfcc_statistics}
     for name, of_frames in plain.items():
-        for one in sets:
-            clips = np.stack([of_frames(one.frames[place]) for place in one.judged])
-            scores = judged(one, noise, clips, lambda windows, how=of_frames: np.stack([how(one) for one in windows]))
-            rows.append({"variant": name, "set": one.name, "seed": None, **scores})
+        for one_set in sets:
+            clips = np.stack([of_frames(one_set.frames[place]) for place in one_set.judged])
+            scores = judged(
+                one_set, noise, clips, lambda windows, how=of_frames: np.stack([how(window) for window in windows])
+            )
+            rows.append({"variant": name, "set": one_set.name, "seed": None, **scores})
     sharing: dict[str, list[str]] = {}
     for variant in call.variants:
         sharing.setdefault(repr([VARIANTS[variant].get(key) for key in ("changes", "bands")]), []).append(variant)
-    for one in sets:
+    for one_set in sets:
         for names in sharing.values():
-            rows += [row for seed in call.seeds for row in tried(one, noise, names, seed=seed)]
-        show([row for row in rows if row["set"] == one.name])
+            rows += [row for seed in call.seeds for row in tried(one_set, noise, names, seed=seed)]
+        show([row for row in rows if row["set"] == one_set.name])
     show(rows)
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / "similarity.json").write_text(json.dumps(rows, indent=1) + "\n")
