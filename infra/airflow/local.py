@@ -56,10 +56,10 @@ def free_port() -> int:
 def _postgres(program: str) -> str:
     """Path of a program of the newest installed PostgreSQL; Debian does not put these programs on the PATH."""
     versions = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{program}"), key=lambda path: int(path.parts[4]))
-    found = str(versions[-1]) if versions else shutil.which(program)
-    if found is None:
+    found_path = str(versions[-1]) if versions else shutil.which(program)
+    if found_path is None:
         raise StartError("PostgreSQL is not installed; on Debian: apt install postgresql")
-    return found
+    return found_path
 
 
 class LocalAirflow:
@@ -88,7 +88,7 @@ class LocalAirflow:
         self.database_port = free_port()
         self.running: dict[str, subprocess.Popen[bytes]] = {}
         self._sessions: set[int] = set()
-        own = {
+        added = {
             "AIRFLOW_HOME": str(self.home),
             "SOUNDLAKE_SETTINGS": str(settings.resolve()),
             # The triggerer does not add the DAGs' folder to its path.
@@ -119,7 +119,7 @@ class LocalAirflow:
             **QUICK,
         }
         inherited = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TZ", "TMPDIR") if name in os.environ}
-        self.environment = inherited | own | {f"AIRFLOW__{name}": value for name, value in airflow.items()}
+        self.environment = inherited | added | {f"AIRFLOW__{name}": value for name, value in airflow.items()}
 
     def _kept_secrets(self) -> dict[str, str]:
         path = self.home / "secrets.json"

@@ -90,7 +90,7 @@ def main(arguments: Sequence[str]) -> int:
             return TRY_LATER
         count = 0
         for name, version, names, fixed in findings(packages):
-            reason = next((known[one] for one in sorted(names) if one in known), None)
+            reason = next((known[advisory_id] for advisory_id in sorted(names) if advisory_id in known), None)
             count += reason is None
             print(f"{lock}: {name} {version}: {' '.join(sorted(names))}; mended in {fixed}; accepted: {reason or 'no'}")
         print(f"{lock}: {len(packages)} packages, {count} advisories that are not accepted")
