@@ -140,7 +140,7 @@ class _Session:
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = self.threads
-        # Log nothing: errors are raised as exceptions.
+        # Log only fatal errors: other errors are raised as exceptions.
         options.log_severity_level = 4
         # Load the verified bytes, not the file. So ONNX Runtime cannot load other files that the model may name.
         data = self.path.read_bytes()
