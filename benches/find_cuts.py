@@ -340,8 +340,8 @@ def main() -> None:
     call = parser.parse_args()
     verbose = call.verbose
     if call.corpora:
-        lakes = {name: Path(call.corpora, name).resolve() for name in call.sets}
-        places = {name: (str(audio), made(Path(call.lakes), audio, call.steps)) for name, audio in lakes.items()}
+        corpora = {name: Path(call.corpora, name).resolve() for name in call.sets}
+        places = {name: (str(audio), made(Path(call.lakes), audio, call.steps)) for name, audio in corpora.items()}
     elif call.audio and call.lake:
         places = {Path(call.audio).name: (call.audio, call.lake)}
     else:
