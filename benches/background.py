@@ -1,12 +1,13 @@
-"""Long recordings in which the events of a set lie in a background that no model of the set saw: does search find them?
+"""Test of search for events in long recordings, in a background that no model of the set was trained on.
 
-Every event is the sound of one recording, mixed into minutes of background: for the sets other than ESC-10, ESC-10's
-rain, sea, fire and helicopter; for ESC-10, whose own kinds they are, wind, rain and engine of the demo corpus, and its
-other six kinds are the events. The level of an event is that of what sounds of it, against the background around it.
-The query is the loudest window of the clean recording, the gallery every window of the long ones, as `extract` cuts
-them: between the events there is background alone, and no event begins where a window does. Windows are ranked by
-squared L2, as the table ranks them: a short recording is asked for at several places in the window, as search does.
-Baselines are asked plainly, after each of their numbers was given unit variance over the gallery.
+Every event is the sound of one recording, mixed into minutes of background. For sets other than ESC-10, the background
+is ESC-10's rain, sea, fire and helicopter. For ESC-10, which contains these kinds, it is wind, rain and engine of the
+demo corpus, and the other six kinds are the events. The level of an event is measured over its sounding part, relative
+to the background around it.
+The query is the loudest window of the clean recording. The gallery consists of every window of the long recordings, cut
+as in `extract`: between events there is only background, and events do not begin at the start of a window. Windows are
+ranked by squared L2, as in the table. A short recording is placed at several positions in the query window, as in
+search. Baselines use only the loudest window, and each of their numbers is scaled to unit variance over the gallery.
 """
 
 import csv
@@ -25,10 +26,10 @@ from soundlake.pipelines.query.query import decoded, later
 NOISE_SET, NOISES = "esc10", ("crackling_fire", "helicopter", "rain", "sea_waves")
 MADE_NOISES = ("wind", "rain", "engine")
 DECIBELS, MOST, SEED = (20, 10, 5), 300, 0
-# Seconds: the most that is taken of a recording, background between two events, a piece of background, a fade between
-# two pieces, and a long recording.
+# In seconds: the longest part that is used of a recording, background between two events, a piece of background, a fade
+# between two pieces, and a long recording.
 LONGEST, GAP, PIECE, FADE, LONG = 10.0, (1.0, 4.0), 5.0, 0.5, 300.0
-# What is fainter than an event's loudest frame by more does not count as sounding.
+# Frames of an event that are fainter than its loudest frame by more than this do not count as sounding.
 SOUNDING_DB = 30.0
 
 Array = npt.NDArray[np.float32]
@@ -38,16 +39,16 @@ Embed = Callable[[Array], Array]
 
 @dataclass(frozen=True)
 class Event:
-    """A recording of a set: its sound, and which part of it is asked for.
+    """A recording of a set: its sound, and the part that is the query.
 
     Attributes
     ----------
     label, group : str
     samples : ndarray of float32, shape (n_samples,)
     queries : ndarray of float32, shape (n, window_frames, n_mels)
-        Its loudest window, nats; of a short recording also with the sound later in the window.
+        Its loudest window, nats; for a short recording also versions with the sound later in the window.
     start, end : float
-        Seconds between which that window sounds.
+        Seconds at which the sound in that window starts and ends.
     """
 
     label: str
@@ -67,7 +68,7 @@ class Gallery:
     windows : ndarray of float32, shape (windows, window_frames, n_mels)
         Nats.
     held : ndarray of bool, shape (events, windows)
-        Whether a window holds half of what sounds of an event's loudest window, or more.
+        Whether a window contains at least half of the sounding part of an event's loudest window.
     """
 
     windows: Array
@@ -75,7 +76,7 @@ class Gallery:
 
 
 def frames_of(samples: Array, spec: FeatureSpec) -> Array:
-    """Log-mel as shards keep it, nats, shape (frames, n_mels)."""
+    """Log-mel with the quantisation of shards, nats, shape (frames, n_mels)."""
     return dequantise(quantise(log_mel(samples, spec), spec), spec)
 
 
@@ -107,64 +108,66 @@ def event_of(row: Mapping[str, str], samples: Array, spec: FeatureSpec) -> Event
 
 
 def events_of(corpus: Path, spec: FeatureSpec) -> list[Event]:
-    """The events of a set, `MOST` at most, whichever; of ESC-10 without those that are background to the others."""
+    """A random choice of at most `MOST` events of a set; for ESC-10, without the kinds that serve as background."""
     rows = [row for row in rows_of(corpus) if corpus.name != NOISE_SET or row["label"] not in NOISES]
     chosen = sorted(np.random.default_rng(SEED).permutation(len(rows))[:MOST].tolist())
     stop = round(LONGEST * spec.sample_rate)
-    each = (
+    candidates = (
         event_of(rows[i], decoded(str(corpus / rows[i]["uri"]), spec.sample_rate, start=0, stop=stop), spec)
         for i in chosen
     )
-    return [event for event in each if event is not None]
+    return [event for event in candidates if event is not None]
 
 
 def pieces_of(corpora: Path, name: str, spec: FeatureSpec) -> list[Array]:
-    """Pieces of background for a set, all of one level."""
+    """Pieces of background for a set, all at the same level."""
     rate = spec.sample_rate
     if name == NOISE_SET:
         rng = np.random.default_rng(SEED)
-        made: list[Any] = [synth.KINDS[kind](rng, PIECE, rate) for _ in range(20) for kind in MADE_NOISES]
+        pieces: list[Any] = [synth.KINDS[kind](rng, PIECE, rate) for _ in range(20) for kind in MADE_NOISES]
     else:
         rows = [row for row in rows_of(corpora / NOISE_SET) if row["label"] in NOISES]
-        made = [decoded(str(corpora / NOISE_SET / row["uri"]), rate, start=0, stop=round(PIECE * rate)) for row in rows]
-    loud = [(piece, float(np.sqrt(np.mean(np.square(piece))))) for piece in made]
-    return [np.asarray(piece / level, np.float32) for piece, level in loud if level > 0]
+        pieces = [
+            decoded(str(corpora / NOISE_SET / row["uri"]), rate, start=0, stop=round(PIECE * rate)) for row in rows
+        ]
+    levels = [(piece, float(np.sqrt(np.mean(np.square(piece))))) for piece in pieces]
+    return [np.asarray(piece / level, np.float32) for piece, level in levels if level > 0]
 
 
 def background(seconds: float, pieces: list[Array], spec: FeatureSpec, rng: np.random.Generator) -> Array:
-    """Pieces one after the other in random order, faded into each other at equal power."""
+    """Pieces in random order, cross-faded at equal power."""
     fade = round(FADE * spec.sample_rate)
-    found = np.zeros(round((seconds + 2 * PIECE) * spec.sample_rate), np.float32)
+    sound = np.zeros(round((seconds + 2 * PIECE) * spec.sample_rate), np.float32)
     ramp = np.sin(np.linspace(0, np.pi / 2, fade, dtype=np.float32))
     place = 0
     while place < round(seconds * spec.sample_rate):
         piece = pieces[rng.integers(len(pieces))].copy()
         piece[:fade] *= ramp
         piece[-fade:] *= ramp[::-1]
-        piece = piece[: len(found) - place]
-        found[place : place + len(piece)] += piece
+        piece = piece[: len(sound) - place]
+        sound[place : place + len(piece)] += piece
         place += len(piece) - fade
-    return found[: round(seconds * spec.sample_rate)]
+    return sound[: round(seconds * spec.sample_rate)]
 
 
 def gallery_of(events: list[Event], pieces: list[Array], spec: FeatureSpec, *, decibels: float) -> Gallery:
-    """All events mixed into long recordings, in random order, so many decibels above the background."""
+    """All events in random order, mixed into long recordings at a level of `decibels` above the background."""
     rng, rate = np.random.default_rng(SEED), spec.sample_rate
     parts, held = [], []
-    waiting = rng.permutation(len(events)).tolist()
-    while waiting:
+    pending = rng.permutation(len(events)).tolist()
+    while pending:
         placed, place = [], rng.uniform(*GAP)
-        while waiting and place < LONG:
-            placed.append((waiting.pop(), place))
+        while pending and place < LONG:
+            placed.append((pending.pop(), place))
             place += len(events[placed[-1][0]].samples) / rate + rng.uniform(*GAP)
         sound = background(place, pieces, spec, rng)
         for number, seconds in placed:
             event, first = events[number], round(seconds * rate)
-            heard = event.samples[round(event.start * rate) : round(event.end * rate)]
-            around = sound[first + round(event.start * rate) :][: len(heard)]
-            gain = np.sqrt(np.mean(np.square(around)) / np.mean(np.square(heard))) * 10 ** (decibels / 20)
+            sounding = event.samples[round(event.start * rate) : round(event.end * rate)]
+            around = sound[first + round(event.start * rate) :][: len(sounding)]
+            gain = np.sqrt(np.mean(np.square(around)) / np.mean(np.square(sounding))) * 10 ** (decibels / 20)
             sound[first : first + len(event.samples)] += np.float32(gain) * event.samples[: len(sound) - first]
-        # At the loudest as loud as a recording may be: a level of its own says nothing.
+        # Scale the peak to 0.9 of full scale, so that the level carries no information.
         parts.append(windows(frames_of(sound * np.float32(0.9 / np.abs(sound).max()), spec), spec))
         begin = np.arange(len(parts[-1])) * spec.window_step * spec.hop_length / rate
         end = begin + spec.window_frames * spec.hop_length / rate
@@ -183,33 +186,33 @@ def precision(right: npt.NDArray[np.bool_]) -> float:
 
 
 def judged(events: list[Event], gallery: Gallery, embed: Embed, *, plain: bool) -> dict[str, npt.NDArray[np.float64]]:
-    """What each query finds.
+    """Results of each query.
 
     Parameters
     ----------
     plain : bool
-        Whether but the loudest window is asked for, and each number gets unit variance over the gallery; else as search
-        asks.
+        Whether the query is only the loudest window, and each number is scaled to unit variance over the gallery;
+        otherwise queries are as in search.
 
     Returns
     -------
     dict of str to ndarray of float64, shape (events,)
-        ``first``: 1 where the nearest window holds the very event. ``map``: average precision of windows that hold an
-        event of the same label and another group, those that hold one of the same group left out.
+        ``first``: 1 where the nearest window contains the event itself. ``map``: average precision of windows that
+        contain an event of the same label and another group; windows with an event of the same group are left out.
     """
     asked = [event.queries[:1] if plain else event.queries for event in events]
     queries, vectors = embed(np.concatenate(asked)), embed(gallery.windows)
     if plain:
         deviation = np.maximum(vectors.std(axis=0), 1e-6)
         queries, vectors = queries / deviation, vectors / deviation
-    apart = np.square(queries).sum(axis=1)[:, None] + np.square(vectors).sum(axis=1) - 2 * queries @ vectors.T
-    apart = np.minimum.reduceat(apart, np.cumsum([0, *map(len, asked[:-1])]), axis=0)
-    order = np.argsort(apart, axis=1, kind="stable")
+    distances = np.square(queries).sum(axis=1)[:, None] + np.square(vectors).sum(axis=1) - 2 * queries @ vectors.T
+    distances = np.minimum.reduceat(distances, np.cumsum([0, *map(len, asked[:-1])]), axis=0)
+    order = np.argsort(distances, axis=1, kind="stable")
     labels, groups = (np.array([getattr(event, name) for event in events]) for name in ("label", "group"))
     first, average = np.zeros(len(events)), np.zeros(len(events))
     for i, ranked in enumerate(order):
         first[i] = gallery.held[i, ranked[0]]
-        own = gallery.held[groups == groups[i]].any(axis=0)
+        same_group = gallery.held[groups == groups[i]].any(axis=0)
         right = gallery.held[(labels == labels[i]) & (groups != groups[i])].any(axis=0)
-        average[i] = precision(right[ranked][~own[ranked]])
+        average[i] = precision(right[ranked][~same_group[ranked]])
     return {"first": first, "map": average}

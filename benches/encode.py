@@ -1,14 +1,14 @@
-"""Encode against the bare model on ready batches, and the similarity vector against log-mel, on one core.
+"""Encode compared with the bare model on ready batches, and the similarity vector compared with log-mel, on one core.
 
 `python -m benches.encode` · about three minutes
 
-A table holds each window's reconstruction error, so the bare model is encoder and decoder: the same calls of ONNX
-Runtime on float32 batches that lie in memory. The command's time holds all else, from the ledger to the index: reading
-shards, rows, fragments, commit. Both sides have loaded what they import before the clock runs. The model is the default
-preset after three steps: what its weights are changes no speed.
+A table contains each window's reconstruction error, so the bare model is encoder and decoder: the same calls of ONNX
+Runtime on float32 batches in memory. The command's time includes everything else, from the ledger to the index: reading
+shards, rows, fragments, commit. Both sides import everything before the clock starts. The model is the default preset
+after three steps, since the weights do not affect the speed.
 
-The similarity vector's time is that of the part of the encoder's graph that leads to it, for the windows of a minute of
-sound as one batch; log-mel's is of that minute.
+The time of the similarity vector is that of the part of the encoder's graph that leads to it, for the windows of a
+minute of sound in one batch. The time of log-mel is for the same minute.
 """
 
 import math
@@ -23,12 +23,12 @@ from benches.sides import Side, in_turn
 from benches.sounds import sound
 
 HOURS, ROUNDS = 5, 3
-# Of encoder and log-mel.
+# Rounds for encoder and log-mel.
 SHORT_ROUNDS = 100
 
 
 def command(lake: str) -> Callable[[], Callable[[], None]]:
-    """The job of a side: encode a lake whose table was taken away."""
+    """The job of a side: encode a lake whose table was removed."""
     from soundlake.pipelines import commands
     from soundlake.pipelines.lake.lake import Lake
 
@@ -36,8 +36,8 @@ def command(lake: str) -> Callable[[], Callable[[], None]]:
         shutil.rmtree(Path(lake, "tables"))
 
     def job() -> Callable[[], None]:
-        found = commands.encode(Lake.at(lake), workers=1)
-        assert found["encoded"] == found["rows"] > 0, found
+        result = commands.encode(Lake.at(lake), workers=1)
+        assert result["encoded"] == result["rows"] > 0, result
         return clear
 
     job()()
@@ -45,7 +45,7 @@ def command(lake: str) -> Callable[[], Callable[[], None]]:
 
 
 def model(lake: str, parts: str) -> Callable[[], None]:
-    """The job of a side: all windows of a lake through the model, as ready batches."""
+    """The job of a side: run all windows of a lake through the model, in ready batches."""
     import numpy as np
 
     from soundlake.model.features.log_mel import dequantise
@@ -54,14 +54,14 @@ def model(lake: str, parts: str) -> Callable[[], None]:
     from soundlake.pipelines.lake.lake import Lake
 
     where = Lake.at(lake)
-    found = lookup.find_model(where, None)
-    shards = (name.removesuffix(".tfrecord") for name in where.names(f"{Lake.spec(found.spec.spec_id)}/shards"))
-    values = [record.values for shard in shards for record, _ in read_shard(where, found.spec, shard)]
+    loaded = lookup.find_model(where, None)
+    shards = (name.removesuffix(".tfrecord") for name in where.names(f"{Lake.spec(loaded.spec.spec_id)}/shards"))
+    values = [record.values for shard in shards for record, _ in read_shard(where, loaded.spec, shard)]
     batches = [
-        dequantise(np.stack(values[first : first + BATCH_WINDOWS]), found.spec)
+        dequantise(np.stack(values[first : first + BATCH_WINDOWS]), loaded.spec)
         for first in range(0, len(values), BATCH_WINDOWS)
     ]
-    encoder, decoder = found.encoder(), found.decoder()
+    encoder, decoder = loaded.encoder(), loaded.decoder()
 
     def job() -> None:
         for batch in batches:
@@ -74,7 +74,7 @@ def model(lake: str, parts: str) -> Callable[[], None]:
 
 
 def similarity(lake: str) -> list[Figure]:
-    """The encoder of a lake's model and its parts, as shares of the time of log-mel of the same sound."""
+    """Times of the parts of a lake's encoder, relative to the time of log-mel for the same sound."""
     import numpy as np
     import onnx
     from onnx.utils import Extractor
@@ -85,14 +85,14 @@ def similarity(lake: str) -> list[Figure]:
     from soundlake.pipelines.lake import lookup
     from soundlake.pipelines.lake.lake import Lake
 
-    found = lookup.find_model(Lake.at(lake), None)
-    spec = found.spec
-    graph = onnx.load(found.directory / artifact.ENCODER)
-    given, made = ([value.name for value in values] for values in (graph.graph.input, graph.graph.output))
+    loaded = lookup.find_model(Lake.at(lake), None)
+    spec = loaded.spec
+    graph = onnx.load(loaded.directory / artifact.ENCODER)
+    inputs, results = ([value.name for value in values] for values in (graph.graph.input, graph.graph.output))
     parts = {}
-    for name, outputs in {"similarity vector": made[2:], "rest of the encoder": made[:2]}.items():
+    for name, outputs in {"similarity vector": results[2:], "rest of the encoder": results[:2]}.items():
         path = Path(lake, f"{name}.onnx")
-        onnx.save(Extractor(graph).extract_model(given, outputs), path)
+        onnx.save(Extractor(graph).extract_model(inputs, outputs), path)
         parts[name] = artifact.Encoder(path, 1)
     frames = (BATCH_WINDOWS - 1) * spec.window_step + spec.window_frames
     seconds = 10 * math.ceil(frames * spec.hop_length / spec.sample_rate / 10)

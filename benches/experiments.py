@@ -1,10 +1,10 @@
-"""What each option of training is worth: same data, same number of steps, several seeds, judged on development folds.
+"""Effect of each training option: same data, same number of steps, several seeds, evaluated on development folds.
 
 `python -m benches.experiments --corpora FOLDER` · hours, on two cores
 
-Every variant changes one thing of the default preset. Labels serve to judge only, those of three folds in five only:
-presets are chosen here, so the others are left alone until ``make bench-learning``. What was measured is kept, a line
-each, in ``build/bench/experiments.jsonl``, and not measured again.
+Every variant changes one thing in the default preset. Labels are used only for evaluation, and only those of three
+folds in five: presets are chosen here, so the other folds are not used before ``make bench-learning``. Results are
+stored, one per line, in ``build/bench/experiments.jsonl``, and not measured again.
 """
 
 import argparse
@@ -45,26 +45,26 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def development_folds(corpus: Path, target: Path) -> str:
-    """Write the folds that presets may be chosen by: three in five of a set's own, else of its groups by digest."""
+    """Write the folds for choosing presets: three in five of a set's own folds, or else of its groups by digest."""
     with open(corpus / "labels.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     groups = sorted({row["group"] for row in rows}, key=lambda group: hashlib.sha256(group.encode()).hexdigest())
     place = {group: i % FOLDS for i, group in enumerate(groups)}
-    own = sorted({row["fold"] for row in rows if row.get("fold")})
-    rows = [row for row in rows if row["fold"]] if own else rows
+    set_folds = sorted({row["fold"] for row in rows if row.get("fold")})
+    rows = [row for row in rows if row["fold"]] if set_folds else rows
     target.parent.mkdir(parents=True, exist_ok=True)
     with open(target, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["uri", "fold"])
         for row in rows:
-            fold = own.index(row["fold"]) * FOLDS // len(own) if own else place[row["group"]]
+            fold = set_folds.index(row["fold"]) * FOLDS // len(set_folds) if set_folds else place[row["group"]]
             if fold < DEVELOPMENT:
                 writer.writerow([str((corpus / row["uri"]).resolve()), fold])
     return str(target)
 
 
 def measured(corpus: Path, variant: str, seed: int, steps: int, settings: dict[str, Any]) -> dict[str, Any]:
-    """One training, judged; from the notes if it is there."""
+    """Train and evaluate one variant, or return its result from the notes."""
     from soundlake.model.judging.evaluate import baselines
     from soundlake.model.network import vae
     from soundlake.pipelines.corpus.labels import read_folds
@@ -75,27 +75,27 @@ def measured(corpus: Path, variant: str, seed: int, steps: int, settings: dict[s
     key["vae_version"] = vae.VERSION
     if NOTES.exists():
         for line in NOTES.read_text().splitlines():
-            found = dict(json.loads(line))
-            if {name: found.get(name) for name in key} == key:
-                return found
-    given = VARIANTS[variant] | settings | {"seed": seed, "max_steps": steps, "patience": 10_000}
-    lake, told = trained(corpus, LAKES.parent / "experiments", given)
+            outcome = dict(json.loads(line))
+            if {name: outcome.get(name) for name in key} == key:
+                return outcome
+    chosen = VARIANTS[variant] | settings | {"seed": seed, "max_steps": steps, "patience": 10_000}
+    lake, training = trained(corpus, LAKES.parent / "experiments", chosen)
     folds = development_folds(corpus, LAKES.parent / "experiments" / f"{corpus.name}.csv")
-    model = lookup.find_model(lake, told["model_id"])
+    model = lookup.find_model(lake, training["model_id"])
     judged = evaluation(lake, model, folds=read_folds(folds))
-    row = Row(corpus.name, told["metrics"]["seconds"], steps, judged.found)
-    found = key | {"seconds": row.seconds, "ratio": row.error, "mse": row.found["mse"]["model"]}
-    found |= {name: score["value"] for name, score in row.found["probes"]["embedding"].items()}
+    row = Row(corpus.name, training["metrics"]["seconds"], steps, judged.found)
+    outcome = key | {"seconds": row.seconds, "ratio": row.error, "mse": row.found["mse"]["model"]}
+    outcome |= {name: score["value"] for name, score in row.found["probes"]["embedding"].items()}
     plain = baselines(row.found["probes"])
-    found["best_baseline"] = {key: max(row.mean(name, key) for name in plain) for key in ("linear", "knn", "map")}
+    outcome["best_baseline"] = {key: max(row.mean(name, key) for name in plain) for key in ("linear", "knn", "map")}
     NOTES.parent.mkdir(parents=True, exist_ok=True)
     with open(NOTES, "a") as file:
-        file.write(json.dumps(found) + "\n")
-    return found
+        file.write(json.dumps(outcome) + "\n")
+    return outcome
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    """Means over seeds and their standard deviations, a line a set and variant."""
+    """Print means over seeds and their standard deviations, one line per set and variant."""
     from rich.console import Console
     from rich.table import Table
 
@@ -103,18 +103,18 @@ def show(rows: list[dict[str, Any]]) -> None:
     for heading in ("set", "variant", "seeds", "error, times PCA's", "linear", "5 nearest", "mAP"):
         table.add_column(heading)
     for name, variant in dict.fromkeys((row["set"], row["variant"]) for row in rows):
-        some = [row for row in rows if (row["set"], row["variant"]) == (name, variant)]
+        group = [row for row in rows if (row["set"], row["variant"]) == (name, variant)]
         cells = []
         for key in ("ratio", "linear", "knn", "map"):
-            values = [row[key] for row in some]
+            values = [row[key] for row in group]
             spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
             cells.append(f"{statistics.mean(values):.3f}{spread}")
-        table.add_row(name, variant, str(len(some)), *cells)
+        table.add_row(name, variant, str(len(group)), *cells)
     Console(width=140).print(table)
 
 
 def main() -> None:
-    """Measure what is asked for; print the table."""
+    """Measure the variants of the command line; print the table."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--corpora", type=Path, required=True)
     parser.add_argument("--sets", nargs="*", default=["esc10"])

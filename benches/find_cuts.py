@@ -38,9 +38,9 @@ from soundlake.pipelines.query.search import Hit, Searcher
 SETS = ("esc10", "instruments", "drums", "digits", "berklee")
 LENGTHS = (0.05, 0.1, 0.3, 0.5, 1.0, 2.0)
 RATE, SLACK_S, RIGHT, K = 16_000, 0.05, 0.9, 10
-# Of a query that is longer a part may be marked, if its power is more than this share, -60 dB, of full swing.
+# In longer queries a part may be marked, if its power is above this share of the query's peak power: -60 dB.
 LONG_S, FAINT = 4.0, 1e-6
-# Copies with loss: the file's ending, PyAV's codec and bit rate; Vorbis is libsndfile's, at its middle quality.
+# Lossy copies: suffix, PyAV's codec, and bit rate; Vorbis is encoded by libsndfile, at medium quality.
 LOSSY: dict[str, tuple[str, str, int]] = {
     "MP3, 128 kbit/s": ("mp3", "libmp3lame", 128_000),
     "MP3, 48 kbit/s": ("mp3", "libmp3lame", 48_000),
@@ -54,7 +54,7 @@ Sound = NDArray[np.float32]
 
 @dataclass
 class Count:
-    """What search made of one kind of query."""
+    """Counts of search results for one kind of query."""
 
     queries: int = 0
     first: int = 0
@@ -67,17 +67,17 @@ class Count:
     seconds: list[float] = field(default_factory=list)
 
     def told(self) -> dict[str, Any]:
-        """As plain numbers."""
+        """The counts as plain numbers, for JSON."""
         numbers = {name: value for name, value in asdict(self).items() if isinstance(value, int)}
-        off, took = (np.array(values or [np.nan]) for values in (self.offsets_ms, self.seconds))
-        numbers |= {"within_50_ms": int((off <= 50).sum()), "worst_offset_ms": round(float(off.max()), 1)}
-        return numbers | {"median_seconds": round(float(np.median(took)), 3)}
+        offsets, seconds = (np.array(values or [np.nan]) for values in (self.offsets_ms, self.seconds))
+        numbers |= {"within_50_ms": int((offsets <= 50).sum()), "worst_offset_ms": round(float(offsets.max()), 1)}
+        return numbers | {"median_seconds": round(float(np.median(seconds)), 3)}
 
 
 def peak(query: Sound, stored: Sound, hit: Hit) -> float:
-    """Peak of the normalised cross-correlation over the stretch of a hit and 50 ms to either side, lag by lag."""
+    """Peak of the normalised cross-correlation over the stretch of a hit and 50 ms on both sides, lag by lag."""
     slack = round(SLACK_S * RATE)
-    # Where the file's start or end cut the stretch off, it does not tell where the query begins.
+    # The start or end of the file may cut the stretch off, so the query may begin at either of these places.
     begins = {round(hit.start_s * RATE), round(hit.end_s * RATE) - len(query)}
     best = -1.0
     for lag in (begin + off for off in sorted(range(-slack, slack + 1), key=abs) for begin in begins):
@@ -92,16 +92,16 @@ def peak(query: Sound, stored: Sound, hit: Hit) -> float:
 
 
 def later(sound: Sound, samples: float) -> Sound:
-    """A waveform moved by a part of a sample, by the phases of its spectrum."""
+    """A waveform delayed by a fraction of a sample, with the phases of its spectrum."""
     spectrum = np.fft.rfft(sound, 2 * len(sound))
     turns = np.arange(len(spectrum)) * samples / (2 * len(sound))
     return np.fft.irfft(spectrum * np.exp(-2j * np.pi * turns))[: len(sound)].astype(np.float32)
 
 
 def inside(query: Sound, stored: Sound, hit: Hit) -> float:
-    """The same peak where a long query and a recording share but the stretch of a hit, anywhere in the query.
+    """The same peak if a long query and a recording share only the stretch of a hit, anywhere in the query.
 
-    0 if that stretch is too faint beside the rest of the query to be its sound.
+    0 if that stretch is too faint compared with the loudest place of the query; -1 if the query is short.
     """
     from scipy.signal import correlate
 
@@ -110,9 +110,11 @@ def inside(query: Sound, stored: Sound, hit: Hit) -> float:
         return -1.0
     cross = correlate(query, part, "valid")
     sums = np.concatenate([[0.0], np.cumsum(np.square(query, dtype=np.float64))])
-    held = sums[len(part) :] - sums[: len(cross)]
-    faint = FAINT * float(np.abs(query).max()) ** 2 * len(part)
-    agreement = np.where(held > faint, cross / np.sqrt(np.maximum(held, 1e-12) * float(part @ part) + 1e-12), 0.0)
+    energy = sums[len(part) :] - sums[: len(cross)]
+    least_energy = FAINT * float(np.abs(query).max()) ** 2 * len(part)
+    agreement = np.where(
+        energy > least_energy, cross / np.sqrt(np.maximum(energy, 1e-12) * float(part @ part) + 1e-12), 0.0
+    )
     return float(agreement.max())
 
 
@@ -130,30 +132,30 @@ class Bench:
         self._at_rate: dict[str, Sound] = {}
 
     def native(self, uri: str) -> tuple[Sound, int]:
-        """A file's waveform at its own rate, mono."""
+        """A file's mono waveform at its own sample rate."""
         path = os.fsdecode(local_path(uri) or b"")
-        found = probe(path)
-        return np.concatenate(list(mono_blocks(path, found))), found.sample_rate
+        header = probe(path)
+        return np.concatenate(list(mono_blocks(path, header))), header.sample_rate
 
     def at_rate(self, uri: str) -> Sound:
-        """The same at 16 kHz, by another resampler than the product's."""
+        """The same waveform at 16 kHz, by a different resampler than soundlake's."""
         if uri not in self._at_rate:
             self._at_rate[uri] = resampled(*self.native(uri))
         return self._at_rate[uri]
 
     def ask(self, count: Count, path: str, row: dict[str, Any], sound: Sound, start: float | None) -> bool:
-        """Search for a file; False if search says that it holds no sound.
+        """Search for a file and count the result; False if search rejects the query as silent or too short.
 
         Parameters
         ----------
         count : Count
-            Where it is counted.
+            Receives the result.
         row : dict
-            Of the ledger: the file that the query was made from.
+            Ledger row of the file that the query was made from.
         sound : ndarray
             The query at 16 kHz.
         start : float or None
-            Second of the file where the query was cut; None for a copy with loss.
+            Second of the file at which the query was cut; None for a lossy copy.
         """
         began = time.perf_counter()
         try:
@@ -167,42 +169,44 @@ class Bench:
         count.queries += 1
         marked = [hit for hit in hits if hit.same_sound]
         for hit in marked:
-            # The bar is for sounds that lost nothing. A copy with loss is what it was made of all the same.
+            # The correlation test is for lossless queries. For a lossy copy, a mark on its source is always right.
             if start is None and hit.recording_id == row["recording_id"]:
                 count.right += 1
                 continue
             stored = self.at_rate(hit.uri)
-            found = max(peak(sound, stored, hit), inside(sound, stored, hit))
-            if found >= RIGHT:
+            agreement = max(peak(sound, stored, hit), inside(sound, stored, hit))
+            if agreement >= RIGHT:
                 count.right += 1
                 continue
-            between = max(peak(sound, later(stored, samples), hit) for samples in (0.25, 0.5, 0.75))
+            agreement_between = max(peak(sound, later(stored, samples), hit) for samples in (0.25, 0.5, 0.75))
             count.wrong += 1
-            count.between_samples += between >= RIGHT
+            count.between_samples += agreement_between >= RIGHT
             if verbose:
-                print("wrong:", path, row["uri"], start, hit, found, between)
-        own = next((hit for hit in marked if hit.recording_id == row["recording_id"]), None)
-        count.lost += own is None
-        if own is None and verbose:
+                print("wrong:", path, row["uri"], start, hit, agreement, agreement_between)
+        source_hit = next((hit for hit in marked if hit.recording_id == row["recording_id"]), None)
+        count.lost += source_hit is None
+        if source_hit is None and verbose:
             print("lost:", row["uri"], start, len(sound) / RATE, np.abs(sound).max(), hits[0].same_sound)
-        # Beside identical copies: any that agrees as well.
-        count.first += hits[0].recording_id == row["recording_id"] or (own is not None and self._alike(hits, own))
-        if own is not None and start is not None:
-            count.offsets_ms.append(1000 * abs(own.start_s - start))
+        # A hit that is an identical copy of the file also counts as first.
+        count.first += hits[0].recording_id == row["recording_id"] or (
+            source_hit is not None and self._alike(hits, source_hit)
+        )
+        if source_hit is not None and start is not None:
+            count.offsets_ms.append(1000 * abs(source_hit.start_s - start))
         return True
 
     def _alike(self, hits: list[Hit], own: Hit) -> bool:
-        """Whether all hits before one are copies of it, sample by sample."""
-        mine = self.at_rate(own.uri)
+        """Whether all hits before `own` are copies of it, sample by sample."""
+        reference = self.at_rate(own.uri)
         for hit in hits[: hits.index(own)]:
-            other = self.at_rate(hit.uri)
-            n = min(len(mine), len(other))
-            if n == 0 or float(np.abs(mine[:n] - other[:n]).max()) > 1e-4:
+            candidate = self.at_rate(hit.uri)
+            n = min(len(reference), len(candidate))
+            if n == 0 or float(np.abs(reference[:n] - candidate[:n]).max()) > 1e-4:
                 return False
         return True
 
     def own(self, folder: str, number: int) -> dict[str, Count]:
-        """Files of the lake as they are, and as WAV of floating-point samples."""
+        """Search for files of the lake unchanged, and as WAV with floating-point samples."""
         counts = {"as it is": Count(), "as WAV": Count()}
         copy = os.path.join(folder, "copy.wav")
         for row in self._chosen(number):
@@ -214,7 +218,7 @@ class Bench:
         return counts
 
     def lossy(self, folder: str, number: int) -> dict[str, Count]:
-        """Copies with loss."""
+        """Search for lossy copies."""
         counts = {name: Count() for name in LOSSY}
         for row in self._chosen(number):
             sound, rate = self.native(row["uri"])
@@ -225,7 +229,7 @@ class Bench:
         return counts
 
     def cuts(self, folder: str, number: int, seconds: float) -> Count:
-        """Cuts at random places."""
+        """Search for cuts at random places."""
         count, cut = Count(), os.path.join(folder, "cut.wav")
         rows = [row for row in self.rows if row["duration_s"] > seconds]
         while rows and count.queries < number and count.no_sound < 10 * number:
@@ -245,7 +249,7 @@ class Bench:
 
 
 def resampled(sound: Sound, rate: int, *, to: int = RATE) -> Sound:
-    """At another rate, by SciPy's polyphase filter."""
+    """A waveform at another sample rate, by SciPy's polyphase filter."""
     from scipy.signal import resample_poly
 
     if rate == to:
@@ -255,7 +259,7 @@ def resampled(sound: Sound, rate: int, *, to: int = RATE) -> Sound:
 
 
 def encoded(path: str, sound: Sound, codec: str, bits: int) -> None:
-    """Write 48 kHz mono with loss."""
+    """Write 48 kHz mono with a lossy codec."""
     if codec == "vorbis":
         soundfile.write(path, np.clip(sound, -1, 1), 48_000, format="OGG", subtype="VORBIS", compression_level=0.5)
         return
@@ -264,18 +268,20 @@ def encoded(path: str, sound: Sound, codec: str, bits: int) -> None:
     with av.open(path, "w") as container:
         stream: Any = container.add_stream(codec, rate=48_000, layout="mono")
         stream.bit_rate = bits
-        wanted = stream.codec_context.format.name if stream.codec_context.format else "fltp"
+        sample_format = stream.codec_context.format.name if stream.codec_context.format else "fltp"
         sound = np.clip(sound, -1, 1).astype(np.float32)
         frame = av.AudioFrame.from_ndarray(sound[None, :], format="fltp", layout="mono")
         frame.sample_rate = 48_000
-        resampler = av.AudioResampler(format=wanted, layout="mono", rate=48_000, frame_size=stream.frame_size or 1024)
+        resampler = av.AudioResampler(
+            format=sample_format, layout="mono", rate=48_000, frame_size=stream.frame_size or 1024
+        )
         for part in [*resampler.resample(frame), *resampler.resample(None)]:
             container.mux(stream.encode(part))
         container.mux(stream.encode(None))
 
 
 def made(folder: Path, audio: Path, steps: int) -> str:
-    """The lake of a set, made with few steps if it is not there."""
+    """The lake of a set; if it does not exist, it is made, with a short training."""
     lake = folder / audio.name / "lake"
     if not (folder / audio.name / "ready").exists():
         soundlake("extract", str(audio), "--lake", str(lake))
@@ -286,7 +292,7 @@ def made(folder: Path, audio: Path, steps: int) -> str:
 
 
 def show(found: dict[str, dict[str, Count]]) -> None:
-    """Print a table: a line a set and kind of query."""
+    """Print a table with one line per set and kind of query."""
     from rich.console import Console
     from rich.table import Table
 
@@ -305,9 +311,9 @@ def show(found: dict[str, dict[str, Count]]) -> None:
     lines = Table(*headings, "worst, ms", "median, s", title="Search that knows its own")
     for name, counts in found.items():
         for kind, count in counts.items():
-            told = count.told()
+            numbers = count.told()
             keys = ("queries", "no_sound", "first", "right", "wrong", "between_samples", "lost", "within_50_ms")
-            cells = [told[key] for key in (*keys, "worst_offset_ms", "median_seconds")]
+            cells = [numbers[key] for key in (*keys, "worst_offset_ms", "median_seconds")]
             lines.add_row(name, kind, *(str(cell) for cell in cells))
     Console(width=140).print(lines)
 
@@ -316,7 +322,7 @@ verbose = False
 
 
 def main() -> None:
-    """Ask; print a table, and write it as JSON."""
+    """Run all searches; print a table, and write it as JSON."""
     global verbose
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--audio", help="a corpus, with --lake")
@@ -334,29 +340,29 @@ def main() -> None:
     call = parser.parse_args()
     verbose = call.verbose
     if call.corpora:
-        lakes = {name: Path(call.corpora, name).resolve() for name in call.sets}
-        places = {name: (str(audio), made(Path(call.lakes), audio, call.steps)) for name, audio in lakes.items()}
+        corpora = {name: Path(call.corpora, name).resolve() for name in call.sets}
+        places = {name: (str(audio), made(Path(call.lakes), audio, call.steps)) for name, audio in corpora.items()}
     elif call.audio and call.lake:
         places = {Path(call.audio).name: (call.audio, call.lake)}
     else:
         parser.error("name --corpora, or --audio and --lake")
-    found: dict[str, dict[str, Count]] = {}
+    counts_of: dict[str, dict[str, Count]] = {}
     for name, (audio, lake) in places.items():
         bench = Bench(audio, lake, seed=call.seed)
         if not bench.rows:
             raise SystemExit(f"the lake {lake} holds no recording of {audio}")
         with tempfile.TemporaryDirectory() as folder:
-            found[name] = bench.own(folder, call.cuts)
+            counts_of[name] = bench.own(folder, call.cuts)
             for seconds in call.lengths:
-                found[name][f"cuts of {seconds:g} s"] = bench.cuts(folder, call.cuts, seconds)
-            found[name] |= bench.lossy(folder, call.copies)
-    told = {name: {kind: count.told() for kind, count in counts.items()} for name, counts in found.items()}
+                counts_of[name][f"cuts of {seconds:g} s"] = bench.cuts(folder, call.cuts, seconds)
+            counts_of[name] |= bench.lossy(folder, call.copies)
+    numbers = {name: {kind: count.told() for kind, count in counts.items()} for name, counts in counts_of.items()}
     RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / "find_cuts.json").write_text(json.dumps(told | {"seed": call.seed}, indent=1) + "\n")
+    (RESULTS / "find_cuts.json").write_text(json.dumps(numbers | {"seed": call.seed}, indent=1) + "\n")
     if call.json:
-        print(json.dumps(told))
+        print(json.dumps(numbers))
     else:
-        show(found)
+        show(counts_of)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How much memory a piece of work takes: in a process of its own, above what that held before."""
+"""Memory growth of a piece of work in a separate process."""
 
 import multiprocessing
 from collections.abc import Callable
@@ -8,13 +8,13 @@ from typing import Any
 
 
 def megabytes(line: str) -> float:
-    """What the kernel says of this process's memory: ``"VmRSS"`` now, ``"VmHWM"`` at most."""
+    """Memory of this process from the kernel: ``"VmRSS"`` for now, ``"VmHWM"`` for the peak."""
     with open("/proc/self/status") as status:
-        return next(int(found.split()[1]) for found in status if found.startswith(line)) / 1024
+        return next(int(text.split()[1]) for text in status if text.startswith(line)) / 1024
 
 
 class Grown:
-    """Megabytes that this process grows by at most inside the block, beyond what it held at its beginning."""
+    """Peak growth of this process inside the block, in megabytes above its memory at the start."""
 
     def __enter__(self) -> "Grown":
         Path("/proc/self/clear_refs").write_text("5")
@@ -26,6 +26,6 @@ class Grown:
 
 
 def apart(work: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-    """Call a function of a module in a fresh process, whose memory is its own."""
+    """Call a function of a module in a new process, so that its memory is measured alone."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(work, *arguments, **named).result()

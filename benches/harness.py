@@ -1,7 +1,7 @@
-"""Time things against each other: interleaved, on the same cores, and reported as ratios.
+"""Comparison of times: sides are run in turn on the same cores, and reported as ratios.
 
-Machines differ and are shared: a second counts for nothing, a ratio taken within one run does. Every round runs each
-side once, in turn, so that what disturbs the machine disturbs both; a ratio is the median over the rounds.
+Machines differ and are shared, so absolute seconds mean little, but ratios within one run are meaningful. Every round
+runs each side once, in turn, so that a disturbance of the machine affects both. A ratio is the median over the rounds.
 """
 
 import json
@@ -19,10 +19,10 @@ RESULTS = Path(__file__).resolve().parents[1] / "build" / "bench"
 
 
 def pin(cores: int) -> list[int]:
-    """Keep this process, and what it starts, on the first `cores` cores it may use; return them.
+    """Restrict this process and its children to the first `cores` cores that it may use; return them.
 
-    The first call of a program. It starts the program anew if it had more cores: libraries count them when they load,
-    and threads for cores that they may not use would crowd the others out.
+    It must be the first call of a program. If the program may use more cores, it is restarted: libraries count cores
+    when they load, and would otherwise start more threads than there are cores.
     """
     allowed = sorted(os.sched_getaffinity(0))
     if len(allowed) > cores:
@@ -32,22 +32,22 @@ def pin(cores: int) -> list[int]:
 
 
 def interleaved(sides: Mapping[str, Callable[[], Any]], *, rounds: int, warm: int = 1) -> dict[str, list[float]]:
-    """Seconds of each side, a number a round, after `warm` rounds that do not count.
+    """Seconds of each side, one number per round, after `warm` rounds that do not count.
 
-    Those that a side returns as a float, where it knows better what counts; else what it took by the wall's clock.
+    If a side returns a float, that is its number of seconds; otherwise the wall-clock time of the call counts.
     """
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(warm + rounds):
         for name, side in sides.items():
             began = time.perf_counter()
-            told = side()
+            result = side()
             if turn >= warm:
-                seconds[name].append(told if isinstance(told, float) else time.perf_counter() - began)
+                seconds[name].append(result if isinstance(result, float) else time.perf_counter() - began)
     return seconds
 
 
 def on_processor(side: Callable[[], Any]) -> Callable[[], float]:
-    """The same side, timed by what it takes of the processor: for work in this process that waits for nothing."""
+    """The same side, timed by processor time: for work in this process that does not wait."""
 
     def timed() -> float:
         began = time.process_time()
@@ -65,9 +65,9 @@ class Figure:
     ----------
     what : str
     value, low, high : float
-        The median, and the least and the most of the rounds.
+        Median, minimum and maximum over the rounds.
     target : str
-        As the project promises it: ``"≥ 3.5"``; empty where nothing is promised.
+        The project's promise, such as ``"≥ 3.5"``; empty if there is none.
     met : bool or None
     note : str
     """
@@ -84,7 +84,7 @@ class Figure:
 def figure(
     what: str, values: Sequence[float], *, least: float | None = None, most: float | None = None, note: str = ""
 ) -> Figure:
-    """A figure from the values of several rounds, against what is promised of its median."""
+    """A figure from the values of several rounds, with the promise for its median."""
     value = statistics.median(values)
     target = " and ".join(f"{sign} {bound:g}" for sign, bound in (("≥", least), ("≤", most)) if bound is not None)
     met = None if not target else (least is None or value >= least) and (most is None or value <= most)
@@ -92,24 +92,24 @@ def figure(
 
 
 def faster(what: str, slow: Sequence[float], fast: Sequence[float], **promise: Any) -> Figure:
-    """How many times faster one side is: the ratio of seconds, round by round."""
+    """Speed-up of one side over another: the ratio of seconds, round by round."""
     return figure(what, [a / b for a, b in zip(slow, fast, strict=True)], **promise)
 
 
 def report(name: str, title: str, figures: Sequence[Figure]) -> None:
-    """Print a table, and write the same to ``build/bench/NAME.json``."""
+    """Print a table, and write the same figures to ``build/bench/NAME.json``."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table(title=title)
     for heading in ("", "median", "least – most", "promised", "", "note"):
         table.add_column(heading, justify="right" if heading in ("median", "least – most") else "left")
-    for one in figures:
-        verdict = {None: "", True: "met", False: "SHORT"}[one.met]
-        spread = f"{one.low:.3g} – {one.high:.3g}"
-        table.add_row(one.what, f"{one.value:.3g}", spread, one.target, verdict, one.note)
+    for line in figures:
+        verdict = {None: "", True: "met", False: "SHORT"}[line.met]
+        spread = f"{line.low:.3g} – {line.high:.3g}"
+        table.add_row(line.what, f"{line.value:.3g}", spread, line.target, verdict, line.note)
     Console(width=140).print(table)
     RESULTS.mkdir(parents=True, exist_ok=True)
     machine = {"cores": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
-    found = {"name": name, "title": title, "machine": machine, "figures": [asdict(one) for one in figures]}
-    (RESULTS / f"{name}.json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    content = {"name": name, "title": title, "machine": machine, "figures": [asdict(line) for line in figures]}
+    (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")

@@ -1,11 +1,11 @@
-"""What one process holds a thing of for each file, or does once for each bundle: bytes and microseconds of each.
+"""Memory and time that a single process needs per file or per bundle: bytes and microseconds of each.
 
 `python -m benches.held` · about five minutes
 
-Ledgers of made-up rows (`benches.rows`), written and committed by the product's own functions, and what reads all of
-one in one process: the input of training, its splits, the totals of `status`. Each in a fresh process; counted is what
-it grows by at most, of the large ledger less the small one: what a reader takes for itself falls out. What a hundred
-million files would take is in `docs/scale.md`.
+Ledgers of synthetic rows (`benches.rows`) are written and committed by soundlake's own functions. Then every step that
+reads a whole ledger in one process is measured: the input of training, its splits, the totals of `status`. Each step
+runs in a new process. The figure is the peak growth with the large ledger minus that with the small one, so the fixed
+cost of a reader cancels out. `docs/scale.md` contains the numbers for a hundred million files.
 """
 
 import argparse
@@ -29,14 +29,14 @@ ROWS, PART, RECORDINGS_A_BUNDLE, PIECES = 1_000_000, 5, 40, 5_000
 
 
 def filled(lake: str, first: int, count: int) -> list[str]:
-    """Fragments of a ledger with rows of its own, as workers write them."""
+    """Fragments of a ledger with synthetic rows, written as workers write them."""
     from soundlake.pipelines.extract import plan
     from soundlake.pipelines.extract.pipeline import PART_ROWS
     from soundlake.pipelines.lake import ledger
     from soundlake.pipelines.lake.lake import Lake
 
     numbers = np.arange(first, first + count, dtype=np.uint64)
-    found, written = [], []
+    pending, written = [], []
     for number, name, (probe, size) in zip(numbers.tolist(), rows.ids(numbers), rows.headers(numbers), strict=True):
         seconds = (probe.claimed_frames or 0) / probe.sample_rate
         bundle = f"{number // RECORDINGS_A_BUNDLE:032x}"
@@ -45,15 +45,15 @@ def filled(lake: str, first: int, count: int) -> list[str]:
         row |= {"codec": probe.codec, "sample_rate": probe.sample_rate, "channels": probe.channels}
         row |= {"claimed_s": seconds, "duration_s": seconds, "windows": plan.believed_windows(probe, size, SPEC)}
         row |= {"silent_windows": 0, "bundles": [bundle], "group": f"speaker-{number % 100_000:06d}"}
-        found.append(row)
-        if len(found) == PART_ROWS or number == first + count - 1:
-            written += ledger.write_rows(Lake.at(lake), SPEC.spec_id, found)
-            found = []
+        pending.append(row)
+        if len(pending) == PART_ROWS or number == first + count - 1:
+            written += ledger.write_rows(Lake.at(lake), SPEC.spec_id, pending)
+            pending = []
     return written
 
 
 def committed(lake: str, count: int) -> dict[str, float]:
-    """Write and commit `count` rows; seconds and bytes of it."""
+    """Write and commit `count` rows; return seconds of the commit, and bytes."""
     from soundlake.pipelines.lake import fragments, ledger
     from soundlake.pipelines.lake.lake import Lake
 
@@ -74,7 +74,7 @@ def committed(lake: str, count: int) -> dict[str, float]:
 
 
 def reading(lake: str, what: str) -> tuple[float, float]:
-    """Megabytes and seconds that reading the whole ledger takes in one process, for one purpose."""
+    """Megabytes and seconds that one process needs to read the whole ledger for one purpose."""
     from soundlake.model.features import splits
     from soundlake.pipelines.lake import ledger
     from soundlake.pipelines.lake.lake import Lake
@@ -108,7 +108,7 @@ PURPOSES = (
 
 
 def labels(folder: str, count: int) -> tuple[float, float]:
-    """The same of a label file of so many rows."""
+    """Megabytes and seconds to read a label file of `count` rows."""
     from soundlake.pipelines.corpus.labels import read_labels
 
     path = Path(folder, "labels.csv")
@@ -123,7 +123,7 @@ def labels(folder: str, count: int) -> tuple[float, float]:
 
 
 def pieces(lake: str, count: int) -> dict[str, float]:
-    """Seconds that a look at how far a run is takes, and reading what pieces of encode say, one after the other."""
+    """Seconds of each look at the progress of a run, and of reading the reports of encode's pieces one by one."""
     from soundlake.pipelines.lake.lake import Lake
     from soundlake.pipelines.lake.progress import Progress, Watch
 
@@ -131,15 +131,15 @@ def pieces(lake: str, count: int) -> dict[str, float]:
     progress = Progress(where, "runs/one")
     for number in range(count):
         progress.tell(f"{number:032x}", {"files": 40, "rejected": 0, "audio_s": 4000.0, "work": 4096})
-    watch, took = Watch(progress), []
+    watch, seconds = Watch(progress), []
     for _ in range(2):
         began = time.perf_counter()
         watch.look()
-        took.append(time.perf_counter() - began)
+        seconds.append(time.perf_counter() - began)
     began = time.perf_counter()
     for number in range(count):
         json.loads(where.read(f"runs/one/done/{number:032x}.json"))
-    return {"first look": took[0], "look": took[1], "read": time.perf_counter() - began}
+    return {"first look": seconds[0], "look": seconds[1], "read": time.perf_counter() - began}
 
 
 def main() -> None:
@@ -147,24 +147,24 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rows", type=int, default=ROWS)
     count = parser.parse_args().rows
-    # Lance tells of each fragment that there is no dataset yet.
+    # Otherwise Lance logs for each fragment that there is no dataset yet.
     os.environ |= {"LANCE_LOG": "error", "TF_CPP_MIN_LOG_LEVEL": "3"}
     pin(1)
     sizes = [count // PART, count]
 
     def figure(what: str, found: list[tuple[float, float]]) -> Figure:
-        """Bytes a file, and microseconds, from (megabytes, seconds) of the small ledger and the large one."""
+        """Bytes and microseconds per file, from (megabytes, seconds) of the small and the large ledger."""
         more = sizes[1] - sizes[0]
-        value, each = ((found[1][i] - found[0][i]) / more for i in (0, 1))
-        told = Figure(what, value * 2**20, value * 2**20, value * 2**20, note=f"{each * 1e6:.2f} µs each")
-        print(told.what, f"{told.value:.1f}", told.note, flush=True)
-        return told
+        value, seconds = ((found[1][i] - found[0][i]) / more for i in (0, 1))
+        line = Figure(what, value * 2**20, value * 2**20, value * 2**20, note=f"{seconds * 1e6:.2f} µs each")
+        print(line.what, f"{line.value:.1f}", line.note, flush=True)
+        return line
 
     with tempfile.TemporaryDirectory() as folder:
         lakes = [f"{folder}/{size}" for size in sizes]
-        made = [apart(committed, lake, size) for lake, size in zip(lakes, sizes, strict=True)]
+        results = [apart(committed, lake, size) for lake, size in zip(lakes, sizes, strict=True)]
         figures = [
-            figure(text, [(one[name] / 2**20, one["seconds"]) for one in made])
+            figure(text, [(result[name] / 2**20, result["seconds"]) for result in results])
             for name, text in (
                 ("data", "ledger, on disk"),
                 ("manifest", "ledger's manifest, before compaction"),

@@ -1,10 +1,10 @@
-"""Indices of the table: how long one is built, how large it is, what it finds and how fast, by kind and by rows.
+"""Indexes of the table: build time, size, recall and query time, by kind and by number of rows.
 
 `python -m benches.index` · ten minutes on one core; `--rows 100000`: one
 
-Rows are made up: embeddings of 128 numbers in a thousand clusters, as recordings are. soundlake builds IVF_FLAT with
-√rows parts and looks at 16 of them; the other kinds are smaller, look at coarse numbers first, and at the true ones of
-what is nearest by those (refined).
+Rows are synthetic: embeddings of 128 numbers in a thousand clusters, similar to recordings. soundlake builds IVF_FLAT
+with √rows partitions and searches 16 of them. The other kinds are smaller: they compare quantised vectors first, and
+then the exact vectors of the nearest candidates (refined).
 """
 
 import argparse
@@ -22,7 +22,7 @@ from benches.harness import Figure, pin, report
 
 ROWS, PART, SIZE, CLUSTERS, BATCH = 1_000_000, 4, 128, 1000, 50_000
 QUERIES, K = 100, 10
-# Kind, what it needs, parts looked at, and how many times as many rows are looked at again.
+# Kind, its options, partitions that a query searches, and the refine factor: it times K rows are compared exactly.
 KINDS: tuple[tuple[str, dict[str, Any], int, int], ...] = (
     ("IVF_FLAT", {}, 16, 0),
     ("IVF_SQ", {}, 16, 2),
@@ -31,7 +31,7 @@ KINDS: tuple[tuple[str, dict[str, Any], int, int], ...] = (
 
 
 def made(folder: str, count: int) -> Any:
-    """A table of `count` embeddings."""
+    """Write a table of `count` embeddings."""
     import lance
 
     centres = np.random.default_rng(0).standard_normal((CLUSTERS, SIZE), np.float32)
@@ -50,13 +50,13 @@ def made(folder: str, count: int) -> Any:
 
 
 def asked(dataset: Any, vector: Any, **how: Any) -> list[int]:
-    """Ids of the nearest rows."""
+    """Ids of the rows nearest to a vector."""
     query = {"column": "embedding", "q": vector, "k": K, "metric": "l2", **how}
     return list(dataset.to_table(columns=["id", "_distance"], nearest=query)["id"].to_pylist())
 
 
 def measured(dataset: Any, kind: str, needs: dict[str, Any], parts: int, refined: int) -> dict[str, float]:
-    """Build an index; seconds, bytes a row, the share of the true nearest that it finds, milliseconds a query."""
+    """Build an index; return CPU seconds, bytes per row, recall, and milliseconds per query."""
     count = dataset.count_rows()
     began = time.process_time()
     dataset.create_index(
@@ -65,14 +65,14 @@ def measured(dataset: Any, kind: str, needs: dict[str, Any], parts: int, refined
     seconds = time.process_time() - began
     size = sum(path.stat().st_size for path in Path(dataset.uri, "_indices").rglob("*") if path.is_file())
     picked = np.linspace(0, count - 1, QUERIES).astype(int).tolist()
-    vectors = [np.array(found) for found in dataset.take(picked, columns=["embedding"])["embedding"].to_pylist()]
+    vectors = [np.array(values) for values in dataset.take(picked, columns=["embedding"])["embedding"].to_pylist()]
     how: dict[str, Any] = {"nprobes": parts} | ({"refine_factor": refined} if refined else {})
     hits, took = 0, []
     for vector in vectors:
         began = time.perf_counter()
-        found = asked(dataset, vector, **how)
+        ids = asked(dataset, vector, **how)
         took.append(time.perf_counter() - began)
-        hits += len(set(found) & set(asked(dataset, vector, use_index=False)))
+        hits += len(set(ids) & set(asked(dataset, vector, use_index=False)))
     dataset.drop_index("i")
     shutil.rmtree(Path(dataset.uri, "_indices"))
     return {

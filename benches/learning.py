@@ -1,12 +1,12 @@
-"""What a model is worth on labelled sets: trained on each without its labels, beside what people would use instead.
+"""Evaluation of models on labelled sets: trained on each set without its labels, and compared with baselines.
 
 `python -m benches.learning --corpora FOLDER` · as long as the trainings take, on two cores
 
-Each folder with a ``labels.csv`` is a set: extracted, trained with the default preset (by ``make bench-learning`` in
-bfloat16), judged by its own folds if the file has any, else by folds that no group straddles. Then its events are
-looked for in a background (`benches.background`). Lakes and models stay in ``build/learning``: what is there already
-is not made again. BirdNET stands beside where ``make bench-birdnet`` has been run: it learned from labelled sound, so
-it is no baseline.
+Each folder with a ``labels.csv`` is a set. It is extracted, trained with the default preset (``make bench-learning``
+uses bfloat16), and evaluated with its own folds if the file has any, or else with folds that never split a group. Then
+search looks for its events in a background (`benches.background`). Lakes and models stay in ``build/learning``, and
+existing ones are reused. The table also contains BirdNET if ``make bench-birdnet`` was run. BirdNET was trained on
+labelled sound, so it is not a baseline.
 """
 
 import argparse
@@ -23,8 +23,8 @@ from benches import background, birdnet
 from benches.harness import RESULTS, pin
 
 LAKES = RESULTS.parent / "learning"
-# What the project promises: error against principal components, less of it on two sets that these describe well; means
-# over all sets; points of the means ahead of the best baseline's.
+# The project's promises: error relative to principal components, with a weaker promise for two sets that these describe
+# well; means over all sets; lead of the means over the best baseline, in points.
 MOST_ERROR, MOST_ERROR_OF = 0.8, {"esc10": 0.85, "digits": 0.85}
 LEAST_MEAN = {"linear": 0.82, "knn": 0.76, "map": 0.5}
 LEAST_AHEAD = {"linear": 3.0, "knn": 5.0, "map": 5.0, "search": 5.0}
@@ -33,17 +33,17 @@ BACKGROUND_MEASURES = {"first": "own window first", "map": "mAP of the label"}
 
 @dataclass(frozen=True)
 class Row:
-    """A set, and what was measured on it.
+    """A set, and its measurements.
 
     Attributes
     ----------
     found : dict
-        As `pipelines.learning.evaluation.Judged.found`.
+        The value of `pipelines.learning.evaluation.Judged.found`.
     birdnet : dict of str to float
-        Its means by measure; empty where it is not there.
+        BirdNET's means by measure; empty if BirdNET was not run.
     background : dict of str to dict
-        By embedding, then by decibels and measure: a mean; of the model's embedding also how far it is above each
-        baseline, with its interval.
+        Means by embedding, and by measure and decibels; for the model's embedding also its lead over each baseline,
+        with an interval.
     """
 
     name: str
@@ -55,34 +55,34 @@ class Row:
 
     @property
     def error(self) -> float:
-        """Mean square error, times that of as many principal components."""
+        """Mean square error, divided by that of as many principal components."""
         return float(self.found["mse"]["model"] / self.found["mse"]["PCA"])
 
     def mean(self, name: str, measure: str) -> float:
-        """Of an embedding."""
+        """Mean of a measure for an embedding."""
         return float(self.found["probes"][name][measure]["value"])
 
 
 def own_folds(labels: Path) -> str | None:
-    """The file itself, if it gives folds."""
+    """The path of the label file if it contains folds, or else None."""
     with open(labels, newline="") as file:
         return str(labels) if any(row.get("fold") for row in csv.DictReader(file)) else None
 
 
 def parse_settings(given: list[str]) -> dict[str, Any]:
-    """NAME=VALUE, a value as JSON or else as it stands."""
-    found = {}
+    """Settings from NAME=VALUE; a value is JSON, or else plain text."""
+    settings = {}
     for text in given:
         name, _, value = text.partition("=")
         try:
-            found[name] = json.loads(value)
+            settings[name] = json.loads(value)
         except ValueError:
-            found[name] = value
-    return found
+            settings[name] = value
+    return settings
 
 
 def trained(corpus: Path, lakes: Path, settings: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The lake of a set, and what training on it told."""
+    """Extract a set and train on it; return its lake and the output of the training."""
     from soundlake.pipelines import commands
     from soundlake.pipelines.lake import lookup
     from soundlake.pipelines.lake.lake import Lake
@@ -94,59 +94,59 @@ def trained(corpus: Path, lakes: Path, settings: dict[str, Any]) -> tuple[Any, d
 
 
 def learned(corpus: Path, settings: dict[str, Any]) -> Row:
-    """Train on a set, and judge."""
+    """Train on a set, and evaluate the model."""
     from soundlake.model.judging import evaluate
     from soundlake.pipelines.corpus.labels import read_folds
     from soundlake.pipelines.lake.lookup import find_model
     from soundlake.pipelines.learning.evaluation import evaluation, folds_of
 
-    lake, told = trained(corpus, LAKES, settings)
-    model = find_model(lake, told["model_id"], None)
-    given = own_folds(corpus / "labels.csv")
-    folds = None if given is None else read_folds(given)
+    lake, training = trained(corpus, LAKES, settings)
+    model = find_model(lake, training["model_id"], None)
+    fold_file = own_folds(corpus / "labels.csv")
+    folds = None if fold_file is None else read_folds(fold_file)
     judged = evaluation(lake, model, folds=folds)
-    beside: dict[str, float] = {}
+    birdnet_means: dict[str, float] = {}
     if vectors := birdnet.read(corpus):
         places, labels, _, fold, _ = folds_of(judged.clips, folds)
         hits = evaluate.hits(np.stack([vectors[judged.clips[i].uri] for i in places]), labels, fold=fold)
-        beside = {measure: float(np.nanmean(values)) for measure, values in hits.items()}
-    seconds, steps = told["metrics"]["seconds"], told["metrics"]["steps"]
-    return Row(corpus.name, seconds, steps, judged.found, beside, in_background(corpus, model))
+        birdnet_means = {measure: float(np.nanmean(values)) for measure, values in hits.items()}
+    seconds, steps = training["metrics"]["seconds"], training["metrics"]["steps"]
+    return Row(corpus.name, seconds, steps, judged.found, birdnet_means, in_background(corpus, model))
 
 
 def in_background(corpus: Path, model: Any) -> dict[str, dict[str, Any]]:
-    """What the model's embedding and the baselines find in a background: see `Row`."""
+    """Search results of the model's embedding and the baselines in a background: see `Row.background`."""
     from soundlake.model.judging import evaluate
 
     encoder = model.encoder(threads=0)
     embedders: dict[str, background.Embed] = {
         "embedding": lambda windows: encoder.encode(windows).embedding,
-        "log-mel, 3 statistics": lambda windows: np.stack([evaluate.log_mel_statistics(one) for one in windows]),
-        "MFCC": lambda windows: np.stack([evaluate.mfcc_statistics(one) for one in windows]),
+        "log-mel, 3 statistics": lambda windows: np.stack([evaluate.log_mel_statistics(frames) for frames in windows]),
+        "MFCC": lambda windows: np.stack([evaluate.mfcc_statistics(frames) for frames in windows]),
     }
     events = background.events_of(corpus, model.spec)
     pieces = background.pieces_of(corpus.parent, corpus.name, model.spec)
     groups = [event.group for event in events]
-    found: dict[str, dict[str, Any]] = {name: {} for name in embedders}
+    scores: dict[str, dict[str, Any]] = {name: {} for name in embedders}
     for decibels in background.DECIBELS:
         gallery = background.gallery_of(events, pieces, model.spec, decibels=decibels)
-        each = {
+        by_embedder = {
             name: background.judged(events, gallery, embed, plain=name != "embedding")
             for name, embed in embedders.items()
         }
         for measure in BACKGROUND_MEASURES:
-            for name, values in each.items():
-                found[name][f"{measure} {decibels}"] = float(np.nanmean(values[measure]))
-            found["embedding"][f"ahead {measure} {decibels}"] = {
-                name: vars(evaluate.interval(each["embedding"][measure] - values[measure], groups))
-                for name, values in each.items()
+            for name, values in by_embedder.items():
+                scores[name][f"{measure} {decibels}"] = float(np.nanmean(values[measure]))
+            scores["embedding"][f"ahead {measure} {decibels}"] = {
+                name: vars(evaluate.interval(by_embedder["embedding"][measure] - values[measure], groups))
+                for name, values in by_embedder.items()
                 if name != "embedding"
             }
-    return found
+    return scores
 
 
 def show(rows: list[Row]) -> None:
-    """Print the tables, and against what was promised."""
+    """Print the tables, and a comparison with the promises."""
     from rich.console import Console
 
     from soundlake.model.judging.evaluate import MEASURES, PARTS, baselines
@@ -163,8 +163,8 @@ def show(rows: list[Row]) -> None:
     probes = _table("Probes: " + " / ".join(MEASURES.values()), *[row.name for row in rows], "mean")
     means = {name: {key: np.mean([row.mean(name, key) for row in rows]) for key in MEASURES} for name in names}
     for name in sorted(names, key=lambda name: (name != "embedding", name in PARTS)):
-        each = [{key: row.mean(name, key) for key in MEASURES} for row in rows]
-        probes.add_row(f"({name})" if name in PARTS else name, *map(_numbers, each), _numbers(means[name]))
+        entries = [{key: row.mean(name, key) for key in MEASURES} for row in rows]
+        probes.add_row(f"({name})" if name in PARTS else name, *map(_numbers, entries), _numbers(means[name]))
     if all(row.birdnet for row in rows):
         mean = {key: np.mean([row.birdnet[key] for row in rows]) for key in MEASURES}
         probes.add_row("(BirdNET 2.4)", *(_numbers(row.birdnet) for row in rows), _numbers(mean))
@@ -173,16 +173,16 @@ def show(rows: list[Row]) -> None:
         title = f"In a background, {decibels} dB: " + " / ".join(BACKGROUND_MEASURES.values())
         table = _table(title, *[row.name for row in rows], "mean")
         for name in rows[0].background:
-            each = [{key: row.background[name][f"{key} {decibels}"] for key in BACKGROUND_MEASURES} for row in rows]
-            mean = {key: np.mean([one[key] for one in each]) for key in BACKGROUND_MEASURES}
-            table.add_row(name, *map(_numbers, each), _numbers(mean))
+            entries = [{key: row.background[name][f"{key} {decibels}"] for key in BACKGROUND_MEASURES} for row in rows]
+            mean = {key: np.mean([entry[key] for entry in entries]) for key in BACKGROUND_MEASURES}
+            table.add_row(name, *map(_numbers, entries), _numbers(mean))
         console.print(table)
     for line in bars(rows, means, plain):
         console.print(line, highlight=False)
 
 
 def bars(rows: list[Row], means: Mapping[str, Mapping[str, Any]], plain: list[str]) -> list[str]:
-    """What was promised, and whether it is met, a line each."""
+    """One line per promise: the promise, the figure, and whether it is met."""
     from soundlake.model.judging.evaluate import MEASURES
 
     verdict = {True: "met", False: "SHORT"}
@@ -198,17 +198,17 @@ def bars(rows: list[Row], means: Mapping[str, Mapping[str, Any]], plain: list[st
                     f"{row.name}: {title}, points ahead of {ahead['baseline']}: {points}, "
                     f"{'within the interval' if ahead['high'] >= 0 else 'BEHIND'}"
                 )
-        for key, one in row.background.get("embedding", {}).items():
-            for name, score in one.items() if isinstance(one, dict) else ():
+        for key, scores in row.background.get("embedding", {}).items():
+            for name, score in scores.items() if isinstance(scores, dict) else ():
                 if score["value"] < 0:
                     points = _points(score)
                     lines.append(f"{row.name}: in a background, {key} dB, points ahead of {name}: {points}")
     for key, title in MEASURES.items():
-        own, best = means["embedding"][key], max(plain, key=lambda name: means[name][key])
-        ahead = 100 * (own - means[best][key])
-        line = f"{title}: mean {own:.3f}"
+        model_mean, best = means["embedding"][key], max(plain, key=lambda name: means[name][key])
+        ahead = 100 * (model_mean - means[best][key])
+        line = f"{title}: mean {model_mean:.3f}"
         if key in LEAST_MEAN:
-            line += f", promised {LEAST_MEAN[key]}, {verdict[own >= LEAST_MEAN[key]]}"
+            line += f", promised {LEAST_MEAN[key]}, {verdict[model_mean >= LEAST_MEAN[key]]}"
         least = LEAST_AHEAD[key]
         lines.append(f"{line}; {ahead:+.1f} points of {best}, promised {least:+}, {verdict[ahead >= least]}")
     return lines
@@ -251,7 +251,7 @@ def main() -> None:
         raise SystemExit(f"no set in {call.corpora}: a set is a folder with a labels.csv")
     show(rows)
     RESULTS.mkdir(parents=True, exist_ok=True)
-    told = [
+    content = [
         {
             "set": row.name,
             "seconds": row.seconds,
@@ -262,7 +262,7 @@ def main() -> None:
         }
         for row in rows
     ]
-    (RESULTS / "learning.json").write_text(json.dumps(told, indent=1) + "\n")
+    (RESULTS / "learning.json").write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":

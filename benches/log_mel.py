@@ -1,7 +1,7 @@
-"""Log-mel alone on one core, against librosa, audioflux and kaldi-native-fbank.
+"""Log-mel alone on one core, compared with librosa, audioflux and kaldi-native-fbank.
 
-`python -m benches.log_mel` · about a minute. The last two are no dependency of ours, and are left out where they are
-not installed.
+`python -m benches.log_mel` · about a minute. The last two are not dependencies of soundlake, and are left out if they
+are not installed.
 """
 
 import importlib.util
@@ -20,12 +20,12 @@ SPEC = PRESETS["general"]
 SECONDS, ROUNDS = 60, 150
 INSTALL = {"audioflux": "audioflux", "kaldi_native_fbank": "kaldi-native-fbank"}
 
-# Samples → log-mel, float32, shape (n_frames, n_mels) or its transpose, as it comes.
+# Returns log-mel, float32, shape (n_frames, n_mels) or its transpose.
 Side = Callable[[], NDArray[np.float32]]
 
 
 def by_librosa(samples: NDArray[np.float32], spec: FeatureSpec) -> Side:
-    """librosa as everybody calls it."""
+    """librosa in the usual way."""
 
     def side() -> NDArray[np.float32]:
         mel = librosa.feature.melspectrogram(
@@ -43,7 +43,7 @@ def by_librosa(samples: NDArray[np.float32], spec: FeatureSpec) -> Side:
 
 
 def by_audioflux(samples: NDArray[np.float32], spec: FeatureSpec) -> Side:
-    """audioflux, its object made once: its fastest way. It knows the HTK mel scale alone."""
+    """audioflux with one reused object, its fastest way. It supports only the HTK mel scale."""
     import audioflux
     from audioflux.type import SpectralDataType, SpectralFilterBankNormalType
 
@@ -65,7 +65,7 @@ def by_audioflux(samples: NDArray[np.float32], spec: FeatureSpec) -> Side:
 
 
 def by_kaldi(samples: NDArray[np.float32], spec: FeatureSpec) -> Side:
-    """kaldi-native-fbank in the mode that it names after librosa. It hands out frames one by one alone."""
+    """kaldi-native-fbank in its librosa mode. It returns frames only one by one."""
     import kaldi_native_fbank
 
     options = kaldi_native_fbank.FbankOptions()
@@ -109,23 +109,23 @@ def reference(samples: NDArray[np.float32], spec: FeatureSpec, *, centred: bool,
 
 
 def errors(found: NDArray[np.float32], wanted: NDArray[np.float64]) -> tuple[float, float]:
-    """The most that two log-mels differ by, and what 99.9 % of their values stay within, nats."""
+    """The largest difference of two log-mels, and the 99.9 % quantile of their differences, nats."""
     error = np.abs((found if found.shape == wanted.shape else found.T) - wanted)
     return float(error.max()), float(np.quantile(error, 0.999))
 
 
 def main() -> None:
-    """Measure all that are installed; print and write the table."""
+    """Measure all installed libraries; print and write the table."""
     pin(1)
     samples = np.concatenate(list(sound(rate=SPEC.sample_rate, seconds=SECONDS, channels=1)))[:, 0].copy()
     slaney = reference(samples, SPEC, centred=True, htk=False)
-    whole = reference(samples, SPEC, centred=False, htk=False)
+    whole_frames = reference(samples, SPEC, centred=False, htk=False)
     rivals = {"librosa": (by_librosa(samples, SPEC), slaney, "the same numbers")}
     if importlib.util.find_spec("audioflux"):
         htk = reference(samples, SPEC, centred=False, htk=True)
         rivals["audioflux"] = by_audioflux(samples, SPEC), htk, "HTK bands, whole frames"
     if importlib.util.find_spec("kaldi_native_fbank"):
-        rivals["kaldi-native-fbank"] = by_kaldi(samples, SPEC), whole, "whole frames"
+        rivals["kaldi-native-fbank"] = by_kaldi(samples, SPEC), whole_frames, "whole frames"
     for module, package in INSTALL.items():
         if not importlib.util.find_spec(module):
             print(f"{package} is not installed and is left out; to have it: .venv/bin/pip install {package}")
@@ -139,17 +139,17 @@ def main() -> None:
     took = interleaved({name: on_processor(side) for name, side in sides.items()}, rounds=ROUNDS)
     fastest = min(rivals, key=lambda name: statistics.median(took[name]))
     missing = len(INSTALL) + 1 - len(rivals)
-    # The promise is about all of them.
+    # The promise holds for the comparison with all libraries.
     least, note = None if missing else 1.4, f"{fastest} is the fastest"
     figures: list[Figure] = [faster("times the fastest of them", took[fastest], took["ours"], least=least, note=note)]
-    for name, (side, wanted, what) in rivals.items():
-        most, usual = errors(side(), wanted)
-        note = f"{what}; to float64: most {most:.1e}, p99.9 {usual:.1e} nats"
+    for name, (side, target, comparison) in rivals.items():
+        largest, quantile = errors(side(), target)
+        note = f"{comparison}; to float64: most {largest:.1e}, p99.9 {quantile:.1e} nats"
         figures.append(faster(f"times {name}", took[name], took["ours"], note=note))
-    most, usual = errors(ours(), slaney)
+    largest, quantile = errors(ours(), slaney)
     figures += [
-        figure("our error to librosa in float64, most, nats", [most], most=3e-4),
-        figure("our error to librosa in float64, p99.9, nats", [usual], most=5e-5),
+        figure("our error to librosa in float64, most, nats", [largest], most=3e-4),
+        figure("our error to librosa in float64, p99.9, nats", [quantile], most=5e-5),
         figure("times real time", [SECONDS / seconds for seconds in took["ours"]]),
     ]
     title = f"Log-mel alone, one core, {SECONDS} s at {SPEC.sample_rate / 1000:g} kHz, {SPEC.n_fft}/{SPEC.hop_length}"

@@ -1,14 +1,14 @@
-"""Peak memory and time of `soundlake extract` against the size of the corpus: neither may grow out of proportion.
+"""Peak memory and time of `soundlake extract` by size of the corpus: neither may grow out of proportion.
 
 `python -m benches.memory` · about seven minutes, 2 GB of disk
 
-Memory: 20,000 short files against 1,000, and ten hours in one recording against one minute, both where a recording is
-cut into segments (WAV) and where it cannot be (MP3). Counted is what the command and all processes that it starts hold
-at one moment, the most of many moments: the proportional shares (PSS) of pages that lie in no file, and the pages of
-libraries once, of the process that has most of them. Their proportional shares, which are told beside, would depend on
-who else on the machine maps the same files.
+Memory: 20,000 short files compared with 1,000, and a recording of ten hours compared with one of a minute, both for a
+format that can be cut into segments (WAV) and for one that cannot (MP3). The figure is the peak, over many samples, of
+the memory of the command and all its child processes: the proportional shares (PSS) of anonymous pages, plus the pages
+of libraries once, from the process that has most of them. The table also contains the PSS of all pages, which depends
+on other processes on the machine that map the same files.
 
-Time: 16 and 4 hours of sound against one. What a run takes on a single file is measured in the same rounds and
+Time: 16 and 4 hours of sound compared with one. The time of a run on a single file is measured in the same rounds and
 subtracted.
 """
 
@@ -35,50 +35,50 @@ NEAR = {"least": 0.9, "most": 1.1}
 
 
 def command(corpus: Path, lake: Path) -> list[str]:
-    """The command as a user gives it."""
+    """The command line of the measured run."""
     program = Path(sys.executable).with_name("soundlake")
     return [str(program), "extract", str(corpus), "--lake", str(lake), "--workers", "1", "--json"]
 
 
 def started(corpus: Path, lake: Path) -> subprocess.Popen[bytes]:
-    """Begin an extract into a fresh lake, in a session of its own: whatever it starts can be told from all others."""
+    """Start an extract into a new lake, in a separate session, by which its child processes are recognised."""
     shutil.rmtree(lake, ignore_errors=True)
-    nowhere = subprocess.DEVNULL
-    return subprocess.Popen(command(corpus, lake), start_new_session=True, stdout=nowhere, stderr=nowhere)
+    null = subprocess.DEVNULL
+    return subprocess.Popen(command(corpus, lake), start_new_session=True, stdout=null, stderr=null)
 
 
 def ended(process: subprocess.Popen[bytes]) -> None:
-    """Stop the bench if the command failed."""
+    """Exit the bench if the command failed."""
     if process.returncode:
         raise SystemExit(f"{' '.join(map(str, process.args))} ended with {process.returncode}")  # type: ignore[arg-type]
 
 
 def held(session: int) -> tuple[float, float]:
-    """Megabytes that a session's processes hold: as on a machine of their own, and by proportional shares."""
+    """Memory of a session's processes in megabytes: as if alone on a machine, and by proportional shares."""
     anonymous = files = shares = 0
     for folder in processes(session):
         with contextlib.suppress(OSError), open(f"{folder}/smaps_rollup") as rollup, open(f"{folder}/statm") as statm:
-            found = {line[0]: int(line[1]) for line in map(str.split, rollup) if line[0] in ("Pss:", "Pss_Anon:")}
-            anonymous += found.get("Pss_Anon:", 0)
-            shares += found.get("Pss:", 0)
+            sizes = {line[0]: int(line[1]) for line in map(str.split, rollup) if line[0] in ("Pss:", "Pss_Anon:")}
+            anonymous += sizes.get("Pss_Anon:", 0)
+            shares += sizes.get("Pss:", 0)
             files = max(files, int(statm.read().split()[2]) * PAGE // 1024)
     return (anonymous + files) / 1024, shares / 1024
 
 
 def peak(corpus: Path, lake: Path) -> tuple[float, float]:
-    """The most that an extract held at a moment, by each of the two counts."""
+    """Peak memory of an extract, by each of the two counts of `held`."""
     process = started(corpus, lake)
-    own = shares = 0.0
+    alone = shares = 0.0
     while process.poll() is None:
         now = held(process.pid)
-        own, shares = max(own, now[0]), max(shares, now[1])
+        alone, shares = max(alone, now[0]), max(shares, now[1])
         time.sleep(LOOK_SECONDS)
     ended(process)
-    return own, shares
+    return alone, shares
 
 
 def timed(corpus: Path, lake: Path) -> tuple[float, float]:
-    """Seconds of an extract: by the wall's clock, and of processors."""
+    """Seconds of an extract: wall-clock time, and processor time."""
     began = time.perf_counter()
     process = started(corpus, lake)
     spent: dict[str, float] = {}
@@ -90,7 +90,7 @@ def timed(corpus: Path, lake: Path) -> tuple[float, float]:
 
 
 def memory(folder: Path) -> list[Figure]:
-    """Peaks of large against small."""
+    """Peak memory of large corpora relative to small ones."""
     corpora.short_files(folder / "short", count=SHORT_FILES)
     for minutes in (1, LONG_MINUTES):
         corpora.wav_files(folder / f"wav {minutes}", count=1, minutes=minutes, rate=16_000)
@@ -104,14 +104,14 @@ def memory(folder: Path) -> list[Figure]:
     for what, names in pairs.items():
         rounds = [[peak(folder / name, folder / "lake") for name in names] for _ in range(ROUNDS)]
         for count, (text, promise) in enumerate({f"memory, {what}": NEAR, "    by proportional shares": {}}.items()):
-            mb = " : ".join(f"{statistics.median(one[i][count] for one in rounds):.0f}" for i in (0, 1))
+            mb = " : ".join(f"{statistics.median(peaks[i][count] for peaks in rounds):.0f}" for i in (0, 1))
             ratios = [large[count] / small[count] for large, small in rounds]
             figures.append(figure(text, ratios, **promise, note=f"{mb} MB"))
     return figures
 
 
 def linearity(folder: Path) -> list[Figure]:
-    """Time an hour of sound takes in corpora of several sizes."""
+    """Time per hour of sound in corpora of several sizes."""
     counts = {0: 1} | {hours: hours * 60 // FILE_MINUTES for hours in HOURS}
     corpora.mp3_files(folder / "all", count=counts[HOURS[-1]], minutes=FILE_MINUTES, rate=RATE)
     files = sorted((folder / "all").iterdir())
@@ -126,17 +126,17 @@ def linearity(folder: Path) -> list[Figure]:
             seconds.append(timed(folder / str(hours), folder / "lake"))
 
     def an_hour(hours: int, clock: int) -> list[float]:
-        """What an hour of sound takes beyond the start-up, a number a round."""
+        """Seconds per hour of sound without the start-up, one number per round."""
         sound = (counts[hours] - counts[0]) * FILE_MINUTES / 60
-        return [(one[clock] - none[clock]) / sound for one, none in zip(took[hours], took[0], strict=True)]
+        return [(run[clock] - start[clock]) / sound for run, start in zip(took[hours], took[0], strict=True)]
 
     figures = []
     for hours in HOURS[1:]:
         texts = {f"time an hour, {hours} h of sound, times {HOURS[0]} h": {"least": 0.85, "most": 1.15}}
         for clock, (text, promise) in enumerate((texts | {"    time of processors": {}}).items()):
             figures.append(faster(text, an_hour(hours, clock), an_hour(HOURS[0], clock), **promise))
-    none, one = ([wall for wall, _ in took[hours]] for hours in (0, HOURS[0]))
-    return [*figures, faster("start-up, subtracted, part of the run on one hour", none, one)]
+    start_up, one_hour = ([wall for wall, _ in took[hours]] for hours in (0, HOURS[0]))
+    return [*figures, faster("start-up, subtracted, part of the run on one hour", start_up, one_hour)]
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
-"""From an hour to a million hours, by arithmetic: the tables of `docs/scale.md`, from measured rates and list prices.
+"""Estimates from an hour to a million hours: the tables of `docs/scale.md`, from measured rates and list prices.
 
-`python -m benches.scale` prints them; `python -m benches.scale --write` puts them into the page, between its marks. A
-test holds the page to them. Every number that was measured or looked up stands once, here, with where it comes from.
+`python -m benches.scale` prints them; `python -m benches.scale --write` writes them into the page, between its marks. A
+test compares the page with them. Every measured or quoted number is defined once, in this file, with its source.
 """
 
 import argparse
@@ -20,13 +20,13 @@ HOURS = (1, 100, 10_000, 1_000_000)
 FILES = (10**6, 10**7, 10**8)
 SPEC = PRESETS["general"]
 GB, TB = 1e9, 1e12
-# Memory of a large machine that people do rent.
+# Memory of a common large rented machine.
 MEMORY = 64 * GB
 
 
 @dataclass(frozen=True)
 class Rate:
-    """A number that was measured, and how to get it again."""
+    """A measured number, and how to reproduce it."""
 
     value: float
     unit: str
@@ -86,14 +86,14 @@ PRICES = {
     "put": Rate(0.005 / 1000, "$ a write or listing (class A)", "the same page: $0.005 a thousand"),
     "get": Rate(0.0004 / 1000, "$ a read (class B)", "the same page: $0.0004 a thousand"),
 }
-# GB a vCPU, as Dataflow's workers have.
+# GB per vCPU of Dataflow's workers.
 GB_A_CPU = 3.75
 
-# What one process holds for each file: bytes, and when. Measured by `python -m benches.held`.
+# Bytes per file in the memory of one process, by step. Measured by `python -m benches.held`.
 HELD = {
     "`train`: bundles and groups (`ledger.training_input`)": 257,
     "`train`: splits (`splits.assign`)": 48,
-    # 21 bytes a window (`model.training.places`), and of the mix a file has 131 windows.
+    # 21 bytes per window (`model.training.places`), and 131 windows per file of the mix.
     "`train`: where each window lies (`model.training.places`)": 21 * 131,
     "`status`: totals (`ledger.summary`)": 546,
     "a label file, on one worker (`labels.read_labels`)": 767,
@@ -103,7 +103,7 @@ HELD = {
 
 
 def shares() -> dict[str, float]:
-    """Of a second of sound of the mix, what each format has."""
+    """Share of each format in the sound of the mix."""
     seconds: dict[str, float] = {}
     for kind in rows.KINDS:
         mean = kind.median * math.exp(kind.spread**2 / 2)
@@ -113,23 +113,23 @@ def shares() -> dict[str, float]:
 
 
 def files_an_hour() -> float:
-    """Files of the mix in an hour of sound."""
+    """Number of files of the mix per hour of sound."""
     return 3600 / sum(kind.share * kind.median * math.exp(kind.spread**2 / 2) for kind in rows.KINDS)
 
 
 def bytes_an_hour() -> float:
-    """Bytes of the corpus in an hour of sound."""
+    """Bytes of the corpus per hour of sound."""
     return 3600 * sum(share * rows.FORMATS[name][6] for name, share in shares().items())
 
 
 @dataclass(frozen=True)
 class Size:
-    """A corpus of so many hours of the mix, and what it takes."""
+    """A corpus of a number of hours of the mix, and the resources that it needs."""
 
     hours: float
 
     def of(self, name: str) -> float:
-        """A rate's value."""
+        """Value of a rate by its name."""
         return RATES[name].value
 
     @property
@@ -145,7 +145,7 @@ class Size:
         return max(self.windows / self.of("bundle"), min(32.0, self.windows / plan.MIN_BUNDLE_WINDOWS))
 
     def extract(self, name: str) -> float:
-        """CPU hours of a format."""
+        """CPU hours to extract the files of a format."""
         return self.hours * shares()[name] * self.of(name)
 
     @property
@@ -154,7 +154,7 @@ class Size:
 
     @property
     def digests(self) -> float:
-        """CPU hours: all bytes of the corpus, to know each file by its content."""
+        """CPU hours to compute the digests of all files."""
         return self.hours * bytes_an_hour() / self.of("digest") / 3600
 
     @property
@@ -167,7 +167,7 @@ class Size:
 
     @property
     def scanning(self) -> float:
-        """Hours of one process: training looks at all windows twice, for statistics and for components."""
+        """Hours of one process: training reads all windows twice, for statistics and for components."""
         return 2 * self.windows / self.of("scan") / 3600
 
     @property
@@ -180,12 +180,12 @@ class Size:
 
     @property
     def shuffled(self) -> float:
-        """Bytes of a first run."""
+        """Bytes shuffled in a first run."""
         return self.files * sum(self.of(name) for name in ("listed", "found", "works", "outcomes"))
 
     @property
     def shuffled_again(self) -> float:
-        """Bytes of a later run, which finds little that is new."""
+        """Bytes shuffled in a later run that finds few new files."""
         return self.files * (self.of("listed") + self.of("known") + self.of("contents"))
 
     @property
@@ -203,22 +203,22 @@ class Size:
 
     @property
     def writes(self) -> float:
-        """A bundle's shard, outcomes and word of progress; the same of encode's; ledger's fragments; the listing."""
+        """Writes: shard, outcomes and progress of each bundle; the same for encode; ledger fragments; the listing."""
         return 6 * self.bundles + 2 * self.files / PART_ROWS + self.files / 1000
 
     @property
     def reads(self) -> float:
-        """A file is read to be known by its content, and again to be decoded; a shard is read to be encoded."""
+        """Reads: each file for its digest and again for decoding; each shard for encode."""
         return 2 * self.files + 3 * self.bundles
 
     @property
     def cpu(self) -> float:
-        """CPU hours of what workers do."""
+        """CPU hours of all workers."""
         return self.extracts + self.digests + self.planning + self.encoding
 
 
 def number(value: float) -> str:
-    """Three digits, with a thousand's comma."""
+    """A number with three digits and commas between thousands."""
     if value == 0:
         return "–"
     if value < 0.001:
@@ -228,7 +228,7 @@ def number(value: float) -> str:
 
 
 def amount(value: float) -> str:
-    """Bytes, in a unit that fits."""
+    """An amount of bytes in a suitable unit."""
     for unit, size in (("TB", TB), ("GB", GB), ("MB", 1e6)):
         if value >= size:
             return f"{number(value / size)} {unit}"
@@ -242,41 +242,41 @@ def table(heads: list[str], lines: list[list[str]]) -> str:
 
 
 def work() -> str:
-    """What it takes, by size."""
+    """Table of the work by size of the corpus."""
     sizes = [Size(hours) for hours in HOURS]
     lines = [
-        ["files", *(number(one.files) for one in sizes)],
-        ["corpus", *(amount(one.hours * bytes_an_hour()) for one in sizes)],
-        ["windows", *(number(one.windows) for one in sizes)],
-        ["shards", *(number(one.bundles) for one in sizes)],
+        ["files", *(number(size.files) for size in sizes)],
+        ["corpus", *(amount(size.hours * bytes_an_hour()) for size in sizes)],
+        ["windows", *(number(size.windows) for size in sizes)],
+        ["shards", *(number(size.bundles) for size in sizes)],
         *(
-            [f"extract, {name}, {shares()[name]:.0%} of the sound", *(number(one.extract(name)) for one in sizes)]
+            [f"extract, {name}, {shares()[name]:.0%} of the sound", *(number(size.extract(name)) for size in sizes)]
             for name in sorted(shares(), key=lambda name: -shares()[name])
         ),
-        ["digests of all files", *(number(one.digests) for one in sizes)],
-        ["planning", *(number(one.planning) for one in sizes)],
-        ["train, 4,000 steps", *(number(one.training) for one in sizes)],
-        ["train, looking at all windows twice, one process", *(number(one.scanning) for one in sizes)],
-        ["encode", *(number(one.encoding) for one in sizes)],
-        ["index, one process; from 10⁶ rows on extrapolated", *(number(one.indexing) for one in sizes)],
-        ["**shuffled**, first run", *(amount(one.shuffled) for one in sizes)],
-        ["shuffled, a later run with little new", *(amount(one.shuffled_again) for one in sizes)],
+        ["digests of all files", *(number(size.digests) for size in sizes)],
+        ["planning", *(number(size.planning) for size in sizes)],
+        ["train, 4,000 steps", *(number(size.training) for size in sizes)],
+        ["train, looking at all windows twice, one process", *(number(size.scanning) for size in sizes)],
+        ["encode", *(number(size.encoding) for size in sizes)],
+        ["index, one process; from 10⁶ rows on extrapolated", *(number(size.indexing) for size in sizes)],
+        ["**shuffled**, first run", *(amount(size.shuffled) for size in sizes)],
+        ["shuffled, a later run with little new", *(amount(size.shuffled_again) for size in sizes)],
     ]
     heads = ["CPU hours, where nothing else is said", *(f"{hours:,} h" for hours in HOURS)]
     return table(heads, lines)
 
 
 def storage() -> str:
-    """Bytes by stage and size."""
+    """Table of bytes by stage and size of the corpus."""
     sizes = [Size(hours) for hours in HOURS]
-    lines = [[what, *(amount(one.stored[what]) for one in sizes)] for what in sizes[0].stored]
+    lines = [[what, *(amount(size.stored[what]) for size in sizes)] for what in sizes[0].stored]
     part = RATES["IVF_SQ"].value / RATES["IVF_FLAT"].value
-    lines.append(["index, IVF_SQ instead", *(amount(one.stored["index"] * part) for one in sizes)])
+    lines.append(["index, IVF_SQ instead", *(amount(size.stored["index"] * part) for size in sizes)])
     return table(["", *(f"{hours:,} h" for hours in HOURS)], lines)
 
 
 def money() -> str:
-    """Dollars by size."""
+    """Table of dollars by size of the corpus."""
     sizes = [Size(hours) for hours in HOURS]
     a_vcpu = PRICES["vCPU"].value + GB_A_CPU * PRICES["memory"].value
 
@@ -284,24 +284,24 @@ def money() -> str:
         return "< 0.01" if 0 < value < 0.01 else f"{value:,.2f}" if value < 10 else number(value)
 
     lines = [
-        ["extract and encode, Dataflow", *(dollars(one.cpu * a_vcpu) for one in sizes)],
-        ["what is shuffled, Dataflow", *(dollars(one.shuffled / GB * PRICES["shuffle"].value) for one in sizes)],
-        ["extract and encode, own machines", *(dollars(one.cpu * PRICES["machine"].value) for one in sizes)],
+        ["extract and encode, Dataflow", *(dollars(size.cpu * a_vcpu) for size in sizes)],
+        ["what is shuffled, Dataflow", *(dollars(size.shuffled / GB * PRICES["shuffle"].value) for size in sizes)],
+        ["extract and encode, own machines", *(dollars(size.cpu * PRICES["machine"].value) for size in sizes)],
         [
             "train and index, own machines",
-            *(dollars((one.training + one.scanning + one.indexing) * PRICES["machine"].value) for one in sizes),
+            *(dollars((size.training + size.scanning + size.indexing) * PRICES["machine"].value) for size in sizes),
         ],
         [
             "requests",
-            *(dollars(one.writes * PRICES["put"].value + one.reads * PRICES["get"].value) for one in sizes),
+            *(dollars(size.writes * PRICES["put"].value + size.reads * PRICES["get"].value) for size in sizes),
         ],
-        ["storage, each month", *(dollars(sum(one.stored.values()) / GB * PRICES["storage"].value) for one in sizes)],
+        ["storage, each month", *(dollars(sum(size.stored.values()) / GB * PRICES["storage"].value) for size in sizes)],
     ]
     return table(["$", *(f"{hours:,} h" for hours in HOURS)], lines)
 
 
 def held() -> str:
-    """What one process holds, by files."""
+    """Table of the memory of one process by number of files."""
     lines = [
         [
             what,
@@ -316,14 +316,14 @@ def held() -> str:
 
 
 def measured() -> str:
-    """The rates."""
-    lines = [[name, f"{one.value:,g}", one.unit, one.source] for name, one in RATES.items()]
+    """Table of the rates."""
+    lines = [[name, f"{rate.value:,g}", rate.unit, rate.source] for name, rate in RATES.items()]
     return table(["", "figure", "", "from"], lines)
 
 
 def prices() -> str:
-    """The list prices."""
-    return table(["$", "", "from"], [[f"{one.value:.7g}", one.unit, one.source] for one in PRICES.values()])
+    """Table of the list prices."""
+    return table(["$", "", "from"], [[f"{price.value:.7g}", price.unit, price.source] for price in PRICES.values()])
 
 
 TABLES = {"work": work, "storage": storage, "money": money, "held": held, "rates": measured, "prices": prices}
@@ -331,19 +331,19 @@ _MARK = re.compile(r"(<!-- benches\.scale (\w+) -->\n).*?(<!-- end -->)", re.DOT
 
 
 def filled(page: str) -> str:
-    """The page with its tables as they are now."""
+    """The page with its tables replaced by the current ones."""
     return _MARK.sub(lambda found: f"{found[1]}{TABLES[found[2]]()}\n{found[3]}", page)
 
 
 def main() -> None:
-    """Print the tables, or put them into the page."""
+    """Print the tables, or write them into the page."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--write", action="store_true")
     if parser.parse_args().write:
         PAGE.write_text(filled(PAGE.read_text()))
         return
-    for name, made in TABLES.items():
-        print(f"{name}\n{made()}\n")
+    for name, build in TABLES.items():
+        print(f"{name}\n{build()}\n")
 
 
 if __name__ == "__main__":

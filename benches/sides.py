@@ -1,7 +1,7 @@
-"""Sides of a comparison in processes of their own, each on its own cores, started and warm before the clock runs.
+"""Sides of a comparison in separate processes, each on its own cores, started and warm before the clock starts.
 
-A side is made by a function of a module: its arguments are texts, and it returns the job, which may return what is to
-be done after the clock has stopped, such as to remove what was written.
+A side is made by a function of a module. Its arguments are strings, and it returns the job. The job may return a
+function to run after the clock has stopped, for example to remove its output.
 """
 
 import contextlib
@@ -14,14 +14,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-# Bare loops that free what they took ask the system for it anew each time, unless glibc is told to keep it.
+# With these settings glibc keeps freed memory. Otherwise a bare loop would request it from the system again each time.
 KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": "536870912", "MALLOC_MMAP_THRESHOLD_": "536870912"}
 
 Job = Callable[[], Callable[[], Any] | None]
 
 
 def processes(session: int) -> Iterator[str]:
-    """The folders in /proc of a session's processes."""
+    """Yield the folders in /proc of a session's processes."""
     for name in os.listdir("/proc"):
         with contextlib.suppress(OSError):
             if name.isdigit() and os.getsid(int(name)) == session:
@@ -29,40 +29,40 @@ def processes(session: int) -> Iterator[str]:
 
 
 def processor_seconds(session: int) -> dict[str, float]:
-    """Seconds of processors that each process of a session has taken so far."""
-    tick, found = os.sysconf("SC_CLK_TCK"), {}
+    """Processor seconds of each process of a session so far."""
+    tick, seconds = os.sysconf("SC_CLK_TCK"), {}
     for folder in processes(session):
         with contextlib.suppress(OSError), open(f"{folder}/stat") as file:
-            found[folder] = sum(map(int, file.read().rpartition(")")[2].split()[11:13])) / tick
-    return found
+            seconds[folder] = sum(map(int, file.read().rpartition(")")[2].split()[11:13])) / tick
+    return seconds
 
 
 class Side:
-    """A process that waits until it is told to do its job once more.
+    """A process that runs its job once for each request.
 
     Parameters
     ----------
     maker : str
-        ``module:function``, which gives the job.
+        ``module:function``, which returns the job.
     arguments : str
-        For the function.
+        Arguments of the function.
     cores : sequence of int
-        Where the process and all that it starts may run.
+        Cores that the process and its children may use.
     environment : mapping of str to str
-        On top of this process's own.
+        Added to this process's environment.
     """
 
     def __init__(
         self, maker: str, *arguments: str, cores: Sequence[int], environment: Mapping[str, str] | None = None
     ) -> None:
-        # No file as its main module: processes that it starts would import that anew.
+        # The main module must not be a file: child processes would import it again.
         program = "from benches.sides import serve; serve()"
         self._process = subprocess.Popen(
             [sys.executable, "-c", program, ",".join(map(str, cores)), maker, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=os.environ | {"OMP_NUM_THREADS": str(len(cores)), "LANCE_LOG": "error"} | dict(environment or {}),
-            start_new_session=True,  # what it starts can be told from all others
+            start_new_session=True,  # its children are recognised by the session
             text=True,
         )
         self.session = self._process.pid
@@ -74,11 +74,11 @@ class Side:
         print("go", file=self._process.stdin, flush=True)
 
     def expect(self, word: str) -> None:
-        """Wait until the process says so."""
+        """Wait for a line with this word from the process."""
         assert self._process.stdout is not None
-        said = self._process.stdout.readline().strip()
-        if said != word:
-            raise SystemExit(f"a side of the comparison failed: {said or 'see above'}")
+        answer = self._process.stdout.readline().strip()
+        if answer != word:
+            raise SystemExit(f"a side of the comparison failed: {answer or 'see above'}")
 
     def close(self) -> None:
         """End the process."""
@@ -88,7 +88,7 @@ class Side:
 
 
 def together(*sides: Side) -> tuple[float, float]:
-    """Seconds until all of these sides, started at the same time, have done their jobs: by the wall, of processors."""
+    """Run the jobs of several sides at the same time; return wall-clock seconds and processor seconds."""
     before = sum(sum(processor_seconds(side.session).values()) for side in sides)
     began = time.perf_counter()
     for side in sides:
@@ -103,7 +103,7 @@ def together(*sides: Side) -> tuple[float, float]:
 
 
 def in_turn(sides: Mapping[str, Sequence[Side]], *, rounds: int) -> tuple[Mapping[str, list[float]], ...]:
-    """Each side, or several at once, in turn: seconds by the wall, and of processors, a number a round."""
+    """Run each entry of `sides` in turn; return wall-clock and processor seconds, one number per round."""
     wall: dict[str, list[float]] = {name: [] for name in sides}
     processor: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(rounds):
@@ -115,8 +115,8 @@ def in_turn(sides: Mapping[str, Sequence[Side]], *, rounds: int) -> tuple[Mappin
 
 
 def serve() -> None:
-    """The process of a `Side`."""
-    logging.basicConfig(level=logging.ERROR)  # as the command line has it
+    """Main function of the process of a `Side`."""
+    logging.basicConfig(level=logging.ERROR)  # as in the command line
     cores, maker, *arguments = sys.argv[1:]
     os.sched_setaffinity(0, {int(core) for core in cores.split(",")})
     module, name = maker.split(":")

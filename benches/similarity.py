@@ -36,13 +36,14 @@ from soundlake.model.network import augment, changes, texture
 from soundlake.model.training import dataset
 from soundlake.model.training.trainer import TrainSettings
 
-# Numbers of the vector.
+# Size of the similarity vector.
 SIZE = 128
 
 Array = npt.NDArray[np.float32]
-# Windows in nats, and the set that they are of → vectors.
+# Windows in nats → vectors.
 Embed = Callable[[Array], Array]
-# Attributes of `model.network.changes` that are others; parts of the statistics that are kept; numbers of the vector.
+# Changed attributes of `model.network.changes`, parts of the statistics that are used, least number of bands, and size
+# of the vector.
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
     "64 numbers": {"size": 64},
@@ -69,12 +70,12 @@ class Set:
     spec : FeatureSpec
     nats : ndarray of float32, shape (windows, window_frames, n_mels)
     clip : ndarray of int64, shape (windows,)
-        Of which recording each is.
+        Index of the recording of each window.
     frames : list of ndarray
         Log-mel of each recording, nats.
     training : ndarray of bool, shape (clips,)
     judged : list of int
-        Recordings that probes are made on, with their labels, groups and folds.
+        Recordings that probes use, with their labels, groups and folds.
     labels, groups : list of str
     fold : ndarray of int64
     """
@@ -91,19 +92,19 @@ class Set:
     fold: npt.NDArray[np.int64]
 
     def normalisation(self) -> tuple[Array, Array]:
-        """Mean and deviation a band, of the training split."""
-        rows = np.concatenate([f for f, used in zip(self.frames, self.training, strict=True) if used])
+        """Mean and deviation of each band over the training split."""
+        rows = np.concatenate([frames for frames, used in zip(self.frames, self.training, strict=True) if used])
         std = rows.std(axis=0, dtype=np.float64)
         least = max(dataset.MIN_STD, dataset.MIN_STD_SHARE * float(np.median(std)))
         return rows.mean(axis=0, dtype=np.float64).astype(np.float32), np.maximum(std, least).astype(np.float32)
 
     def pooled(self, vectors: Array) -> Array:
-        """Clip embeddings of those that are judged."""
+        """Clip embeddings of the recordings in `judged`."""
         return np.stack([vectors[self.clip == place].mean(axis=0) for place in self.judged])
 
 
 def read(corpus: Path, *, all_folds: bool, preset: str = "general") -> Set:
-    """A set by its lake: for `general` that of ``make bench-learning``, else one of the spec alone."""
+    """Read a set from its lake: for `general` that of ``make bench-learning``, otherwise a lake of its own per spec."""
     from soundlake.pipelines import commands
     from soundlake.pipelines.corpus.labels import read_folds
     from soundlake.pipelines.lake import ledger, lookup
@@ -116,12 +117,14 @@ def read(corpus: Path, *, all_folds: bool, preset: str = "general") -> Set:
     lakes.mkdir(parents=True, exist_ok=True)
     lake = Lake.at(str(lakes / corpus.name))
     commands.extract(lake, str(corpus), spec=spec)
-    known = ledger.open_ledger(lake, spec.spec_id)
-    _, groups = ledger.training_input(known)
+    rows = ledger.open_ledger(lake, spec.spec_id)
+    _, groups = ledger.training_input(rows)
     split = splits.assign(groups)
-    clips = sample(lake, spec, known, groups)
-    given = own_folds(corpus / "labels.csv") if all_folds else development_folds(corpus, LAKES / f"{corpus.name}.csv")
-    judged, labels, names, fold, _ = folds_of(clips, None if given is None else read_folds(given))
+    clips = sample(lake, spec, rows, groups)
+    fold_file = (
+        own_folds(corpus / "labels.csv") if all_folds else development_folds(corpus, LAKES / f"{corpus.name}.csv")
+    )
+    judged, labels, names, fold, _ = folds_of(clips, None if fold_file is None else read_folds(fold_file))
     return Set(
         corpus.name,
         spec,
@@ -138,7 +141,7 @@ def read(corpus: Path, *, all_folds: bool, preset: str = "general") -> Set:
 
 @contextlib.contextmanager
 def varied(given: Mapping[str, Any]) -> Iterator[None]:
-    """Changes and statistics as a variant has them."""
+    """Apply the changes and statistics settings of a variant inside the block."""
     with contextlib.ExitStack() as stack:
         for name, value in given.get("changes", {}).items():
             stack.enter_context(mock.patch.object(changes, name, value))
@@ -147,24 +150,24 @@ def varied(given: Mapping[str, Any]) -> Iterator[None]:
 
 
 def statistics(nats: Array, normalisation: tuple[Array, Array]) -> list[Array]:
-    """All parts, of windows in nats."""
+    """All parts of the statistics of windows in nats."""
     mean, std = normalisation
-    found: list[list[Array]] = []
+    batches: list[list[Array]] = []
     for first in range(0, len(nats), 256):
         part = nats[first : first + 256]
-        found.append(texture.statistics_of((part - mean) / std, part))
-    return [np.concatenate(each) for each in zip(*found, strict=True)]
+        batches.append(texture.statistics_of((part - mean) / std, part))
+    return [np.concatenate(parts) for parts in zip(*batches, strict=True)]
 
 
 def only(kept: str, parts: Sequence[Array]) -> list[Array]:
-    """The parts of the statistics that a variant keeps."""
+    """The parts of the statistics that a variant uses."""
     size = (len(parts) - texture.ORDERS) // 2
     named = {"absolute": parts[:size], "relative": parts[size : 2 * size], "order": parts[2 * size :]}
     return [part for name in kept.split() for part in named[name]]
 
 
 def changed(one: Set, normalisation: tuple[Array, Array], *, seed: int) -> tuple[list[Array], list[Array]]:
-    """Statistics of training windows as training moves them, and of the same windows changed."""
+    """Statistics of training windows with training's changes of pitch, and of the same windows after `changes`."""
     mean, std = normalisation
     pitch = TrainSettings().pitch
     nats, drawn = one.nats[one.training[one.clip]], np.random.default_rng(seed)
@@ -175,15 +178,15 @@ def changed(one: Set, normalisation: tuple[Array, Array], *, seed: int) -> tuple
         if copy:
             bands = drawn.integers(-pitch, pitch + 1, len(nats), dtype=np.int32)
             moved = np.asarray(augment.transposed(nats, bands))
-        other = changes.speckled((changes.changed(moved, one.spec, drawn) - mean) / std, drawn) * std + mean
+        altered = changes.speckled((changes.changed(moved, one.spec, drawn) - mean) / std, drawn) * std + mean
         before.append(statistics(moved, normalisation))
-        after.append(statistics(other, normalisation))
-    joined = [[np.concatenate(part) for part in zip(*each, strict=True)] for each in (before, after)]
+        after.append(statistics(altered, normalisation))
+    joined = [[np.concatenate(part) for part in zip(*side, strict=True)] for side in (before, after)]
     return joined[0], joined[1]
 
 
 def tried(one: Set, noise: Set, names: Sequence[str], *, seed: int) -> Iterator[dict[str, Any]]:
-    """A row for each of some variants that share their statistics: what similarity vectors by its map are worth."""
+    """Yield the scores of the similarity vectors of each variant; the variants share their statistics."""
     with varied(VARIANTS[names[0]]):
         normalisation = one.normalisation()
         before, after = changed(one, normalisation, seed=seed)
@@ -195,12 +198,12 @@ def tried(one: Set, noise: Set, names: Sequence[str], *, seed: int) -> Iterator[
             def embed(windows: Array, kept: str = kept, kernel: Array = kernel, bias: Array = bias) -> Array:
                 return np.concatenate(only(kept, statistics(windows, normalisation)), axis=1) @ kernel + bias
 
-            found = judged(one, noise, one.pooled(embed(one.nats)), embed)
-            yield {"variant": name, "set": one.name, "seed": seed, **found}
+            scores = judged(one, noise, one.pooled(embed(one.nats)), embed)
+            yield {"variant": name, "set": one.name, "seed": seed, **scores}
 
 
 def in_background(one: Set, noise: Set, embed: Embed) -> dict[str, float]:
-    """Own window first, and mean average precision of other groups' windows of the label, by decibels."""
+    """Scores by level: own window first, and mean average precision of same-label windows of other groups."""
     drawn = np.random.default_rng(SEED)
     asked = [i for i, label in enumerate(one.labels) if one.name != NOISE_SET or label not in NOISES]
     asked = sorted(drawn.permutation(asked)[:MOST].tolist())
@@ -210,49 +213,51 @@ def in_background(one: Set, noise: Set, embed: Embed) -> dict[str, float]:
         return np.maximum(np.exp(nats) - offset, 0)
 
     def loudest(place: int) -> Array:
-        own = one.nats[one.clip == place]
-        return np.asarray(own[power(own).mean(axis=(1, 2)).argmax()])
+        windows = one.nats[one.clip == place]
+        return np.asarray(windows[power(windows).mean(axis=(1, 2)).argmax()])
 
     clean = np.stack([loudest(one.judged[i]) for i in asked])
     noisy = {noise.judged[i] for i, label in enumerate(noise.labels) if label in NOISES}
-    behind = power(noise.nats[drawn.choice(np.flatnonzero(np.isin(noise.clip, list(noisy))), len(asked))])
-    labels, groups = (np.array(each)[asked] for each in (one.labels, one.groups))
-    queries, found = embed(clean), {}
+    noises = power(noise.nats[drawn.choice(np.flatnonzero(np.isin(noise.clip, list(noisy))), len(asked))])
+    labels, groups = (np.array(values)[asked] for values in (one.labels, one.groups))
+    queries, scores = embed(clean), {}
     for decibels in DECIBELS:
-        gain = power(clean).mean(axis=(1, 2)) / np.maximum(behind.mean(axis=(1, 2)), 1e-20) * 10 ** (-decibels / 10)
-        gallery = embed(np.log(power(clean) + behind * gain[:, None, None].astype(np.float32) + offset))
-        apart = np.square(queries).sum(axis=1)[:, None] + np.square(gallery).sum(axis=1) - 2 * queries @ gallery.T
-        found[f"first at {decibels} dB"] = float((apart.argmin(axis=1) == np.arange(len(asked))).mean())
-        order = np.argsort(apart, axis=1, kind="stable")
+        gain = power(clean).mean(axis=(1, 2)) / np.maximum(noises.mean(axis=(1, 2)), 1e-20) * 10 ** (-decibels / 10)
+        gallery = embed(np.log(power(clean) + noises * gain[:, None, None].astype(np.float32) + offset))
+        distances = np.square(queries).sum(axis=1)[:, None] + np.square(gallery).sum(axis=1) - 2 * queries @ gallery.T
+        scores[f"first at {decibels} dB"] = float((distances.argmin(axis=1) == np.arange(len(asked))).mean())
+        order = np.argsort(distances, axis=1, kind="stable")
         ranked = [labels[row[groups[row] != groups[i]]] == labels[i] for i, row in enumerate(order)]
-        found[f"mAP at {decibels} dB"] = float(np.nanmean([precision(near) for near in ranked]))
-    return found
+        scores[f"mAP at {decibels} dB"] = float(np.nanmean([precision(right) for right in ranked]))
+    return scores
 
 
 def judged(one: Set, noise: Set, clips: Array, embed: Embed) -> dict[str, float]:
-    """Probes of clip embeddings, and windows in a background."""
+    """Scores of probes of clip embeddings, and of windows in a background."""
     clean = evaluate.hits(clips, one.labels, fold=one.fold)
     return {name: float(np.nanmean(values)) for name, values in clean.items()} | in_background(one, noise, embed)
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    """A line a variant and set, and the mean of the sets."""
+    """Print one line per variant and set, and the mean over sets."""
     from rich.console import Console
     from rich.table import Table
 
     keys = [key for key in rows[0] if key not in ("variant", "set", "seed")]
     lines = Table("variant", "set", *keys, title="Similarity vectors in closed form, and what people would use instead")
     for variant in dict.fromkeys(row["variant"] for row in rows):
-        some = [row for row in rows if row["variant"] == variant]
-        for name in dict.fromkeys(row["set"] for row in some):
-            own = [row for row in some if row["set"] == name]
-            lines.add_row(variant, name, *(f"{np.mean([row[key] for row in own]):.3f}" for key in keys))
-        lines.add_row(variant, "mean", *(f"{np.mean([row[key] for row in some]):.3f}" for key in keys), style="bold")
+        of_variant = [row for row in rows if row["variant"] == variant]
+        for name in dict.fromkeys(row["set"] for row in of_variant):
+            of_set = [row for row in of_variant if row["set"] == name]
+            lines.add_row(variant, name, *(f"{np.mean([row[key] for row in of_set]):.3f}" for key in keys))
+        lines.add_row(
+            variant, "mean", *(f"{np.mean([row[key] for row in of_variant]):.3f}" for key in keys), style="bold"
+        )
     Console(width=180).print(lines)
 
 
 def main() -> None:
-    """Judge baselines and variants; print the table, and keep it as JSON."""
+    """Evaluate baselines and variants; print the table, and write it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--corpora", type=Path, required=True)
     parser.add_argument("--sets", nargs="*", default=["esc10", "instruments", "drums", "digits", "berklee"])
@@ -267,17 +272,19 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     plain = {"log-mel statistics": evaluate.log_mel_statistics, "MFCC statistics": evaluate.mfcc_statistics}
     for name, of_frames in plain.items():
-        for one in sets:
-            clips = np.stack([of_frames(one.frames[place]) for place in one.judged])
-            found = judged(one, noise, clips, lambda windows, how=of_frames: np.stack([how(one) for one in windows]))
-            rows.append({"variant": name, "set": one.name, "seed": None, **found})
+        for one_set in sets:
+            clips = np.stack([of_frames(one_set.frames[place]) for place in one_set.judged])
+            scores = judged(
+                one_set, noise, clips, lambda windows, how=of_frames: np.stack([how(window) for window in windows])
+            )
+            rows.append({"variant": name, "set": one_set.name, "seed": None, **scores})
     sharing: dict[str, list[str]] = {}
     for variant in call.variants:
         sharing.setdefault(repr([VARIANTS[variant].get(key) for key in ("changes", "bands")]), []).append(variant)
-    for one in sets:
+    for one_set in sets:
         for names in sharing.values():
-            rows += [row for seed in call.seeds for row in tried(one, noise, names, seed=seed)]
-        show([row for row in rows if row["set"] == one.name])
+            rows += [row for seed in call.seeds for row in tried(one_set, noise, names, seed=seed)]
+        show([row for row in rows if row["set"] == one_set.name])
     show(rows)
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / "similarity.json").write_text(json.dumps(rows, indent=1) + "\n")

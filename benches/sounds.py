@@ -1,4 +1,4 @@
-"""Sound made from nothing for the benches: what coders find neither too easy nor too hard."""
+"""Synthetic sound for the benches, of medium difficulty for encoders."""
 
 from collections.abc import Iterator
 
@@ -6,22 +6,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 PART_SECONDS = 10
-# Hz and amplitude of the tones: a voice's pitch with its overtones, and something bright above.
+# Hz and amplitude of the tones: a voice's pitch with its overtones, and a bright tone above.
 TONES = ((220, 0.2), (440, 0.1), (663, 0.08), (1330, 0.05), (3520, 0.02))
 
 
 def sound(*, rate: int, seconds: int, channels: int) -> Iterator[NDArray[np.float32]]:
-    """Wavering tones in pink noise, both swelling and fading; the channels differ a little, as in a stereo recording.
+    """Tones with vibrato in pink noise, with a varying level; the channels differ a little, as in a stereo recording.
 
     Parameters
     ----------
     rate, seconds, channels : int
-        Samples a second; how long, a multiple of 10; one or two.
+        Samples per second; duration, a multiple of 10; one or two channels.
 
     Yields
     ------
     ndarray of float32, shape (10 * rate, channels)
-        Full scale ±1, never reached.
+        Full scale is ±1, which is never reached.
     """
     rng = np.random.default_rng(1)
     size = PART_SECONDS * rate

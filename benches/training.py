@@ -1,10 +1,10 @@
-"""Training: windows a second, how long a step waits for its input, what reading alone would give, one replica and two.
+"""Training: windows per second, waiting time for input, rate of reading alone, and one replica compared with two.
 
 `python -m benches.training` · about four minutes
 
-The default preset on both cores, with batches as `soundlake train` gets them (windows that begin anywhere), from shards
-that the system has in memory, after the shuffle was filled. Two replicas are two logical processors of TensorFlow's,
-which share the same cores: what they lose is what a second replica costs, not what a second device would bring.
+The default preset runs on both cores, with the batches of `soundlake train` (windows that begin anywhere), from shards
+in the page cache, after the shuffle buffer is full. Two replicas are two logical processors in TensorFlow, which share
+the same cores: the result is the cost of a second replica, not the gain of a second device.
 """
 
 import os
@@ -22,7 +22,7 @@ BATCHES, STEPS = 150, 12
 
 
 def prepared(lake: str) -> tuple[Any, Any, int]:
-    """Trainer, iterator over distributed batches, and windows of a batch: as `model.training.train` has them."""
+    """Trainer, training batches, and windows per batch, as in `model.training.train`."""
     from soundlake.model.features import splits
     from soundlake.model.training import dataset, places
     from soundlake.model.training.trainer import Trainer, TrainSettings, training_input
@@ -40,7 +40,7 @@ def prepared(lake: str) -> tuple[Any, Any, int]:
 
 
 def steps(lake: str, devices: str) -> Callable[[], None]:
-    """A side: `STEPS` steps on one batch that lies ready, on so many logical processors."""
+    """A side: `STEPS` steps on one ready batch, on `devices` logical processors."""
     import tensorflow as tf
 
     cpu = tf.config.list_physical_devices("CPU")[0]
@@ -57,15 +57,15 @@ def steps(lake: str, devices: str) -> Callable[[], None]:
 
 
 def waiting(trainer: Any, batches: Any) -> Callable[[], float]:
-    """A side: `STEPS` steps from the real input; the share of the time until a batch is at hand."""
+    """A side: `STEPS` steps from the real input; returns the share of the time spent waiting for batches."""
     source = trainer.distributed(batches)
 
     def train() -> float:
         waited, began = 0.0, time.perf_counter()
         for _ in range(STEPS):
-            asked = time.perf_counter()
+            requested = time.perf_counter()
             batch = next(source)
-            waited += time.perf_counter() - asked
+            waited += time.perf_counter() - requested
             trainer.train_step(batch).numpy()
         return waited / (time.perf_counter() - began)
 
@@ -73,7 +73,7 @@ def waiting(trainer: Any, batches: Any) -> Callable[[], float]:
 
 
 def main() -> None:
-    """Measure all in turn; print and write the table."""
+    """Measure all sides in turn; print and write the table."""
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     cores = pin(2)
     from benches import lakes

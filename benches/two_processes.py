@@ -1,14 +1,15 @@
-"""Two processes against one on this machine: soundlake's own way, Beam's own way, and what the machine allows.
+"""Two processes compared with one: soundlake's workers, Beam's workers, and the limit of the machine.
 
 `python -m benches.two_processes` · about ten minutes
 
-Soundlake's way is `--workers 2`: one process with two threads, which wait for two decoders, each a child process.
-Beam's is `--direct_running_mode=multi_processing --direct_num_workers=2`: two workers, each with a child that decodes.
-The control is the same functions in two plain processes, each with half of the files, and no Beam: no pipeline can gain
-more than they do. One worker always has one core, two workers have two, and a ratio compares neighbours in time.
+Soundlake uses `--workers 2`: one process with two threads, which wait for two decoders, each a child process. Beam uses
+`--direct_running_mode=multi_processing --direct_num_workers=2`: two workers, each with a child process for decoding.
+The control runs the same functions in two plain processes without Beam, each with half of the files: no pipeline can
+gain more than these. One worker always has one core, two workers have two, and a ratio compares runs that follow each
+other.
 
-Beam starts its workers anew for each pipeline, which takes as long however much there is to do. So what a corpus of one
-short file takes is measured, too, and Beam's gain is told with it and without.
+Beam starts its workers again for each pipeline, which takes the same time for any corpus. So a corpus of one short file
+is measured, too, and Beam's gain is reported with this start and without it.
 """
 
 import tempfile
@@ -23,7 +24,7 @@ FILES, ROUNDS = 150, 3
 
 
 def beam(workers: int) -> tuple[str, str]:
-    """Beam's options for workers that are processes."""
+    """Beam's options for workers in separate processes."""
     return "--direct_running_mode=multi_processing", f"--direct_num_workers={workers}"
 
 
@@ -49,8 +50,8 @@ def main() -> None:
         corpus, short = str(folder / "corpus"), str(folder / "short")
 
         def plain(part: int, parts: int) -> Side:
-            given = corpus, short, name, str(part), str(parts)
-            return Side("benches.extract:loop", *given, cores=cores[:parts], environment=KEEP_MEMORY)
+            arguments = corpus, short, name, str(part), str(parts)
+            return Side("benches.extract:loop", *arguments, cores=cores[:parts], environment=KEEP_MEMORY)
 
         def pipeline(audio: str, workers: int, *options: str) -> Side:
             return Side("benches.extract:pipeline", audio, short, name, str(workers), *options, cores=cores[:workers])
@@ -66,7 +67,7 @@ def main() -> None:
             "start 2": [pipeline(short, 2, *beam(2))],
         }
         wall, _ = in_turn(sides, rounds=ROUNDS)
-        for side in (one for several in sides.values() for one in several):
+        for side in (side for several in sides.values() for side in several):
             side.close()
     control, own, whole = (_ratios(wall[f"{name} 1"], wall[f"{name} 2"]) for name in ("plain", "own", "beam"))
     work = {workers: _less(wall[f"beam {workers}"], wall[f"start {workers}"]) for workers in (1, 2)}

@@ -1,1 +1,1 @@
-"""Sound and learning, in rooms that each answer one question; it knows no Beam, no lake and no terminal."""
+"""Sound and learning, in rooms that each answer one question; no room depends on Beam, a lake or a terminal."""

@@ -1,23 +1,24 @@
-"""Files that a power cut cannot undo: what is synced, and renames that are."""
+"""Syncs and renames that survive a power cut."""
 
 import os
 from pathlib import Path
 
 
 def sync(path: str | os.PathLike[str]) -> None:
-    """Wait until a file's content, or a folder's names, are on the disk.
+    """Wait until a file's content, or a folder's list of names, is on the disk.
 
-    A rename alone is not: after a power cut the folder may have its old names, though what was written later survives.
+    A rename without a sync may be lost: after a power cut the folder may have its old names again, although files
+    written later survive.
     """
-    number = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(number)
+        os.fsync(descriptor)
     finally:
-        os.close(number)
+        os.close(descriptor)
 
 
 def make_folders(folder: str | os.PathLike[str]) -> None:
-    """Make a folder and those above it that are missing, durably."""
+    """Make a folder and its missing parents, and sync them to the disk."""
     path = Path(folder)
     missing = []
     while not path.is_dir():
@@ -29,6 +30,6 @@ def make_folders(folder: str | os.PathLike[str]) -> None:
 
 
 def replace(part: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
-    """Give a synced file its name, durably."""
+    """Rename a file that is already synced, and sync the rename."""
     os.replace(part, target)
     sync(os.path.dirname(os.path.abspath(target)))

@@ -1,7 +1,7 @@
-"""Paths: what a lake's files name stays in the lake, whoever wrote them.
+"""Checks that the ids and names in a lake's files never lead out of the lake, whoever wrote those files.
 
-Ids stand in manifests, rows and JSON, and become names of files. A lake may come from a stranger: an id is letters and
-digits, a name goes down and never up, and no link is followed below a lake's root.
+Manifests, rows and JSON contain ids, which become names of files. A lake may come from a stranger. So an id may consist
+only of letters and digits, a name may go down but never up, and no link is followed below a lake's root.
 """
 
 import os
@@ -10,22 +10,28 @@ import stat
 
 from soundlake.model.errors import InputError
 
-# Ids are digests in hexadecimal. Whatever else is of this form does no harm either.
+# Ids are digests in hexadecimal. Other text that matches does no harm either.
 _ID = re.compile(r"[0-9a-z]{1,64}")
 
 
 def is_id(text: object) -> bool:
-    """Whether this may be the id of a spec, a model, a bundle or a piece."""
+    """Whether a value has the form of an id (of a spec, a model, a bundle or a piece)."""
     return isinstance(text, str) and _ID.fullmatch(text) is not None
 
 
 def checked_id(text: str, what: str) -> str:
-    """The same text.
+    """Return the same text if it is an id.
+
+    Parameters
+    ----------
+    text : str
+    what : str
+        What the id should identify, for the message of the error.
 
     Raises
     ------
     InputError
-        If it is no id; `what` says of what it should be one.
+        If the text is not an id.
     """
     if not is_id(text):
         raise InputError(f"{str(text)[:80]!r} is not a valid {what} id; lake metadata may have been tampered with")
@@ -38,16 +44,16 @@ def inside(root: str, name: str, *, on_disk: bool = True) -> str:
     Parameters
     ----------
     root : str
-        A folder, which may be a link itself, or a URI.
+        A folder, which may itself be a link, or a URI.
     name : str
-        With ``/``; ``""`` for the root.
+        Parts separated by ``/``; ``""`` for the root.
     on_disk : bool
-        Whether links are looked for.
+        Whether to check each part for a link.
 
     Raises
     ------
     InputError
-        If the name does not go straight down, or a part of it is a link.
+        If the name does not go straight down, or one of its parts is a link.
     """
     path = root
     for part in name.split("/") if name else ():
@@ -60,37 +66,39 @@ def inside(root: str, name: str, *, on_disk: bool = True) -> str:
 
 
 def no_links(folder: str | os.PathLike[str]) -> None:
-    """Look at a folder and all below; one that is not there holds none.
+    """Check that a folder is not a link and contains none at any depth; a missing folder passes.
 
     Raises
     ------
     InputError
         At the first link.
     """
-    waiting = [os.fspath(folder)]
-    if os.path.islink(waiting[0]):
-        raise _is_link(waiting[0])
-    while waiting:
+    pending = [os.fspath(folder)]
+    if os.path.islink(pending[0]):
+        raise _is_link(pending[0])
+    while pending:
         try:
-            with os.scandir(waiting.pop()) as entries:
+            with os.scandir(pending.pop()) as entries:
                 for entry in entries:
                     if entry.is_symlink():
                         raise _is_link(entry.path)
                     if entry.is_dir(follow_symlinks=False):
-                        waiting.append(entry.path)
+                        pending.append(entry.path)
         except (FileNotFoundError, NotADirectoryError):
-            continue  # gone meanwhile
+            continue  # deleted in the meantime
 
 
 def regular(path: str | os.PathLike[str]) -> str | os.PathLike[str]:
-    """The same path; a pipe, which would be waited for for ever, or a device is refused.
+    """Return the same path if it is a regular file or a folder.
+
+    Opening a pipe could block for ever, so pipes are refused, and so are devices.
 
     Raises
     ------
     InputError
-        If there is something else than a file.
+        If the path is neither a regular file nor a folder.
     OSError
-        If there is nothing.
+        If the path does not exist.
     """
     mode = os.stat(path, follow_symlinks=False).st_mode
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):

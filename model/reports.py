@@ -1,27 +1,27 @@
-"""How far a long step is: whoever calls it passes a function that is told.
+"""Progress of a long step: the caller passes a function, and the step calls it with its progress.
 
-`model/` knows no terminal; `pipelines.cli.display` has one.
+`model/` does not depend on a terminal; `pipelines.cli.display` writes to one.
 """
 
 from typing import Protocol
 
 
 class Report(Protocol):
-    """Is told what is being done, in the words of a user, and how far it is."""
+    """Receives the progress of a step, in words for the user."""
 
     def __call__(self, name: str, done: float = 0.0, total: float | None = None, note: str = "") -> None:
-        """Take note.
+        """Receive the progress so far.
 
         Parameters
         ----------
         name : str
-            What is being done; another name than before begins another stage.
+            What is being done; a new name begins a new stage.
         done, total : float
-            How much is done, and how much there is to do; None where nobody knows.
+            How much is done, and how much there is to do in all; `total` is None where it is not known.
         note : str
-            More about it, such as ``"step 10 of 100"``.
+            A detail, such as ``"step 10 of 100"``.
         """
 
 
 def unheard(name: str, done: float = 0.0, total: float | None = None, note: str = "") -> None:
-    """Nobody listens."""
+    """Ignore the progress: the default `Report`."""

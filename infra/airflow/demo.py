@@ -1,4 +1,4 @@
-"""Settings for `make airflow-demo`: the demo corpus below a folder, by folders, to stdout. Standard library alone."""
+"""Print settings for `make airflow-demo`: the demo corpus in a folder, labelled by folder. Standard library only."""
 
 import sys
 from pathlib import Path

@@ -27,7 +27,8 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parents[2]
 PROCESSES = ("api-server", "scheduler", "dag-processor", "triggerer")
 USER = "admin"
-# Airflow takes minutes to see new DAGs and lost tasks; on one machine, for one person, seconds are no burden.
+# By default Airflow takes minutes to notice new DAGs and lost tasks. For one person on one machine it can check within
+# seconds.
 QUICK = {
     "DAG_PROCESSOR__REFRESH_INTERVAL": "5",
     "DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "10",
@@ -42,23 +43,23 @@ QUICK = {
 
 
 class StartError(RuntimeError):
-    """It cannot start: what is missing, or which log tells more."""
+    """Airflow cannot start; the message names the missing program or the log to read."""
 
 
 def free_port() -> int:
-    """A port of loopback that nobody listens on."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
+    """A free port on loopback."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def _postgres(program: str) -> str:
-    """A program of the newest PostgreSQL that is installed; Debian keeps them off the PATH."""
+    """Path of a program of the newest installed PostgreSQL; Debian does not put these programs on the PATH."""
     versions = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{program}"), key=lambda path: int(path.parts[4]))
-    found = str(versions[-1]) if versions else shutil.which(program)
-    if found is None:
+    found_path = str(versions[-1]) if versions else shutil.which(program)
+    if found_path is None:
         raise StartError("PostgreSQL is not installed; on Debian: apt install postgresql")
-    return found
+    return found_path
 
 
 class LocalAirflow:
@@ -67,13 +68,13 @@ class LocalAirflow:
     Parameters
     ----------
     home : Path
-        Made if it is not there.
+        Created if it does not exist.
     settings : Path
         ``soundlake.toml``.
     port : int
-        Of the UI and the API; 0 for any.
+        Port of the UI and the API; 0 for any free port.
     paused : bool
-        Whether DAGs wait for someone to switch them on.
+        Whether new DAGs are paused until someone switches them on.
     """
 
     def __init__(self, home: Path, settings: Path, *, port: int = 0, paused: bool = True) -> None:
@@ -87,10 +88,10 @@ class LocalAirflow:
         self.database_port = free_port()
         self.running: dict[str, subprocess.Popen[bytes]] = {}
         self._sessions: set[int] = set()
-        own = {
+        added = {
             "AIRFLOW_HOME": str(self.home),
             "SOUNDLAKE_SETTINGS": str(settings.resolve()),
-            # The triggerer does not have the DAGs' folder on its path by itself.
+            # The triggerer does not add the DAGs' folder to its path.
             "PYTHONPATH": str(REPOSITORY / "dags"),
             "NO_PROXY": "127.0.0.1",
             "no_proxy": "127.0.0.1",
@@ -117,13 +118,13 @@ class LocalAirflow:
             "LOGGING__BASE_LOG_FOLDER": str(self.home / "logs"),
             **QUICK,
         }
-        kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TZ", "TMPDIR") if name in os.environ}
-        self.environment = kept | own | {f"AIRFLOW__{name}": value for name, value in airflow.items()}
+        inherited = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TZ", "TMPDIR") if name in os.environ}
+        self.environment = inherited | added | {f"AIRFLOW__{name}": value for name, value in airflow.items()}
 
     def _kept_secrets(self) -> dict[str, str]:
         path = self.home / "secrets.json"
         if not path.exists():
-            # A database that an earlier home of this name left elsewhere has another password.
+            # A database outside the home may remain from an earlier home with the same path; its password differs.
             shutil.rmtree(self._data, ignore_errors=True)
             fresh = {name: secrets.token_hex(48) for name in ("jwt", "api", "database")}
             fresh |= {"fernet": base64.urlsafe_b64encode(secrets.token_bytes(32)).decode()}
@@ -136,13 +137,16 @@ class LocalAirflow:
 
     @property
     def _data(self) -> Path:
-        """PostgreSQL refuses to run as root, and another user may not be let into our home."""
+        """Folder of the database; for root it is outside the home.
+
+        PostgreSQL refuses to run as root, and its own user may have no access to the home.
+        """
         if os.geteuid() != 0:
             return self.home / "postgres"
         return Path("/var/tmp") / f"soundlake-airflow-{hashlib.sha256(str(self.home).encode()).hexdigest()[:12]}"
 
     def _as_postgres(self, line: list[str]) -> None:
-        """Run a program of PostgreSQL, as its own user if this is root."""
+        """Run a program of PostgreSQL; for root, as the user `postgres`."""
         if os.geteuid() == 0:
             line = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups", *line]
         done = subprocess.run(line, cwd="/", stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
@@ -150,20 +154,20 @@ class LocalAirflow:
             raise StartError(f"{' '.join(line)}: {(done.stderr or done.stdout).strip()}")
 
     def start_database(self) -> None:
-        """Start PostgreSQL on loopback; make its cluster first if there is none."""
+        """Start PostgreSQL on loopback; create its cluster first if there is none."""
         data = self._data
         if not (data / "PG_VERSION").exists():
             shutil.rmtree(data, ignore_errors=True)
             data.mkdir(mode=0o700)
-            word = data.with_name(data.name + ".password")
-            _write_private(word, self._secrets["database"])
+            password_file = data.with_name(data.name + ".password")
+            _write_private(password_file, self._secrets["database"])
             if os.geteuid() == 0:
                 owner = pwd.getpwnam("postgres")
                 os.chown(data, owner.pw_uid, owner.pw_gid)
-                os.chown(word, owner.pw_uid, owner.pw_gid)
+                os.chown(password_file, owner.pw_uid, owner.pw_gid)
             line = [_postgres("initdb"), "-D", str(data), "-U", "airflow", "-E", "UTF8", "--locale=C.UTF-8"]
-            self._as_postgres([*line, f"--pwfile={word}", "--auth=scram-sha-256", "--no-sync"])
-            word.unlink()
+            self._as_postgres([*line, f"--pwfile={password_file}", "--auth=scram-sha-256", "--no-sync"])
+            password_file.unlink()
         options = f"-c listen_addresses=127.0.0.1 -p {self.database_port} -k {data} -c max_connections=200"
         line = [_postgres("pg_ctl"), "-D", str(data), "-w", "-l", str(data / "log"), "-o", options, "start"]
         self._as_postgres(line)
@@ -176,7 +180,7 @@ class LocalAirflow:
     # Airflow.
 
     def airflow(self, *arguments: str) -> str:
-        """Run `airflow …` to its end; return its stdout."""
+        """Run `airflow …`, wait for its end, and return its stdout."""
         line = [sys.executable, "-m", "airflow", *arguments]
         done = subprocess.run(line, env=self.environment, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -184,7 +188,7 @@ class LocalAirflow:
         return done.stdout
 
     def start_process(self, name: str) -> None:
-        """Start one of Airflow's processes; its output goes to a file in the logs."""
+        """Start one of Airflow's processes, with its output in a file in the logs."""
         with open(self.home / "logs" / f"{name}.log", "ab") as log:
             line = [sys.executable, "-m", "airflow", name]
             self.running[name] = subprocess.Popen(
@@ -199,7 +203,7 @@ class LocalAirflow:
         self._sessions.add(self.running[name].pid)
 
     def start(self) -> None:
-        """Start everything; return when all of it is healthy."""
+        """Start all processes, and wait until they are healthy."""
         self.start_database()
         if "airflow" not in self._psql("SELECT datname FROM pg_database").split():
             self._psql("CREATE DATABASE airflow")
@@ -217,42 +221,42 @@ class LocalAirflow:
         ).stdout
 
     def health(self) -> dict[str, Any]:
-        """What each part says of itself; empty while nobody answers."""
+        """Status of each component by name; empty while there is no answer."""
         try:
             with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
                 f"{self.url}/api/v2/monitor/health", timeout=5
             ) as answer:
-                return {name: one.get("status") for name, one in json.load(answer).items()}
+                return {name: part.get("status") for name, part in json.load(answer).items()}
         except OSError:
             return {}
 
     def wait_healthy(self, seconds: float = 180.0) -> None:
-        """Wait until all parts are healthy.
+        """Wait until all components are healthy.
 
         Raises
         ------
         StartError
-            If one has ended, or it takes too long.
+            If a process has ended, or the wait takes too long.
         """
-        until = time.monotonic() + seconds
-        while (found := self.health()) == {} or set(found.values()) != {"healthy"}:
+        deadline = time.monotonic() + seconds
+        while (statuses := self.health()) == {} or set(statuses.values()) != {"healthy"}:
             for name, process in self.running.items():
                 if process.poll() is not None:
                     raise StartError(f"{name} has ended ({process.returncode}): see {self.home}/logs/{name}.log")
-            if time.monotonic() > until:
-                raise StartError(f"not healthy after {seconds:.0f} s: {found or 'no answer'}; see {self.home}/logs")
+            if time.monotonic() > deadline:
+                raise StartError(f"not healthy after {seconds:.0f} s: {statuses or 'no answer'}; see {self.home}/logs")
             time.sleep(0.5)
 
     def stop(self) -> None:
-        """Stop everything, tasks and their commands included."""
-        theirs = self._processes()
+        """Stop all processes, including tasks and their commands."""
+        pids = self._processes()
         for process in self.running.values():
             process.terminate()
-        until = time.monotonic() + 15
+        deadline = time.monotonic() + 15
         for process in self.running.values():
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(max(0.1, until - time.monotonic()))
-        for pid in theirs | self._processes():
+                process.wait(max(0.1, deadline - time.monotonic()))
+        for pid in pids | self._processes():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         for process in self.running.values():
@@ -261,11 +265,11 @@ class LocalAirflow:
         self.stop_database()
 
     def remove_database(self) -> None:
-        """Remove what PostgreSQL keeps, which may lie outside of our home; for what is stopped."""
+        """Remove the folder of the database, which may be outside the home; call it only after `stop`."""
         shutil.rmtree(self._data, ignore_errors=True)
 
     def _processes(self) -> set[int]:
-        """Every process of ours, and what it has started; a killed scheduler leaves workers behind in its session."""
+        """Ids of all started processes and their descendants; a killed scheduler leaves workers in its session."""
         parents: dict[int, int] = {}
         ours = set()
         for folder in Path("/proc").glob("[0-9]*"):
@@ -286,7 +290,7 @@ def _write_private(path: Path, text: str) -> None:
 
 
 def main(arguments: Iterable[str] | None = None) -> int:
-    """Start, say where, wait for Ctrl-C, stop."""
+    """Start Airflow, print its address, wait for Ctrl-C, and stop it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--home", type=Path, required=True)
     parser.add_argument("--settings", type=Path, required=True)
@@ -294,7 +298,7 @@ def main(arguments: Iterable[str] | None = None) -> int:
     parser.add_argument("--running", action="store_true", help="Switch the DAGs on: their schedule begins at once.")
     call = parser.parse_args(None if arguments is None else list(arguments))
     airflow = LocalAirflow(call.home, call.settings, port=call.port, paused=not call.running)
-    # A service manager's word to stop is Ctrl-C's; a shell's background has that ignored.
+    # SIGTERM of a service manager acts like Ctrl-C. A background process of a shell would otherwise ignore SIGINT.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     try:

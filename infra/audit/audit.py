@@ -1,9 +1,9 @@
-"""Known holes in what is locked: pip-audit on each lock, and what it finds beside what is accepted.
+"""Known vulnerabilities in locked packages: run pip-audit on each lock, and list its findings with those accepted.
 
     audit.py LOCK … [-- options of pip-audit, such as -s osv]
 
-Exit codes as of the commands: 0 nothing beyond what accepted.toml tells; 2 the call is wrong; 3 something is; 75 the
-service of advisories does not answer, or does not know a package: pip-audit itself would call that no finding.
+Exit codes as in the soundlake commands: 0 for no finding beyond accepted.toml; 2 for a wrong call; 3 for any other;
+75 if the advisory service does not answer or does not know a package, which pip-audit itself counts as no finding.
 """
 
 import datetime
@@ -21,58 +21,58 @@ NOTHING, WRONG_CALL, FOUND, TRY_LATER = 0, 2, 3, 75
 
 
 class NotAuditedError(Exception):
-    """There is no answer about a lock, or about a part of it."""
+    """The audit of a lock failed or is incomplete."""
 
 
 def report(lock: Path, options: Sequence[str]) -> list[dict[str, Any]]:
-    """What pip-audit says of each package of a lock.
+    """pip-audit's report on each package of a lock.
 
     Raises
     ------
     NotAuditedError
-        If it says nothing, or skipped one.
+        If pip-audit gives no report, or skipped a package.
     """
     cache = Path(sys.prefix, "advisories")
     line = [sys.executable, "-m", "pip_audit", "--progress-spinner", "off", "--format", "json", "--aliases", "on"]
     line += ["--cache-dir", str(cache), "--disable-pip", "--require-hashes", "--requirement", str(lock), *options]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     try:
-        found: list[dict[str, Any]] = json.loads(done.stdout)["dependencies"]
+        packages: list[dict[str, Any]] = json.loads(done.stdout)["dependencies"]
     except (ValueError, KeyError) as error:
-        said = [text for text in done.stderr.splitlines() if text.strip()] or ["nothing"]
-        raise NotAuditedError(f"pip-audit says: {said[-1].strip()[:300]}") from error
-    skipped = [one for one in found if "skip_reason" in one]
-    if skipped or not found:
-        said = skipped[0]["skip_reason"] if skipped else "no package at all"
-        raise NotAuditedError(f"{len(skipped)} of {len(found)} packages were not looked at: {said}")
-    return found
+        reason = [text for text in done.stderr.splitlines() if text.strip()] or ["nothing"]
+        raise NotAuditedError(f"pip-audit says: {reason[-1].strip()[:300]}") from error
+    skipped = [package for package in packages if "skip_reason" in package]
+    if skipped or not packages:
+        reason = skipped[0]["skip_reason"] if skipped else "no package at all"
+        raise NotAuditedError(f"{len(skipped)} of {len(packages)} packages were not looked at: {reason}")
+    return packages
 
 
 def first_of(lock: Path) -> str:
-    """The first package of a lock, with its hashes: as good as any to see whether anybody answers."""
+    """The first package of a lock with its hashes, for a test whether the advisory service answers."""
     lines = lock.read_text().splitlines(keepends=True)
     end = next((i for i, line in enumerate(lines) if i and not line.startswith(" ")), len(lines))
     return "".join(lines[:end])
 
 
 def findings(found: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str, set[str], str]]:
-    """(package, version, id and its aliases, versions that are mended) of each advisory."""
-    for one in found:
-        for hole in one["vulns"]:
-            names = {hole["id"], *hole.get("aliases", ())}
-            yield one["name"], one["version"], names, ", ".join(hole["fix_versions"]) or "none yet"
+    """Yield (package, version, id and its aliases, fixed versions) of each advisory."""
+    for package in found:
+        for advisory in package["vulns"]:
+            names = {advisory["id"], *advisory.get("aliases", ())}
+            yield package["name"], package["version"], names, ", ".join(advisory["fix_versions"]) or "none yet"
 
 
 def accepted(today: datetime.date, path: Path = ACCEPTED) -> dict[str, str]:
-    """Ids that are lived with today, and why."""
+    """Ids of advisories that are accepted today, with the reasons."""
     entries = tomllib.loads(path.read_text()).get("advisory", [])
-    return {one["id"]: one["reason"] for one in entries if one["until"] >= today}
+    return {entry["id"]: entry["reason"] for entry in entries if entry["until"] >= today}
 
 
 def main(arguments: Sequence[str]) -> int:
     """Audit the locks; return the exit code."""
-    at = arguments.index("--") if "--" in arguments else len(arguments)
-    locks, options = [Path(name) for name in arguments[:at]], arguments[at + 1 :]
+    separator = arguments.index("--") if "--" in arguments else len(arguments)
+    locks, options = [Path(name) for name in arguments[:separator]], arguments[separator + 1 :]
     if not locks or not all(lock.is_file() for lock in locks):
         print("audit: name locks that are there", file=sys.stderr)
         return WRONG_CALL
@@ -84,19 +84,17 @@ def main(arguments: Sequence[str]) -> int:
                 probe.write(first_of(lock))
                 probe.flush()
                 report(Path(probe.name), options)
-            found = report(lock, options)
+            packages = report(lock, options)
         except NotAuditedError as error:
             print(f"audit: {lock} was not audited: {error}; call again where an advisory service is", file=sys.stderr)
             return TRY_LATER
-        told = 0
-        for name, version, names, mended in findings(found):
-            reason = next((known[one] for one in sorted(names) if one in known), None)
-            told += reason is None
-            print(
-                f"{lock}: {name} {version}: {' '.join(sorted(names))}; mended in {mended}; accepted: {reason or 'no'}"
-            )
-        print(f"{lock}: {len(found)} packages, {told} advisories that are not accepted")
-        code = FOUND if told else code
+        count = 0
+        for name, version, names, fixed in findings(packages):
+            reason = next((known[advisory_id] for advisory_id in sorted(names) if advisory_id in known), None)
+            count += reason is None
+            print(f"{lock}: {name} {version}: {' '.join(sorted(names))}; mended in {fixed}; accepted: {reason or 'no'}")
+        print(f"{lock}: {len(packages)} packages, {count} advisories that are not accepted")
+        code = FOUND if count else code
     return code
 
 

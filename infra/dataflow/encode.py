@@ -1,4 +1,4 @@
-"""What the launcher of the Flex Template `encode` runs: `soundlake encode`, from the template's parameters."""
+"""Entry point for the launcher of the Flex Template `encode`: `soundlake encode` with the template's parameters."""
 
 import sys
 

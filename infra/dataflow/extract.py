@@ -1,4 +1,4 @@
-"""What the launcher of the Flex Template `extract` runs: `soundlake extract`, from the template's parameters."""
+"""Entry point for the launcher of the Flex Template `extract`: `soundlake extract` with the template's parameters."""
 
 import sys
 

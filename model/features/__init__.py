@@ -1,1 +1,1 @@
-"""Features: what is a window of sound, and which side of the split is it on?"""
+"""Features: windows of log-mel, their records in shards, near copies, and the split into training and held-out data."""

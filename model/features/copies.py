@@ -1,7 +1,7 @@
 """Near copies: recordings that hold the same sound, trimmed, encoded again, or a little softer.
 
-Such a recording has other bytes, and so another recording_id and perhaps another side of the split. What was learned
-from the one says nothing when it is tried on the other.
+A near copy has different bytes, hence another recording_id and perhaps another side of the split. A model that was
+trained on one of the two proves nothing when it is tested on the other.
 """
 
 from collections.abc import Callable, Iterable
@@ -11,79 +11,79 @@ import numpy.typing as npt
 
 from soundlake.model.reports import Report, unheard
 
-# Windows of other recordings that each recording is laid against, those with the most alike statistics.
+# Windows of other recordings that each window is compared with: those with the most similar statistics.
 CANDIDATES = 3
-# Least cosine of statistics that makes a candidate: below, sounds are plainly different.
+# Least cosine between statistics for a candidate. Below it, sounds are plainly different.
 LEAST_COSINE = 0.5
-# Of the frames of sound of the one that has fewer, the share at least that lies on sound of the other; and how many.
+# Least overlap of two pieces: as a share of the frames with sound of the piece that has fewer of them, and in frames.
 LEAST_OVERLAP, LEAST_FRAMES = 0.75, 8
-# `difference` of two near copies, at most. 81 of 112 copies of drums, digits and instruments (MP3, Vorbis, trimmed, a
-# little softer) lie below; of 1,875 other pairs with like statistics 17 do, such as two strokes on the same cowbell.
+# Largest `difference` of two near copies. Of 112 copies of drums, digits and instruments (MP3, Vorbis, trimmed, a bit
+# softer) 81 lie below it. Of 1,875 other pairs with similar statistics 17 do, such as two strokes on the same cowbell.
 NEAR = 0.02
-# Rows of the table of cosines that are held.
+# Rows of the table of cosines that are in memory at a time.
 BLOCK = 1024
 
 Array = npt.NDArray[np.float32]
 
 
 def statistics(windows: Array, valid: npt.NDArray[np.int64]) -> Array:
-    """What windows are known by wherever they were cut: mean and deviation of each mel band over the frames of sound.
+    """Mean and deviation of each mel band over the frames with sound: they hardly depend on where a window was cut.
 
     Parameters
     ----------
     windows : ndarray of float32, shape (n, window_frames, n_mels)
     valid : ndarray of int64, shape (n,)
-        Frames of each that hold sound.
+        Number of frames with sound in each window.
 
     Returns
     -------
     ndarray of float32, shape (n, 2 * n_mels)
     """
-    found = [
+    rows = [
         np.concatenate([window[:count].mean(axis=0), window[:count].std(axis=0)])
         for window, count in zip(windows, valid, strict=True)
     ]
-    return np.asarray(found, np.float32)
+    return np.asarray(rows, np.float32)
 
 
 def difference(a: Array, b: Array, *, floor: Array) -> float:
-    """How far two pieces of log-mel differ where they lie on each other best.
+    """How much two pieces of log-mel differ at the shift that aligns them best.
 
     Parameters
     ----------
     a, b : ndarray of float32, shape (frames, n_mels)
         Normalised: a mel band has a variance of 1.
     floor : ndarray of float32, shape (n_mels,)
-        What is fainter counts as this, and a frame that is so in every band as silent.
+        A fainter value counts as this one. A frame in which every band is fainter counts as silent.
 
     Returns
     -------
     float
-        Squares of the difference of what lies above the floor, over the mean of its own squares: 0 for the same sound,
-        2 for two that share nothing. Infinite where too few frames of sound lie on each other.
+        The squared difference of the parts above the floor, divided by the mean of their own squares: 0 for the same
+        sound, 2 for two sounds that share nothing. Infinite if too few frames with sound overlap.
     """
     if len(a) > len(b):
         a, b = b, a
     size = len(a) + len(b)
-    # What is fainter than the floor in one may be an encoder's noise in the other.
+    # A value below the floor in one piece may be an encoder's noise in the other.
     x, y = (np.maximum(part - floor, 0) for part in (a, b))
     loud_x, loud_y = (np.asarray(part.any(axis=1), np.float64) for part in (x, y))
-    least = max(LEAST_FRAMES, int(np.ceil(LEAST_OVERLAP * min(loud_x.sum(), loud_y.sum()))))
-    if len(x) < least:
+    least_frames = max(LEAST_FRAMES, int(np.ceil(LEAST_OVERLAP * min(loud_x.sum(), loud_y.sum()))))
+    if len(x) < least_frames:
         return float("inf")
-    # Of each shift: frame i of `a` lies on frame i + shift of `b`.
-    shifts = np.arange(least - len(x), len(y) - least + 1)
+    # At each shift, frame i of `a` is compared with frame i + shift of `b`.
+    shifts = np.arange(least_frames - len(x), len(y) - least_frames + 1)
 
     def correlated(one: npt.NDArray[np.floating], other: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
         spectrum = np.conj(np.fft.rfft(one, size, axis=0)) * np.fft.rfft(other, size, axis=0)
-        found = np.fft.irfft(spectrum if spectrum.ndim == 1 else spectrum.sum(axis=1), size)
-        return np.asarray(found[shifts])
+        scores = np.fft.irfft(spectrum if spectrum.ndim == 1 else spectrum.sum(axis=1), size)
+        return np.asarray(scores[shifts])
 
     squares = correlated(np.square(x).sum(axis=1), np.ones(len(y)))
     squares += correlated(np.ones(len(x)), np.square(y).sum(axis=1))
-    apart = 2 - 4 * correlated(x, y) / np.maximum(squares, 1e-6)
-    found = np.where(correlated(loud_x, loud_y) >= least - 0.5, apart, np.inf)
-    return max(0.0, float(found.min()))
+    distances = 2 - 4 * correlated(x, y) / np.maximum(squares, 1e-6)
+    scores = np.where(correlated(loud_x, loud_y) >= least_frames - 0.5, distances, np.inf)
+    return max(0.0, float(scores.min()))
 
 
 def pairs(
@@ -100,26 +100,26 @@ def pairs(
     Parameters
     ----------
     windows : callable
-        Of a window's number gives its normalised frames of sound, (frames, n_mels).
+        Returns the normalised frames with sound of a window, (frames, n_mels), given its number.
     known_by : ndarray of float32, shape (n, size)
         `statistics` of all windows.
     clip, group : ndarray of int64, shape (n,)
-        Of each window, its recording and that one's group.
+        The recording of each window, and the group of that recording.
     floor : ndarray of float32, shape (n_mels,)
         As for `difference`.
     report : Report
-        Told how far it is.
+        Receives the progress.
 
     Returns
     -------
     list of (int, int)
-        Recordings, the smaller number first; sorted.
+        Numbers of recordings, the smaller one first; the list is sorted.
     """
     from sklearn.preprocessing import StandardScaler, normalize
 
     name = "looking for near copies"
     unit = normalize(StandardScaler().fit_transform(known_by)).astype(np.float32)
-    # Of two recordings the two windows that are most alike.
+    # For each pair of recordings, the two windows that are most alike.
     best: dict[tuple[int, int], tuple[float, int, int]] = {}
     for begin in range(0, len(unit), BLOCK):
         report(name, begin, len(unit), f"{begin} of {len(unit)} windows compared")
@@ -127,12 +127,12 @@ def pairs(
         cosines[group[begin : begin + BLOCK, None] == group] = -1
         count = min(CANDIDATES, len(unit))
         nearest = np.argpartition(-cosines, count - 1, axis=1)[:, :count]
-        for row, places in enumerate(nearest):
-            for place in places[cosines[row, places] >= LEAST_COSINE]:
-                first, second = sorted((begin + row, int(place)), key=lambda number: int(clip[number]))
-                found = (float(cosines[row, place]), first, second)
+        for row, columns in enumerate(nearest):
+            for column in columns[cosines[row, columns] >= LEAST_COSINE]:
+                first, second = sorted((begin + row, int(column)), key=lambda number: int(clip[number]))
+                candidate = (float(cosines[row, column]), first, second)
                 key = int(clip[first]), int(clip[second])
-                best[key] = max(found, best.get(key, found))
+                best[key] = max(candidate, best.get(key, candidate))
     near = []
     for number, (key, (_, first, second)) in enumerate(sorted(best.items())):
         report(name, number, len(best), f"{number} of {len(best)} pairs laid against each other")
@@ -142,7 +142,7 @@ def pairs(
 
 
 def joined(count: int, linked: Iterable[tuple[int, int]]) -> npt.NDArray[np.int64]:
-    """A number for each of `count` things: the same for those that links join, also by way of others."""
+    """A number for each of `count` items: items that links join, directly or through others, have the same number."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 

@@ -1,11 +1,11 @@
-"""Log-mel → sound with about that log-mel: phases are guessed, and what is in a mel band is spread over it."""
+"""Log-mel → sound with about that log-mel: phases are guessed, and the power of a mel band is spread over its bins."""
 
 import numpy as np
 import numpy.typing as npt
 
 from soundlake.model.features.log_mel import FeatureSpec, mel_filters
 
-# Multiplicative updates from mel bands to bins, rounds of Griffin and Lim from magnitudes to phases.
+# Number of multiplicative updates (mel bands to bins), and of Griffin-Lim rounds (magnitudes to phases).
 UPDATES, ROUNDS = 30, 32
 _LEAST = 1e-12
 
@@ -13,10 +13,10 @@ Array = npt.NDArray[np.float32]
 
 
 def bins_of_bands(mel_power: Array, spec: FeatureSpec) -> Array:
-    """A power spectrum that is nowhere negative and has this mel power, (frames, n_fft // 2 + 1).
+    """A non-negative power spectrum with about this mel power, (frames, n_fft // 2 + 1).
 
-    From the clipped pseudo-inverse, multiplicative updates as of non-negative matrix factorisation with the filters
-    fixed: Lee and Seung, Algorithms for Non-negative Matrix Factorization (2001), theorem 1.
+    It starts from the clipped pseudo-inverse and is refined by the multiplicative updates of non-negative matrix
+    factorisation with fixed filters: Lee and Seung, Algorithms for Non-negative Matrix Factorization (2001), theorem 1.
 
     Parameters
     ----------
@@ -24,17 +24,17 @@ def bins_of_bands(mel_power: Array, spec: FeatureSpec) -> Array:
     spec : FeatureSpec
     """
     filters = mel_filters(spec)
-    found = np.maximum(mel_power @ np.linalg.pinv(filters).T, _LEAST)
-    wanted, gram = mel_power @ filters, filters.T @ filters
+    power = np.maximum(mel_power @ np.linalg.pinv(filters).T, _LEAST)
+    target, gram = mel_power @ filters, filters.T @ filters
     for _ in range(UPDATES):
-        found *= wanted / np.maximum(found @ gram, _LEAST)
-    return np.asarray(found, np.float32)
+        power *= target / np.maximum(power @ gram, _LEAST)
+    return np.asarray(power, np.float32)
 
 
 def sound_of(features: Array, spec: FeatureSpec) -> Array:
     """Sound with about this log-mel.
 
-    Phases by the fast algorithm of Griffin and Lim, as librosa has it: Perraudin et al. (2013).
+    Phases come from librosa's fast Griffin-Lim algorithm: Perraudin et al. (2013).
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ def sound_of(features: Array, spec: FeatureSpec) -> Array:
     Returns
     -------
     ndarray of float32, shape ((frames - 1) * hop_length,)
-        Mono, at the spec's rate, within ±1.
+        Mono, at the sample rate of the spec, within ±1.
     """
     import librosa
 

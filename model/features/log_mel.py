@@ -1,7 +1,7 @@
 """Feature specification and log-mel: waveform → log-mel frames → windows.
 
-The one place where features are computed. A spec is frozen and validated; its `spec_id` is a digest of its canonical
-JSON, so two lakes that name the same `spec_id` hold the same numbers.
+This is the only module that computes features. A spec is frozen and validated. Its `spec_id` is a digest of its
+canonical JSON, so two lakes with the same `spec_id` contain the same numbers for the same sound.
 """
 
 import functools
@@ -14,36 +14,36 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-# Frames that go through the mel product together; where a block begins is fixed by the recording's first frame.
+# Frames per mel product. Blocks are counted from the recording's first frame.
 BLOCK_FRAMES = 192
-# Frames that go through the FFT together: with their spectrum they fit the cache. A divisor of BLOCK_FRAMES.
+# Frames per FFT call: with their spectrum they fit in the cache. A divisor of BLOCK_FRAMES.
 FFT_FRAMES = 96
-# From this offset on an FFT in float32 errs by 1e-5 nats on recordings, and by 5e-4 at most: beside a pure tone of full
-# scale, in bands 110 dB below it. At an offset of 1e-10 it errs by 1e-2.
+# From this offset on, an FFT in float32 errs by 1e-5 nats on recordings. The worst error is 5e-4: beside a pure tone of
+# full scale, in bands 110 dB below it. At an offset of 1e-10 the error is 1e-2.
 SINGLE_PRECISION_OFFSET = 1e-5
 
 
 class FeatureSpec(BaseModel):
-    """What a log-mel window is: rate, FFT, mel bands, window.
+    """Definition of a log-mel window: sample rate, FFT, mel bands, window length.
 
     Attributes
     ----------
     version : int
-        Version of the algorithm in this file. A change of any number that it computes raises it.
+        Version of the algorithm in this file. It is raised whenever a computed number changes.
     sample_rate : int
-        Hz of the mono waveform that frames are taken from.
+        Sample rate in Hz of the mono waveform that frames are taken from.
     n_fft, win_length, hop_length : int
-        Samples: FFT length, length of the periodic Hann window centred in it, distance between frames.
+        In samples: FFT length, length of the periodic Hann window centred in it, and distance between frames.
     n_mels : int
         Mel bands (Slaney scale, Slaney area normalisation).
     f_min, f_max : float
-        Hz, edges of the lowest and the highest band.
+        Lower edge of the lowest band and upper edge of the highest band, Hz.
     log_offset : float
         Added to the mel power before the natural logarithm; digital silence becomes ``log(log_offset)``.
     window_frames, window_step : int
-        Frames in a window, and from the start of one window to the start of the next.
+        Frames in a window, and frames from the start of one window to the start of the next.
     value_span : float
-        Nats above ``log(log_offset)`` that stored 16-bit values reach; louder than that is rejected, not clipped.
+        Range of the stored 16-bit values, in nats above ``log(log_offset)``; louder sound is rejected, not clipped.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -102,11 +102,11 @@ class FeatureSpec(BaseModel):
         return json.dumps(self.model_dump(), sort_keys=True, separators=(",", ":"))
 
     def n_frames(self, n_samples: int) -> int:
-        """Frames of a waveform of `n_samples` samples, centred as in librosa: ``1 + n_samples // hop_length``."""
+        """Number of frames of `n_samples` samples, centred as in librosa: ``1 + n_samples // hop_length``."""
         return 1 + n_samples // self.hop_length if n_samples > 0 else 0
 
     def n_windows(self, n_samples: int) -> int:
-        """Windows that cover every frame of `n_samples` samples; the last one may be padded with silence."""
+        """Number of windows that cover every frame of `n_samples` samples; the last one may be padded with silence."""
         frames = self.n_frames(n_samples)
         if frames == 0:
             return 0
@@ -114,15 +114,15 @@ class FeatureSpec(BaseModel):
 
 
 PRESETS: dict[str, FeatureSpec] = {
-    # Short windows in time: phonemes last 50-100 ms.
+    # Short FFT windows: phonemes last 50-100 ms.
     "speech": FeatureSpec(sample_rate=16_000, n_fft=512, win_length=400, hop_length=160, f_min=20.0, f_max=8_000.0),
-    # Long windows for pitch, full band for cymbals and air.
+    # Long FFT windows resolve pitch; the full band covers cymbals and other high frequencies.
     "music": FeatureSpec(sample_rate=44_100, n_fft=2048, win_length=2048, hop_length=512, f_min=20.0, f_max=20_000.0),
-    # Fast chirps up to what field recorders at 48 kHz hold.
+    # Fast chirps, up to the highest frequencies of field recorders at 48 kHz.
     "wildlife": FeatureSpec(
         sample_rate=48_000, n_fft=1024, win_length=1024, hop_length=512, f_min=50.0, f_max=22_000.0
     ),
-    # Windows half as long as those of `general`: most of a window would be padding.
+    # Windows half as long as those of `general`: otherwise most of a window would be padding.
     "oneshots": FeatureSpec(
         sample_rate=16_000,
         n_fft=1024,
@@ -138,7 +138,7 @@ PRESETS: dict[str, FeatureSpec] = {
 
 def mel_filters(spec: FeatureSpec) -> npt.NDArray[np.float32]:
     """Weights of each mel band on the power of each FFT bin, float32, (n_mels, n_fft // 2 + 1)."""
-    import librosa  # lazy: its first call costs seconds, and only those who compute features pay
+    import librosa  # lazy: its first call takes seconds, and only callers that compute features need it
 
     return np.asarray(
         librosa.filters.mel(
@@ -156,8 +156,8 @@ def mel_filters(spec: FeatureSpec) -> npt.NDArray[np.float32]:
 def _mel_bands(spec: FeatureSpec) -> tuple[tuple[slice, slice, npt.NDArray[np.float32]], ...]:
     """The mel filter bank cut into groups of bands: (bands, FFT bins, weights bins × bands, float32).
 
-    A triangle is zero almost everywhere; a product over the bins that eight neighbouring bands touch is several times
-    cheaper than the dense one, and adds the same numbers.
+    A triangular filter is zero almost everywhere. A product over the bins that eight neighbouring bands use is several
+    times cheaper than the dense product, and adds the same numbers.
     """
     weights = mel_filters(spec)
     groups = []
@@ -170,13 +170,13 @@ def _mel_bands(spec: FeatureSpec) -> tuple[tuple[slice, slice, npt.NDArray[np.fl
 
 
 def precision(spec: FeatureSpec) -> type[np.floating[Any]]:
-    """The type that window and FFT are computed in: float32 where it is exact enough, at 1.4 times the speed."""
+    """The dtype of window and FFT: float32 where it is exact enough, at 1.4 times the speed; otherwise float64."""
     return np.float32 if spec.log_offset >= SINGLE_PRECISION_OFFSET else np.float64
 
 
 @functools.lru_cache(maxsize=16)
 def _fft_window(spec: FeatureSpec) -> npt.NDArray[Any]:
-    """The window, once for each of FFT_FRAMES frames: a product of equal shapes takes half the time of a broadcast."""
+    """The window, repeated for FFT_FRAMES frames: a product of equal shapes takes half the time of a broadcast."""
     from scipy.signal import get_window
 
     window = np.zeros(spec.n_fft, precision(spec))
@@ -186,9 +186,9 @@ def _fft_window(spec: FeatureSpec) -> npt.NDArray[Any]:
 
 
 class LogMel:
-    """Natural logarithm of the mel power spectrogram, with buffers of its own: not for two threads at once.
+    """Natural logarithm of the mel power spectrogram, with its own buffers: not thread-safe.
 
-    Whoever computes many slices keeps one; `log_mel` is for a single waveform.
+    Keep one instance to compute many slices; `log_mel` is for a single waveform.
 
     Parameters
     ----------
@@ -212,15 +212,15 @@ class LogMel:
             raise ValueError(f"log_mel takes a mono waveform of shape (n_samples,), got shape {samples.shape}")
         n_frames = spec.n_frames(len(samples)) if centred else 1 + (len(samples) - spec.n_fft) // spec.hop_length
         out = np.empty((max(0, n_frames), spec.n_mels), np.float32)
-        with np.errstate(over="ignore", invalid="ignore"):  # infinite power is for `quantise` to reject
+        with np.errstate(over="ignore", invalid="ignore"):  # `quantise` rejects infinite power
             for first in range(0, n_frames, BLOCK_FRAMES):
                 count = min(BLOCK_FRAMES, n_frames - first)
                 start = first * spec.hop_length - (spec.n_fft // 2 if centred else 0)
                 frames = self._frames(samples, start, count)
                 for row in range(0, count, FFT_FRAMES):
                     self._powers(frames[row : row + FFT_FRAMES], row)
-                # Always BLOCK_FRAMES rows, what an earlier block left included: BLAS may round by the number of rows,
-                # and a frame's values must not depend on how many others came with it.
+                # Always BLOCK_FRAMES rows, including leftovers of an earlier block: BLAS may round differently for
+                # another number of rows, and a frame's values must not depend on how many frames are computed with it.
                 for power, weights, mels in self._products:
                     np.matmul(power, weights, out=mels)
                 self._mels += np.float32(spec.log_offset)
@@ -228,7 +228,7 @@ class LogMel:
         return out
 
     def _frames(self, samples: npt.NDArray[np.float32], start: int, count: int) -> npt.NDArray[np.float32]:
-        """View of `count` frames, (count, n_fft), the first from sample `start` on; beyond the ends lie zeros."""
+        """View of `count` frames, (count, n_fft), the first one from sample `start` on; zeros beyond both ends."""
         length = (count - 1) * self.spec.hop_length + self.spec.n_fft
         piece = samples[max(0, start) : start + length]
         if len(piece) < length:
@@ -236,14 +236,14 @@ class LogMel:
         return np.lib.stride_tricks.sliding_window_view(piece, self.spec.n_fft)[:: self.spec.hop_length]
 
     def _powers(self, frames: npt.NDArray[np.float32], row: int) -> None:
-        """Power spectra of at most FFT_FRAMES frames, into the rows of the block from `row` on."""
+        """Write power spectra of at most FFT_FRAMES frames into the rows of the block from `row` on."""
         from scipy import fft
 
         count = len(frames)
         windowed = self._windowed[:count]
         windowed[:] = frames
         windowed *= self._window[:count]
-        # SciPy's FFT and not NumPy's, which computes in float64 whatever it is given.
+        # SciPy's FFT, since NumPy's computes in float64 for every dtype.
         spectrum = fft.rfft(windowed, axis=1).astype(np.complex64, copy=False)
         parts = spectrum.view(np.float32)
         np.square(parts, out=parts)
@@ -254,7 +254,7 @@ def log_mel(samples: npt.NDArray[np.float32], spec: FeatureSpec, *, centred: boo
     """Natural logarithm of the mel power spectrogram, as librosa defines it.
 
     ``log(librosa.feature.melspectrogram(y, power=2.0, …) + log_offset)``, transposed. The window and the FFT run in
-    float32 or, at small offsets, in float64 (`precision`); power, mel and logarithm in float32.
+    float32 or, for small offsets, in float64 (`precision`); power, mel and logarithm in float32.
 
     Parameters
     ----------
@@ -263,8 +263,8 @@ def log_mel(samples: npt.NDArray[np.float32], spec: FeatureSpec, *, centred: boo
     spec : FeatureSpec
     centred : bool
         Frame ``t`` is centred on sample ``t * hop_length``, with zeros beyond both ends (librosa's default). If false,
-        frame ``t`` starts at sample ``t * hop_length`` and only whole frames count: for a caller that holds the
-        context of a slice.
+        frame ``t`` starts at sample ``t * hop_length`` and only whole frames count: for a caller that passes a slice
+        with its context.
 
     Returns
     -------
@@ -304,7 +304,7 @@ def windows(features: npt.NDArray[np.float32], spec: FeatureSpec) -> npt.NDArray
 
 
 def quantise(features: npt.NDArray[np.float32], spec: FeatureSpec) -> npt.NDArray[np.uint16]:
-    """Log-mel as 16-bit values, affine from ``floor`` to ``floor + value_span``; error at most half a step.
+    """Log-mel as 16-bit values, affine from ``floor`` to ``floor + value_span``; the error is at most half a step.
 
     Parameters
     ----------
@@ -320,9 +320,9 @@ def quantise(features: npt.NDArray[np.float32], spec: FeatureSpec) -> npt.NDArra
     Raises
     ------
     ValueError
-        If a value is not finite or is above the span: such a waveform is far beyond full scale.
+        If a value is not finite or is above the span: the waveform is then far beyond full scale.
     """
-    if features.size and not features.max() <= spec.floor + spec.value_span:  # false for NaN, too
+    if features.size and not features.max() <= spec.floor + spec.value_span:  # the comparison is false for NaN, too
         raise ValueError(
             f"log-mel reaches {features.max():.1f} nats, above {spec.floor + spec.value_span:.1f}: "
             "the waveform is far beyond full scale or not finite; scale floating-point samples to ±1"

@@ -1,7 +1,7 @@
 """One window as a tf.train.Example in a TFRecord file, both ways, without TensorFlow.
 
-Workers that write shards and workers that encode them never import TensorFlow. What is written here is byte for byte
-what ``tf.train.Example`` (keys sorted) and ``tf.io.TFRecordWriter`` write; the tests hold it to that.
+Workers that write shards and workers that encode windows never import TensorFlow. The output is byte for byte that of
+``tf.train.Example`` (keys sorted) and ``tf.io.TFRecordWriter``; tests check this.
 """
 
 import functools
@@ -15,7 +15,8 @@ import numpy.typing as npt
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
-# Of a record: the largest window that a spec allows has 16 MiB. A length has a checksum, and may be a lie all the same.
+# Largest size of a record. The largest window that a spec allows has 16 MiB. A length has a checksum, but a forged one
+# can still be wrong.
 MOST_BYTES = 32 << 20
 
 # Feature names.
@@ -23,7 +24,7 @@ RECORDING_ID, VALID_FRAMES, VALUES, WINDOW = "recording_id", "valid_frames", "va
 
 
 class DamagedShardError(ValueError):
-    """A shard's bytes are not what was written: a length or a checksum is wrong, or a record is cut."""
+    """A shard is damaged: a length or a checksum is wrong, or a record is cut short."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,9 @@ class Record:
     recording_id : str
         SHA-256 of the recording's bytes, 64 hexadecimal digits.
     window : int
-        Place in the recording: the window starts at frame ``window * spec.window_step``.
+        Number of the window in the recording: it starts at frame ``window * spec.window_step``.
     valid_frames : int
-        Frames that hold sound of the recording; the rest, at the end, is padding.
+        Frames with sound of the recording; the remaining frames, at the end, are padding.
     values : ndarray of uint16, shape (window_frames, n_mels)
         Quantised log-mel (`model.features.log_mel.quantise`).
     """
@@ -55,22 +56,24 @@ def _example() -> Any:
     file = descriptor_pb2.FileDescriptorProto(name="example.proto", package="tensorflow", syntax="proto3")
 
     def message(of: Any, name: str, *fields: tuple[str, int, int, str], repeated: bool = False, **where: Any) -> Any:
-        made = of.add(name=name)
+        descriptor = of.add(name=name)
         for field, number, type_, type_name in fields:
             label = kind.LABEL_REPEATED if repeated else kind.LABEL_OPTIONAL
-            made.field.add(name=field, number=number, type=type_, type_name=type_name or None, label=label, **where)
-        return made
+            descriptor.field.add(
+                name=field, number=number, type=type_, type_name=type_name or None, label=label, **where
+            )
+        return descriptor
 
-    top = file.message_type
-    message(top, "BytesList", ("value", 1, kind.TYPE_BYTES, ""), repeated=True)
-    message(top, "Int64List", ("value", 1, kind.TYPE_INT64, ""), repeated=True)
+    messages = file.message_type
+    message(messages, "BytesList", ("value", 1, kind.TYPE_BYTES, ""), repeated=True)
+    message(messages, "Int64List", ("value", 1, kind.TYPE_INT64, ""), repeated=True)
     lists = ("bytes_list", 1, kind.TYPE_MESSAGE, "BytesList"), ("int64_list", 3, kind.TYPE_MESSAGE, "Int64List")
-    message(top, "Feature", *lists, oneof_index=0).oneof_decl.add(name="kind")
-    features = message(top, "Features", ("feature", 1, kind.TYPE_MESSAGE, "Features.FeatureEntry"), repeated=True)
+    message(messages, "Feature", *lists, oneof_index=0).oneof_decl.add(name="kind")
+    features = message(messages, "Features", ("feature", 1, kind.TYPE_MESSAGE, "Features.FeatureEntry"), repeated=True)
     pair = ("key", 1, kind.TYPE_STRING, ""), ("value", 2, kind.TYPE_MESSAGE, "Feature")
     message(features.nested_type, "FeatureEntry", *pair).options.map_entry = True
-    message(top, "Example", ("features", 1, kind.TYPE_MESSAGE, "Features"))
-    # In a pool of its own: TensorFlow, where it is imported, registers the same names.
+    message(messages, "Example", ("features", 1, kind.TYPE_MESSAGE, "Features"))
+    # A separate pool: TensorFlow, if it is imported, registers the same names in the default pool.
     return message_factory.GetMessages([file], descriptor_pool.DescriptorPool())["tensorflow.Example"]
 
 
@@ -109,12 +112,12 @@ def decode(data: bytes, *, window_frames: int, n_mels: int) -> Record:
 
 
 def recording_of(data: bytes) -> str:
-    """The recording_id of a serialised window, of any shape.
+    """The recording_id of a serialised window of any shape.
 
     Raises
     ------
     DamagedShardError
-        If `data` is no window.
+        If `data` is not a window.
     """
     try:
         return str(_example().FromString(data).features.feature[RECORDING_ID].bytes_list.value[0].decode())
@@ -136,12 +139,12 @@ def write_framed(file: IO[bytes], data: bytes) -> None:
 
 
 def read_framed(file: BinaryIO) -> Iterator[bytes]:
-    """Records of a TFRecord file, checksums verified.
+    """Yield the records of a TFRecord file, with checksums verified.
 
     Raises
     ------
     DamagedShardError
-        At the first record whose length or checksum is wrong, with its number.
+        At the first record whose length or checksum is wrong; the message contains its number.
     """
     number = 0
     while header := file.read(12):

@@ -1,4 +1,4 @@
-"""Which recordings train, which validate, which test: by a stable digest, so that none ever moves."""
+"""Assignment of recordings to training, validation and test by a stable digest, so that no recording ever moves."""
 
 import hashlib
 from collections.abc import Iterable, Mapping
@@ -11,14 +11,14 @@ TRAIN, VALIDATION, TEST = "train", "validation", "test"
 
 
 def place(key: str) -> float:
-    """Where a group or recording lies in [0, 1): the first 8 bytes of a SHA-256, over 2^64."""
+    """Position of a group or recording in [0, 1): the first 8 bytes of a SHA-256, divided by 2^64."""
     return int.from_bytes(hashlib.sha256(f"{SPLIT_RULE}:{key}".encode()).digest()[:8], "big") / 2**64
 
 
 def split_of(key: str) -> str:
     """The split of a group or recording."""
-    at = place(key)
-    return TEST if at < 0.1 else VALIDATION if at < 0.2 else TRAIN
+    position = place(key)
+    return TEST if position < 0.1 else VALIDATION if position < 0.2 else TRAIN
 
 
 def assign(groups: Mapping[str, str]) -> dict[str, str]:
@@ -27,36 +27,36 @@ def assign(groups: Mapping[str, str]) -> dict[str, str]:
     Parameters
     ----------
     groups : mapping of str to str
-        recording_id → group, ``""`` where there is none: then the recording is its own group.
+        recording_id → group; ``""`` where there is none: the recording is then a group of its own.
 
     Returns
     -------
     dict of str to str
-        recording_id → ``"train"``, ``"validation"`` or ``"test"``. Very small corpora may have none to spare: the group
-        nearest to the border then moves into an empty training split, and after that into an empty validation split.
-        One group alone is training, and there is no validation.
+        recording_id → ``"train"``, ``"validation"`` or ``"test"``. In very small corpora a split may be empty: the
+        group nearest to the border then moves into an empty training split, and after that into an empty validation
+        split. A single group goes to training, and there is no validation.
     """
     keys = {recording_id: group or recording_id for recording_id, group in groups.items()}
-    chosen = {key: split_of(key) for key in set(keys.values())}
-    for wanted in (TRAIN, VALIDATION):
-        spare = sorted((key for key in chosen if chosen[key] != wanted), key=place)
-        if spare and wanted not in chosen.values() and (wanted == TRAIN or len(chosen) > 1):
-            key = spare[-1] if wanted == TRAIN else _from_the_fuller(spare, chosen)
-            chosen[key] = wanted
-    return {recording_id: chosen[key] for recording_id, key in keys.items()}
+    split_by_key = {key: split_of(key) for key in set(keys.values())}
+    for target in (TRAIN, VALIDATION):
+        candidates = sorted((key for key in split_by_key if split_by_key[key] != target), key=place)
+        if candidates and target not in split_by_key.values() and (target == TRAIN or len(split_by_key) > 1):
+            key = candidates[-1] if target == TRAIN else _from_the_fuller(candidates, split_by_key)
+            split_by_key[key] = target
+    return {recording_id: split_by_key[key] for recording_id, key in keys.items()}
 
 
 def _from_the_fuller(spare: list[str], chosen: Mapping[str, str]) -> str:
-    """The group of least digest that training or testing can give away without being emptied of training."""
+    """The group with the smallest digest that can leave training or test without emptying the training split."""
     training = [key for key in spare if chosen[key] == TRAIN]
     testing = [key for key in spare if chosen[key] == TEST]
     return training[0] if len(training) > 1 else testing[0]
 
 
 def digests(recordings: Iterable[str]) -> npt.NDArray[np.uint64]:
-    """8 bytes of each recording's SHA-256, in the same order: by these a model knows what it was trained on."""
-    each = (hashlib.sha256(recording_id.encode()).digest()[:8] for recording_id in recordings)
-    return np.frombuffer(b"".join(each), ">u8").astype(np.uint64)
+    """8 bytes of each recording's SHA-256, in the same order: a model's record of what it was trained on."""
+    parts = (hashlib.sha256(recording_id.encode()).digest()[:8] for recording_id in recordings)
+    return np.frombuffer(b"".join(parts), ">u8").astype(np.uint64)
 
 
 def held_out(groups: Mapping[str, str], *trained: npt.NDArray[np.uint64]) -> set[str]:
@@ -65,18 +65,18 @@ def held_out(groups: Mapping[str, str], *trained: npt.NDArray[np.uint64]) -> set
     Parameters
     ----------
     groups : mapping of str to str
-        recording_id → group of today, as for `assign`.
+        recording_id → current group, as for `assign`.
     *trained : ndarray of uint64
-        `digests` of what each model was trained on.
+        `digests` of the recordings that each model was trained on.
 
     Returns
     -------
     set of str
-        What `assign` keeps out of training, without groups of which a model knows a recording: labels may name other
-        groups since then, and a very small corpus moves one when it grows.
+        The recordings that `assign` keeps out of training, except groups that contain a recording on which a model was
+        trained: labels may have changed the groups since then, and a very small corpus moves a group when it grows.
     """
     held = [recording_id for recording_id, split in assign(groups).items() if split != TRAIN]
     keys = [groups[recording_id] or recording_id for recording_id in held]
-    known = np.isin(digests(held), np.concatenate([np.zeros(0, np.uint64), *trained]))
-    lost = {key for key, is_known in zip(keys, known, strict=True) if is_known}
-    return {recording_id for recording_id, key in zip(held, keys, strict=True) if key not in lost}
+    was_trained = np.isin(digests(held), np.concatenate([np.zeros(0, np.uint64), *trained]))
+    leaked = {key for key, hit in zip(keys, was_trained, strict=True) if hit}
+    return {recording_id for recording_id, key in zip(held, keys, strict=True) if key not in leaked}

@@ -1,1 +1,1 @@
-"""Judging: what is a model worth beside baselines, and what does its report say?"""
+"""Judging: a model compared with baselines, and its report."""

@@ -1,6 +1,6 @@
-"""What embeddings are worth: probes with labels, by folds that no group straddles; consistency and health without.
+"""Evaluation of embeddings: probes with labels in folds that never split a group, and tests that need no labels.
 
-All of it works on arrays and on embedders, so that an embedding and its baselines are judged by the very same code.
+All functions work on arrays, so that an embedding and its baselines are evaluated by the same code.
 """
 
 from collections import Counter
@@ -14,26 +14,27 @@ import numpy.typing as npt
 from soundlake.model.errors import InputError
 from soundlake.model.features.log_mel import FeatureSpec
 
-# Of the probes: regularisation of the linear one, neighbours of the other, folds.
+# Settings of the probes: regularisation of the linear probe, neighbours of the k-NN probe, folds.
 LINEAR_C, NEIGHBOURS, FOLDS = 0.1, 5, 5
-# Largest gradient at which the linear probe is done: at a tenth of it takes five times as long, and hits as often.
+# Gradient below which the linear probe stops: a tenth of it takes five times as long for the same accuracy.
 LINEAR_TOLERANCE = 1e-3
 # Mel-frequency cepstral coefficients of `mfcc_statistics`.
 MFCCS = 20
 # Resamplings for an interval.
 RESAMPLES = 1000
-# A latent dimension counts as active above this mean KL, in nats (Burda et al. 2016 use a like threshold).
+# A latent dimension counts as active above this mean KL, in nats (Burda et al. 2016 use a similar threshold).
 ACTIVE_KL = 0.01
-# What is measured, in words.
+# Names of the measures for readers.
 MEASURES = {"linear": "linear probe", "knn": "5 nearest", "map": "retrieval mAP", "search": "first hit of search"}
-# What the promotion gate compares, in words.
+# Names of the figures that the promotion gate compares.
 GATE_WORDS = {"error": "mean square error", "negative_elbo": "negative ELBO, nats a window", **MEASURES}
-# Windows, at most, of a run that search compares with a query.
+# Largest number of windows in a run that search compares with a query.
 MOST_RUN = 32
-# Embeddings that are shown beside the model's, and are parts of it: no baseline that somebody would use instead.
+# Embeddings that are reported beside the model's own. They are parts of the model, not baselines that anyone would use
+# instead.
 PARTS = ("latent", "statistics", "untrained")
 DISTURBANCES = {"level": "at −6 dB", "noise": "noise at 20 dB", "later": "a quarter later", "cut": "a clip by its last"}
-# How recordings are laid out on a plane, and how many of them at least.
+# The method that maps recordings onto a plane, and the least number of recordings for it.
 PLANE_METHOD, PLANE_CLIPS = "t-SNE", 8
 
 Array = npt.NDArray[np.float32]
@@ -41,10 +42,10 @@ Array = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Score:
-    """A mean over clips, and the ends of its 95 % interval by the bootstrap over groups.
+    """A mean over clips, and the ends of its 95 % interval from the bootstrap over groups.
 
-    Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13; groups and not clips, since clips of one
-    group are alike.
+    Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13. Groups are resampled, not clips, since
+    the clips of one group are similar.
     """
 
     value: float
@@ -53,12 +54,12 @@ class Score:
 
 
 def fold_of(labels: Sequence[str], groups: Sequence[str]) -> npt.NDArray[np.int64]:
-    """A fold for each clip: labels spread evenly, no group in two of them.
+    """A fold for each clip: labels are spread evenly over the folds, and no group is in two folds.
 
     Parameters
     ----------
     labels, groups : sequence of str
-        Of each clip.
+        Label and group of each clip.
 
     Returns
     -------
@@ -73,17 +74,17 @@ def fold_of(labels: Sequence[str], groups: Sequence[str]) -> npt.NDArray[np.int6
 
     from sklearn.model_selection import StratifiedGroupKFold
 
-    # More folds than any label has clips would leave all of them without some label.
+    # With more folds than clips of the most frequent label, every fold would lack some label.
     count = min(FOLDS, len(set(groups)), max(Counter(labels).values(), default=0))
     if count < 2 or len(set(labels)) < 2:
         raise InputError("a probe needs at least two labels, two clips with the same label, and two groups")
-    found = np.zeros(len(labels), np.int64)
+    folds = np.zeros(len(labels), np.int64)
     with warnings.catch_warnings():
-        # Of labels with fewer clips than there are folds: they are in those that they are in.
+        # The warnings concern labels with fewer clips than folds, which is accepted here.
         warnings.simplefilter("ignore", UserWarning)
         for number, (_, test) in enumerate(StratifiedGroupKFold(count).split(np.zeros(len(labels)), labels, groups)):
-            found[test] = number
-    return found
+            folds[test] = number
+    return folds
 
 
 def hits(
@@ -93,26 +94,26 @@ def hits(
     fold: npt.NDArray[np.int64],
     distances: npt.NDArray[np.floating] | None = None,
 ) -> dict[str, npt.NDArray[np.float64]]:
-    """How well labels can be read off clip embeddings, clip by clip.
+    """How well labels can be predicted from clip embeddings, clip by clip.
 
     Parameters
     ----------
     clips : ndarray, shape (clips, size)
     labels : sequence of str
-        Of each clip.
+        Label of each clip.
     fold : ndarray of int64, shape (clips,)
-        Each fold is judged by what was learned from the others.
+        Each fold is tested with models that were fitted on the other folds.
     distances : ndarray or None, shape (clips, clips)
-        By which a search ranks; None for squared L2 of the clip embeddings as they are.
+        Distances by which a search ranks; None for the squared L2 distance of the unchanged clip embeddings.
 
     Returns
     -------
     dict of str to ndarray of float64, shape (clips,)
         ``linear``: 1 where a logistic regression is right. ``knn``: 1 where the most frequent label among the nearest
-        clips by cosine is. ``map``: average precision of retrieving clips of the same label from the other folds, with
-        this one as the query; NaN where they lack its label. These on features standardised over the other folds:
-        without, a few loud bands decide which log-mel statistics are near. ``search``: 1 where the nearest clip of the
-        other folds by `distances` has the same label.
+        clips by cosine is right. ``map``: average precision of retrieving clips of the same label from the other folds,
+        with this clip as the query; NaN where the other folds lack its label. These three use features standardised
+        over the other folds: otherwise a few loud bands would decide which log-mel statistics are near. ``search``: 1
+        where the nearest clip of the other folds by `distances` has the same label.
 
     Raises
     ------
@@ -123,56 +124,56 @@ def hits(
     from sklearn.preprocessing import StandardScaler, normalize
 
     names, codes = np.unique(np.asarray(labels), return_inverse=True)
-    found = {name: np.full(len(codes), np.nan) for name in MEASURES}
+    measured = {name: np.full(len(codes), np.nan) for name in MEASURES}
 
     def tried(number: int) -> None:
         test, train = np.flatnonzero(fold == number), np.flatnonzero(fold != number)
         scaler = StandardScaler().fit(np.asarray(clips[train], np.float64))
-        learned, asked = (scaler.transform(clips[part]).astype(np.float32) for part in (train, test))
+        fitted, queries = (scaler.transform(clips[part]).astype(np.float32) for part in (train, test))
         if len(set(codes[train])) > 1:
-            model = LogisticRegression(C=LINEAR_C, tol=LINEAR_TOLERANCE, max_iter=2000).fit(learned, codes[train])
-            found["linear"][test] = model.predict(asked) == codes[test]
-        order = np.argsort(-(normalize(asked) @ normalize(learned).T), axis=1, kind="stable")
+            model = LogisticRegression(C=LINEAR_C, tol=LINEAR_TOLERANCE, max_iter=2000).fit(fitted, codes[train])
+            measured["linear"][test] = model.predict(queries) == codes[test]
+        order = np.argsort(-(normalize(queries) @ normalize(fitted).T), axis=1, kind="stable")
         for query, row in zip(test, codes[train][order], strict=True):
-            near = row[:NEIGHBOURS]
-            votes = np.bincount(near, minlength=len(names))
-            # Of labels with as many votes the one of the nearest clip.
-            found["knn"][query] = near[np.argmax(votes[near] == votes.max())] == codes[query]
+            nearest_codes = row[:NEIGHBOURS]
+            votes = np.bincount(nearest_codes, minlength=len(names))
+            # If labels have equally many votes, the label of the nearest clip wins.
+            measured["knn"][query] = nearest_codes[np.argmax(votes[nearest_codes] == votes.max())] == codes[query]
             same = np.flatnonzero(row == codes[query])
             if len(same):
-                found["map"][query] = np.mean(np.arange(1, len(same) + 1) / (same + 1))
+                measured["map"][query] = np.mean(np.arange(1, len(same) + 1) / (same + 1))
 
     if distances is None:
         rows = np.asarray(clips, np.float64)
         squares = np.square(rows).sum(axis=1)
         distances = squares[:, None] + squares - 2 * rows @ rows.T
     nearest = np.where(fold[:, None] == fold, np.inf, distances).argmin(axis=1)
-    found["search"] = (codes[nearest] == codes).astype(np.float64)
+    measured["search"] = (codes[nearest] == codes).astype(np.float64)
 
-    # Most of the time goes into products of matrices, which leave the other threads alone.
+    # Most of the time goes into matrix products, which release the GIL, so threads run in parallel.
     with ThreadPoolExecutor() as pool:
         list(pool.map(tried, np.unique(fold)))
-    if np.isnan(found["map"]).all():
+    if np.isnan(measured["map"]).all():
         raise InputError("no probe: every label occurs in one group only, so it cannot be both learned and tested")
-    return found
+    return measured
 
 
 def probe(
     clips: npt.NDArray[np.floating], labels: Sequence[str], *, groups: Sequence[str], fold: npt.NDArray[np.int64]
 ) -> dict[str, Score]:
-    """Means of `hits` over clips, with their intervals: accuracy, accuracy, mean average precision.
+    """Means of `hits` over clips, with their intervals: accuracies, and mean average precision for ``map``.
 
     Parameters
     ----------
     clips, labels, fold
         As for `hits`.
     groups : sequence of str
-        Of each clip.
+        Group of each clip.
 
     Raises
     ------
     InputError
-        As `hits` does.
+        As in `hits`.
     """
     return {name: interval(values, groups) for name, values in hits(clips, labels, fold=fold).items()}
 
@@ -180,14 +181,14 @@ def probe(
 def interval(
     values: npt.NDArray[np.float64], groups: Sequence[str], *, weights: npt.NDArray[np.float64] | None = None
 ) -> Score:
-    """Mean over clips and its 95 % interval by the bootstrap over groups; NaN does not count.
+    """Mean over clips and its 95 % interval from the bootstrap over groups; NaN values are ignored.
 
     Parameters
     ----------
     values : ndarray of float64, shape (clips,)
     groups : sequence of str
     weights : ndarray of float64, shape (clips,) or None
-        What each clip counts for, where `values` are sums; by default each counts for one.
+        Weight of each clip if `values` are sums; 1 by default.
     """
     counted = ~np.isnan(values)
     _, group = np.unique(np.asarray(groups)[counted], return_inverse=True)
@@ -199,12 +200,12 @@ def interval(
 
 
 def log_mel_statistics(frames: Array) -> Array:
-    """The plainest clip embedding: mean, deviation, and deviation of the change from frame to frame, of each mel band.
+    """The simplest clip embedding: mean, deviation, and deviation of the change between frames, of each mel band.
 
     Parameters
     ----------
     frames : ndarray of float32, shape (frames, n_mels)
-        All of a recording, nats.
+        All frames of a recording, nats.
 
     Returns
     -------
@@ -215,19 +216,19 @@ def log_mel_statistics(frames: Array) -> Array:
 
 
 def mfcc_statistics(frames: Array) -> Array:
-    """What many begin with: mean, deviation, and deviation of the change from frame to frame, of 20 MFCCs.
+    """A common first choice: mean, deviation, and deviation of the change between frames, of 20 MFCCs.
 
-    Davis and Mermelstein, Comparison of Parametric Representations for Monosyllabic Word Recognition (1980); here the
-    first coefficients of the orthonormal cosine transform (DCT-II) of log-mel.
+    Davis and Mermelstein, Comparison of Parametric Representations for Monosyllabic Word Recognition (1980). Here
+    MFCCs are the first coefficients of the orthonormal cosine transform (DCT-II) of log-mel.
 
     Parameters
     ----------
     frames : ndarray of float32, shape (frames, n_mels)
-        All of a recording, nats.
+        All frames of a recording, nats.
 
     Returns
     -------
-    ndarray of float32, shape (60,), or fewer of fewer than 20 bands
+    ndarray of float32, shape (60,), or fewer numbers if there are fewer than 20 bands
     """
     from scipy.fft import dct
 
@@ -253,10 +254,10 @@ def run_means(windows: npt.NDArray[np.floating], count: int) -> Array:
 
 
 def run_distances(clips: Sequence[Array]) -> Array:
-    """Distances by which search ranks recordings, shape (clips, clips), a row a query.
+    """Distances by which search ranks recordings, shape (clips, clips), one row per query.
 
-    Squared L2 from the mean of a query's windows to the nearest mean of as many consecutive windows (`MOST_RUN` at
-    most) of the other clip.
+    The squared L2 distance from the mean of a query's windows to the nearest mean of as many consecutive windows
+    (`MOST_RUN` at most) of the other clip.
 
     Parameters
     ----------
@@ -264,18 +265,18 @@ def run_distances(clips: Sequence[Array]) -> Array:
     """
     counts = np.array([min(len(clip), MOST_RUN) for clip in clips])
     queries = np.stack([clip.mean(axis=0, dtype=np.float64) for clip in clips]).astype(np.float32)
-    found = np.empty((len(clips), len(clips)), np.float32)
+    distances = np.empty((len(clips), len(clips)), np.float32)
     for count in np.unique(counts):
         runs = [run_means(clip, int(count)) for clip in clips]
         means, starts = np.concatenate(runs), np.cumsum([0, *map(len, runs[:-1])])
-        asked = queries[counts == count]
-        apart = np.square(asked).sum(axis=1)[:, None] + np.square(means).sum(axis=1) - 2 * asked @ means.T
-        found[counts == count] = np.minimum.reduceat(apart, starts, axis=1)
-    return found
+        group = queries[counts == count]
+        squares = np.square(group).sum(axis=1)[:, None] + np.square(means).sum(axis=1) - 2 * group @ means.T
+        distances[counts == count] = np.minimum.reduceat(squares, starts, axis=1)
+    return distances
 
 
 def fidelity(means: Array) -> Array:
-    """Share of the variance of posterior means that the first 1, 2, … principal directions hold, shape (latent_dim,).
+    """Share of the variance of posterior means in the first 1, 2, … principal directions, shape (latent_dim,).
 
     Caillon and Esling, RAVE (2021), section 3.2.
 
@@ -288,15 +289,15 @@ def fidelity(means: Array) -> Array:
 
 
 def active_dimensions(kl_per_dim: Sequence[float]) -> int:
-    """Latent dimensions whose mean KL, nats, is above `ACTIVE_KL`."""
+    """Number of latent dimensions whose mean KL, nats, is above `ACTIVE_KL`."""
     return sum(float(kl) > ACTIVE_KL for kl in kl_per_dim)
 
 
 def disturbed(windows: Array, spec: FeatureSpec) -> dict[str, Array]:
-    """The same windows at another level, and with noise, as the sound would have given them.
+    """The same windows at another level, and with noise, as if the sound itself had been changed.
 
-    A level scales the mel power. White noise adds to it, on average, its own: of the mean power of the window, in every
-    band, spread as the mean of two squared Gaussians is.
+    A change of level scales the mel power. White noise adds its own power to every band: on average 20 dB below the
+    mean power of the window, distributed like the mean of two squared Gaussians.
 
     Parameters
     ----------
@@ -311,7 +312,7 @@ def disturbed(windows: Array, spec: FeatureSpec) -> dict[str, Array]:
 
 
 def found_again(queries: Array, gallery: Array) -> float:
-    """Share of queries whose nearest in the gallery, by cosine, is the one at the same place.
+    """Share of queries whose nearest gallery vector by cosine is the one in the same row.
 
     Parameters
     ----------
@@ -324,7 +325,7 @@ def found_again(queries: Array, gallery: Array) -> float:
 
 
 def nearest(clips: npt.NDArray[np.floating], query: int, *, count: int) -> npt.NDArray[np.int64]:
-    """The clips nearest to one of them by the cosine of standardised embeddings, itself left out, nearest first.
+    """The clips nearest to a query clip by the cosine of standardised embeddings, without the query, nearest first.
 
     Parameters
     ----------
@@ -334,15 +335,16 @@ def nearest(clips: npt.NDArray[np.floating], query: int, *, count: int) -> npt.N
     from sklearn.preprocessing import StandardScaler, normalize
 
     unit = normalize(StandardScaler().fit_transform(np.asarray(clips, np.float64)))
-    near = unit @ unit[query]
-    near[query] = -np.inf
-    return np.argsort(-near, kind="stable")[: min(count, len(clips) - 1)]
+    cosines = unit @ unit[query]
+    cosines[query] = -np.inf
+    return np.argsort(-cosines, kind="stable")[: min(count, len(clips) - 1)]
 
 
 def on_a_plane(clips: npt.NDArray[np.floating]) -> npt.NDArray[np.floating] | None:
-    """Clips on a plane, near where their standardised embeddings are: shape (clips, 2); None of fewer than a few.
+    """Clips on a plane by similarity of standardised embeddings, shape (clips, 2); None for fewer than `PLANE_CLIPS`.
 
-    t-SNE from the first two principal directions: van der Maaten and Hinton, Visualizing Data using t-SNE (2008).
+    t-SNE, initialised with the first two principal directions: van der Maaten and Hinton, Visualizing Data using t-SNE
+    (2008).
     """
     from sklearn.manifold import TSNE
     from sklearn.preprocessing import StandardScaler
@@ -350,17 +352,17 @@ def on_a_plane(clips: npt.NDArray[np.floating]) -> npt.NDArray[np.floating] | No
     if len(clips) < PLANE_CLIPS:
         return None
     perplexity = min(30.0, (len(clips) - 1) / 3)
-    laid = TSNE(2, perplexity=perplexity, init="pca", random_state=0)
-    return np.asarray(laid.fit_transform(StandardScaler().fit_transform(np.asarray(clips, np.float64))))
+    tsne = TSNE(2, perplexity=perplexity, init="pca", random_state=0)
+    return np.asarray(tsne.fit_transform(StandardScaler().fit_transform(np.asarray(clips, np.float64))))
 
 
 def baselines(names: Iterable[str]) -> list[str]:
-    """Those that somebody would use instead of the model's embedding."""
+    """The names of embeddings that someone would use instead of the model's."""
     return [name for name in names if name not in ("embedding", *PARTS)]
 
 
 def beaten(probes: Mapping[str, Mapping[str, Score]]) -> dict[str, float]:
-    """Points by which the embedding is above the best of the baselines, a measure each."""
+    """For each measure, the difference between the embedding and the best baseline."""
     return {
         measure: score.value - max(probes[name][measure].value for name in baselines(probes))
         for measure, score in probes["embedding"].items()

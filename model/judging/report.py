@@ -1,4 +1,4 @@
-"""report.html: what a training gave and what it is worth, in one self-contained file that opens from disk."""
+"""report.html: the result of a training and its evaluation in one self-contained file that opens from disk."""
 
 import base64
 import io
@@ -18,12 +18,12 @@ from soundlake.model.judging import evaluate
 from soundlake.model.saved import artifact
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
-# Rates that MP3 knows, Hz; sound at any other is written as WAV, ten times as large.
+# Sample rates that MP3 supports, Hz. Sound at any other rate is written as WAV, which is ten times as large.
 MP3_RATES = {8000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000}
-# Of the most frequent labels; the rest are grey.
+# Colours of the most frequent labels; the others are grey.
 COLOURS = ("#4c78a8", "#f58518", "#54a24b", "#e45756", "#72b7b2", "#b279a2", "#eeca3b", "#9d755d", "#ff9da6", "#1f2d3d")
 GREY = "#bbbbbb"
-# Of the picture of a plane, and the room at its edges.
+# Size of the picture of the plane, and the margin at its edges.
 PLANE, EDGE = (1000, 700), 20
 
 Array = npt.NDArray[np.float32]
@@ -39,7 +39,7 @@ class Pair:
     original, rebuilt : ndarray of float32, shape (window_frames, n_mels)
         Nats.
     recorded : ndarray of float32 or None, shape (samples,)
-        The window's sound as it was recorded, at the spec's rate; None where it is not at hand.
+        The window's sound as recorded, at the spec's sample rate; None if it is not available.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Heard:
-    """A recording to listen to: its name, its label, and sound at the spec's rate."""
+    """A recording to listen to: its name, its label, and its sound at the spec's sample rate."""
 
     name: str
     label: str | None
@@ -59,18 +59,18 @@ class Heard:
 
 @dataclass(frozen=True)
 class Worth:
-    """What `soundlake evaluate` found.
+    """The result of `soundlake evaluate`.
 
     Attributes
     ----------
     found : mapping
-        As in metrics.json.
+        The content of metrics.json.
     plane : ndarray, shape (clips, 2), or None
-        Where each recording lies: `model.judging.evaluate.on_a_plane`; None where there are too few.
+        Position of each recording: `model.judging.evaluate.on_a_plane`; None if there are too few recordings.
     names : sequence of str
     labels : sequence of str or None
     neighbours : sequence of sequence of Heard
-        A query and then those nearest to it, in each row.
+        Each row contains a query and then the recordings nearest to it.
     """
 
     found: Mapping[str, Any]
@@ -101,7 +101,7 @@ def _picture(figure: Any) -> str:
 
 
 def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
-    # The object interface, without pyplot: no global state, no display.
+    # The object interface instead of pyplot: it needs no global state and no display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -169,13 +169,13 @@ def _pair(pair: Pair, spec: FeatureSpec) -> dict[str, str]:
         "picture": _picture(figure),
         "source": "original, phases guessed" if pair.recorded is None else "original, as recorded",
         "original": sound_uri(recorded, spec.sample_rate),
-        # Beside a recording that is shorter than a window no silence is played.
+        # Cut to the length of the recording, which may be shorter than the window: otherwise silence would be played.
         "rebuilt": sound_uri(sound_of(pair.rebuilt, spec)[: len(recorded)], spec.sample_rate),
     }
 
 
 def _map(worth: Worth) -> dict[str, Any] | None:
-    """Points of the plane in the picture's units, coloured by label."""
+    """Points of the plane in the picture's units, coloured by label; None if there is no plane."""
     if worth.plane is None:
         return None
     frequent = [label for label, _ in Counter(label for label in worth.labels if label is not None).most_common()]
@@ -214,13 +214,13 @@ def write(
     ----------
     path : Path
     manifest : mapping
-        What model.json will hold, without the digests of files.
+        The future content of model.json, without the digests of files.
     history : sequence of mapping
-        A row a validation: step, nll, kl, mse, contrastive, and the first three with ``validation_`` before.
+        One row per validation: step, nll, kl, mse, contrastive; nll, kl and mse also with the prefix ``validation_``.
     pairs : sequence of Pair
-        Windows held out.
+        Held-out windows with their reconstructions.
     worth : Worth or None
-        None while no evaluation was made.
+        None before the first evaluation.
     """
     import jinja2
 
@@ -234,7 +234,7 @@ def write(
         metrics=metrics,
         spec=manifest["spec"],
         best=min(history, key=lambda row: row["validation_negative_elbo"]),
-        # What the contrastive term is where nothing tells a window's partner from all others of the batch.
+        # Value of the contrastive term if a window's partner cannot be told from the rest of the batch.
         chance=math.log(manifest["settings"]["batch_size"] - 1) if manifest["settings"]["contrastive"] else None,
         curves=_curves(history),
         latent=_latent(metrics["kl_per_dim"], fidelity),
@@ -249,7 +249,7 @@ def write(
         else {},
         map=_map(worth) if worth else None,
         neighbours=[
-            [{"name": one.name, "label": one.label, "sound": sound_uri(one.sound, spec.sample_rate)} for one in row]
+            [{"name": clip.name, "label": clip.label, "sound": sound_uri(clip.sound, spec.sample_rate)} for clip in row]
             for row in (worth.neighbours if worth else ())
         ],
     )

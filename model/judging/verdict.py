@@ -1,48 +1,48 @@
-"""What the figures of an evaluation mean, in plain sentences, and what to do about it."""
+"""Plain sentences on the figures of an evaluation, and advice on what to do next."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from soundlake.model.judging.evaluate import MEASURES
 
-# The baselines, in words.
+# Names of the baselines for readers.
 BASELINES = {
     "log-mel": "the mean log-mel spectrum",
     "PCA": "principal components",
     "log-mel, 3 statistics": "log-mel statistics",
     "MFCC": "MFCC statistics",
 }
-# Below so many windows of training more recordings are the first thing to try.
+# With fewer training windows than this, more recordings are the first thing to try.
 FEW_WINDOWS = 5000
 
 
 def sentences(
     found: Mapping[str, Any], metrics: Mapping[str, Any], settings: Mapping[str, Any], *, longer: str, again: str
 ) -> list[str]:
-    """What the figures say, what to do, and what training has seen of the recordings behind them.
+    """The meaning of the figures, advice, and how many of the evaluated recordings were used for training.
 
-    A difference counts only where its 95 % interval leaves out 0.
+    A difference counts only if its 95 % interval does not contain 0.
 
     Parameters
     ----------
     found : mapping
-        What an evaluation found: `pipelines.learning.evaluation.Judged`.
+        The result of an evaluation: `pipelines.learning.evaluation.Judged`.
     metrics, settings : mapping
-        Of the model: what its training measured, and what it was told.
+        Of the model: the measurements of its training, and its settings.
     longer, again : str
-        The commands that train longer, and that read labels.
+        The commands for longer training, and for reading labels.
     """
-    said = [*_embedding(found), _rebuilding(found)]
+    lines = [*_embedding(found), _rebuilding(found)]
     if found["probes"] is None:
-        said.append(
+        lines.append(
             f"To compare them, put labels of some recordings into a labels.csv (README.md), run `{again}`, and "
             "evaluate again."
         )
     elif not all(score["low"] > 0 for score in found["ahead_of"].values()):
-        said.append(_for_the_embedding(found, metrics, settings, longer))
+        lines.append(_for_the_embedding(found, metrics, settings, longer))
     if found["mse_behind"]["high"] >= 0:
-        said.append(_for_rebuilding(found, metrics, longer))
-    return [*said, _seen(found)]
+        lines.append(_for_rebuilding(found, metrics, longer))
+    return [*lines, _seen(found)]
 
 
 def _embedding(found: Mapping[str, Any]) -> list[str]:
@@ -52,21 +52,21 @@ def _embedding(found: Mapping[str, Any]) -> list[str]:
     better = [name for name in MEASURES if ahead[name]["low"] > 0]
     behind = [name for name in MEASURES if ahead[name]["high"] < 0]
     unclear = [name for name in MEASURES if name not in (*better, *behind)]
-    said = []
+    lines = []
     if better:
-        said.append(f"The embedding is ahead of the best baseline in {_points(ahead, better, 1)}.")
+        lines.append(f"The embedding is ahead of the best baseline in {_points(ahead, better, 1)}.")
     if behind:
-        said.append(f"A baseline is ahead of the embedding in {_points(ahead, behind, -1)}.")
+        lines.append(f"A baseline is ahead of the embedding in {_points(ahead, behind, -1)}.")
     if unclear:
         names = ", ".join(
             f"{MEASURES[name]} ({100 * ahead[name]['value']:+.1f} points, {BASELINES[ahead[name]['baseline']]})"
             for name in unclear
         )
-        said.append(
+        lines.append(
             f"The difference between the embedding and the best baseline may be chance in {names}: on "
             f"{found['labelled']} labelled recordings its 95 % interval contains 0."
         )
-    return said
+    return lines
 
 
 def _rebuilding(found: Mapping[str, Any]) -> str:
@@ -87,21 +87,21 @@ def _rebuilding(found: Mapping[str, Any]) -> str:
 
 
 def _points(ahead: Mapping[str, Any], names: Sequence[str], sign: int) -> str:
-    """Of each measure by how many points one is better, with its interval, and the baseline."""
-    said: list[str] = []
+    """For each measure: the lead in points, its interval, and the baseline; `sign` is -1 if the baseline leads."""
+    parts: list[str] = []
     for name in names:
         value, *ends = (100 * sign * ahead[name][key] for key in ("value", "low", "high"))
-        by, interval = f"{value:.1f}", "–".join(f"{end:.1f}" for end in sorted(ends))
-        if not said:
-            by, interval = f"{by} points", f"95 % interval {interval}"
-        said.append(f"{MEASURES[name]} by {by} ({interval}; {BASELINES[ahead[name]['baseline']]})")
-    return ", ".join(said)
+        lead, interval = f"{value:.1f}", "–".join(f"{end:.1f}" for end in sorted(ends))
+        if not parts:
+            lead, interval = f"{lead} points", f"95 % interval {interval}"
+        parts.append(f"{MEASURES[name]} by {lead} ({interval}; {BASELINES[ahead[name]['baseline']]})")
+    return ", ".join(parts)
 
 
 def _for_the_embedding(
     found: Mapping[str, Any], metrics: Mapping[str, Any], settings: Mapping[str, Any], longer: str
 ) -> str:
-    """What may put the embedding ahead of a baseline, or at least narrow the interval."""
+    """Advice that may put the embedding ahead of a baseline, or at least narrow the interval."""
     more = f"More recordings may help the embedding, which was learned from {metrics['windows']['train']} windows"
     if not any(score["high"] < 0 for score in found["ahead_of"].values()):
         return f"{more}, and more labelled recordings make the intervals narrower."
@@ -117,7 +117,7 @@ def _for_the_embedding(
 
 
 def _for_rebuilding(found: Mapping[str, Any], metrics: Mapping[str, Any], longer: str) -> str:
-    """What may make the error of reconstruction smaller, or at least narrow its interval."""
+    """Advice that may reduce the error of reconstruction, or at least narrow its interval."""
     steps, best, windows = metrics["steps"], metrics["best_step"], metrics["windows"]["train"]
     if metrics["stopped"] == "step budget" and best == steps:
         return (

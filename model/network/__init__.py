@@ -1,1 +1,1 @@
-"""The network: what does it compute of a window, and which changes leave a sound what it is?"""
+"""The network: what it computes from a window, and changes after which a sound still counts as the same."""

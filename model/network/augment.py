@@ -1,7 +1,7 @@
-"""How a training window is changed, so that what stays the same is learned: masks, level, pitch, noise.
+"""Changes of training windows, from which a model learns what stays the same: masks, level, pitch, background.
 
-Nothing is drawn here but the bank of masks, from a seed; the callers draw keyed by seed and step, so that a resumed run
-draws what it would have drawn.
+Only the bank of masks is drawn here, from a seed. Callers draw all other random numbers, keyed by seed and step. So a
+resumed run draws the same numbers as an uninterrupted one.
 """
 
 import warnings
@@ -13,15 +13,16 @@ from keras import ops
 
 from soundlake.model.features.log_mel import FeatureSpec
 
-# Masks of a bank; a window gets one of them. More would take memory, fewer would be learned by heart.
+# Masks in a bank; each window gets one of them. More masks would take more memory, fewer would be memorised.
 MASKS = 1024
 
 
 def mask_bank(spec: FeatureSpec, *, widest: float, seed: int, count: int = MASKS) -> npt.NDArray[np.bool_]:
-    """Masks of a stretch of time and a stretch of mel bands, by `tensorflow_io`'s audio ops.
+    """Masks that hide a stretch of time and a stretch of mel bands, made by `tensorflow_io`'s audio ops.
 
     SpecAugment without warping: Park et al., SpecAugment (2019), section 2. The ops draw from TensorFlow's stateful
-    generators, which no resumed run could take up; so a bank of masks is made at the start, seeded, and picked from.
+    generators, whose state a resumed run could not restore. So a seeded bank of masks is made at the start, and each
+    window picks one of them.
 
     Parameters
     ----------
@@ -38,20 +39,20 @@ def mask_bank(spec: FeatureSpec, *, widest: float, seed: int, count: int = MASKS
     import tensorflow as tf
 
     with warnings.catch_warnings():
-        # Of its compiled parts, made for another TensorFlow; the audio ops used here are Python.
+        # The warnings concern compiled parts for another TensorFlow; the audio ops used here are Python.
         warnings.filterwarnings("ignore", message="unable to load libtensorflow_io")
         warnings.filterwarnings("ignore", message="file system plugins are not loaded")
         import tensorflow_io as tfio
 
-    # The ops have no room for a mask as wide as the window.
+    # The ops do not accept a mask as wide as the window.
     frames, bands = (min(size - 1, round(widest * size)) for size in (spec.window_frames, spec.n_mels))
-    whole = np.ones((spec.window_frames, spec.n_mels), np.uint8)
-    # A graph of its own has a seed of its own, whatever else was drawn in this process.
+    unmasked = np.ones((spec.window_frames, spec.n_mels), np.uint8)
+    # A separate graph has its own seed, so other draws in this process have no effect.
     with tf.Graph().as_default() as graph:
         tf.random.set_seed(seed)
 
         def mask(_: Any) -> Any:
-            return tfio.audio.time_mask(tfio.audio.freq_mask(whole, param=bands + 1), param=frames + 1)
+            return tfio.audio.time_mask(tfio.audio.freq_mask(unmasked, param=bands + 1), param=frames + 1)
 
         masks = tf.map_fn(mask, tf.range(count), parallel_iterations=1, fn_output_signature=tf.uint8)
         with tf.compat.v1.Session(graph=graph) as session:
@@ -59,7 +60,7 @@ def mask_bank(spec: FeatureSpec, *, widest: float, seed: int, count: int = MASKS
 
 
 def transposed(x: Any, bands: Any) -> Any:
-    """Windows moved up by so many mel bands each; the band at the border is repeated.
+    """Windows moved up, each by its number of mel bands; the band at the border is repeated.
 
     Parameters
     ----------
@@ -73,7 +74,7 @@ def transposed(x: Any, bands: Any) -> Any:
 
 
 def at_level(x: Any, decibels: Any, *, log_offset: float) -> Any:
-    """Windows as the sound would have given them at another level: mel power scaled, and the offset added as before.
+    """Windows as if the sound had another level: the mel power is scaled, and the same offset is added again.
 
     Parameters
     ----------
@@ -87,22 +88,22 @@ def at_level(x: Any, decibels: Any, *, log_offset: float) -> Any:
 
 
 def mixed(x: Any, other: Any, share: Any, *, log_offset: float) -> Any:
-    """Windows with others in their background: mel powers are added, in shares, at the same mean power.
+    """Windows with others in their background: a weighted sum of the mel powers at the same mean power.
 
-    Of sounds that know nothing of each other powers add up. Niizumi et al., BYOL for Audio (2021), section III-B1
-    (mixup of log-mel, there without making levels even).
+    The powers of uncorrelated sounds add up. Niizumi et al., BYOL for Audio (2021), section III-B1 (mixup of log-mel,
+    there without equalising levels).
 
     Parameters
     ----------
     x, other : tensor, shape (batch, window_frames, n_mels)
         log(mel power + log_offset), nats.
     share : tensor of float32, shape (batch,)
-        Of the other, from 0 to 1.
+        Share of `other`, from 0 to 1.
     log_offset : float
     """
-    power, added = (ops.maximum(ops.exp(one) - log_offset, 0.0) for one in (x, other))
-    mean, mean_added = (ops.mean(one, axis=(1, 2), keepdims=True) for one in (power, added))
-    # Near silence has no level to be raised to another's.
+    power, added = (ops.maximum(ops.exp(windows) - log_offset, 0.0) for windows in (x, other))
+    mean, mean_added = (ops.mean(windows, axis=(1, 2), keepdims=True) for windows in (power, added))
+    # Near silence is not raised to the other window's level.
     gain = mean / ops.maximum(mean_added, log_offset)
     share = share[:, None, None]
     return ops.log((1 - share) * power + share * gain * added + log_offset)

@@ -1,6 +1,6 @@
 """The variational autoencoder: encoder, decoder and the terms of the ELBO, in backend-neutral Keras.
 
-No layer draws random numbers: the caller gives the noise, so that replicas, steps and resumed runs are his to key.
+No layer draws random numbers: the caller passes the noise, and can key it by replica and step for resumed runs.
 """
 
 import math
@@ -18,37 +18,37 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from soundlake.model.network import texture
 from soundlake.model.network.texture import mean_over_time
 
-# Part of a model's identity: raised when the same settings come to train another network or another loss, or when its
-# layers come in another order, by which checkpoints find their weights.
+# Part of a model's identity. It is raised when the same settings lead to another network or loss, or when the order of
+# layers changes, since checkpoints assign weights by that order.
 VERSION = 9
-# exp(±10) bounds the posterior's variance; beyond that float32 sums of exp() lose the rest.
+# exp(±10) bounds the posterior's variance: with larger values float32 sums of exp() lose the other terms.
 LOG_VARIANCE_LIMIT = 10.0
 OBSERVATION_SCALE = 10.0
-# Of p(x|z): no sound is rebuilt so well that its likelihood may grow without bound.
+# Least variance of p(x|z), so that the likelihood cannot grow without bound.
 LEAST_VARIANCE = 1e-6
-# Numbers that the contrastive term compares windows by.
+# Size of the vectors that the contrastive term compares.
 PROJECTED = 128
 
 
 class VaeConfig(BaseModel):
-    """What a VAE is built from.
+    """Configuration of a VAE.
 
     Attributes
     ----------
     preset : {"default", "seed"}
-        ``seed`` is the architecture of the article that this project comes from; ``default`` starts from the principal
-        components of the data, and learns more a second.
+        ``seed`` is the architecture of the article that this project is based on; ``default`` starts from the principal
+        components of the data, and learns more per second.
     n_frames, n_mels : int
         Shape of a window; multiples of 8.
     latent_dim : int
-        Numbers that a window is rebuilt from.
+        Size of the latent vector, from which a window is reconstructed.
     likeness_dim : int
-        Numbers of the similarity vector, which says what a window sounds like: nothing is rebuilt from it. ``default``
-        only; 0 for none.
+        Size of the similarity vector, which describes how a window sounds; nothing is reconstructed from it. Only for
+        ``default``; 0 for none.
     contrastive : bool
-        Whether a part of the similarity vector is learned, for the contrastive term, which sees that vector alone.
+        Whether a part of the similarity vector is learned with the contrastive term, which uses that vector alone.
     precision : {"float32", "bfloat16"}
-        What layers compute in; weights, posterior and reconstruction are float32.
+        Precision in which layers compute; weights, posterior and reconstruction are float32.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -81,14 +81,14 @@ class Components:
     Attributes
     ----------
     mean : ndarray of float32, shape (n_frames * n_mels,)
-        Of normalised windows, frames first.
+        Mean of the normalised windows, frames first.
     directions : ndarray of float32, shape (n, n_frames * n_mels)
-        Of length 1, the one of most variance first.
+        Unit vectors, the direction with the largest variance first.
     variances : ndarray of float32, shape (n,)
     rest : float
-        Mean variance, a number of a window, that no direction explains.
+        Mean variance per value of a window that no direction explains.
     likeness : (ndarray, ndarray) or None, float32, shapes (statistics, n) and (n,)
-        Kernel and bias that make n numbers of a window's `texture.statistics`, laid side by side.
+        Kernel and bias that map a window's `texture.statistics`, side by side, to n numbers.
     normalisation : (ndarray, ndarray) or None, float32, shapes (n_mels,)
         Standard deviation and mean of the bands, nats.
     """
@@ -102,12 +102,12 @@ class Components:
 
 
 class Encoded(NamedTuple):
-    """What the encoder makes of windows, float32.
+    """Output of the encoder, float32.
 
     Attributes
     ----------
     mean, log_variance : tensor, shape (batch, latent_dim)
-        Of the posterior q(z|x).
+        Mean and log-variance of the posterior q(z|x).
     likeness : tensor or None, shape (batch, likeness_dim)
     """
 
@@ -117,22 +117,22 @@ class Encoded(NamedTuple):
 
     @property
     def embedding(self) -> Any:
-        """What windows are compared by: the similarity vector, or the posterior mean where there is none."""
+        """The vector for comparing windows: the similarity vector, or the posterior mean if there is none."""
         return self.mean if self.likeness is None else self.likeness
 
 
 class ElboTerms(NamedTuple):
-    """Terms of the negative ELBO, one number an example, nats.
+    """Terms of the negative ELBO, one number per example, nats.
 
     Attributes
     ----------
     nll : tensor, shape (batch,)
-        −log p(x|z), summed over frames and mel bands, its constant included.
+        −log p(x|z), summed over frames and mel bands, including the constant.
     kl : tensor, shape (batch,)
         KL(q(z|x) ‖ N(0, I)).
     kl_per_dim : tensor, shape (batch, latent_dim)
     mse : tensor, shape (batch,)
-        Mean square error of the reconstruction, no unit.
+        Mean square error of the reconstruction, without unit.
     likeness : tensor or None, shape (batch, likeness_dim)
     """
 
@@ -153,7 +153,7 @@ def gaussian_nll(x: Any, mean: Any, log_variance: Any) -> Any:
 
 
 def optimal_nll(mse: float, size: int) -> float:
-    """−log N(x; mean, σ²) of `size` numbers where σ² is their mean square error, which is the best it can be, nats.
+    """Least −log N(x; mean, σ²) of `size` numbers, nats: σ² is then their mean square error.
 
     Rybkin et al., Simple and Effective VAE Training with Calibrated Decoders (2021), eq. 9.
     """
@@ -182,12 +182,12 @@ class DepthToSpace(layers.Layer):
         return ops.reshape(x, (-1, h * self.size, w * self.size, 1))
 
     def get_config(self) -> dict[str, Any]:
-        """The layer's settings, as Keras wants them."""
+        """The layer's settings in the form that Keras needs."""
         return {**super().get_config(), "size": self.size}
 
 
 class Denormalised(layers.Layer):
-    """(batch, n_frames, n_mels) normalised → nats, by a deviation and a mean a band that are given, not learned."""
+    """(batch, n_frames, n_mels) normalised → nats, with a fixed deviation and mean per band that are not learned."""
 
     def build(self, shape: Any) -> None:
         self.deviation = self.add_weight(shape=(shape[-1],), initializer="ones", name="deviation")
@@ -199,7 +199,7 @@ class Denormalised(layers.Layer):
 
 @contextmanager
 def _computing_in(precision: str) -> Iterator[None]:
-    """Layers made meanwhile compute in this precision; Keras knows a global policy only."""
+    """Make the layers created inside this block compute in a precision; Keras has only a global policy."""
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy("mixed_bfloat16" if precision == "bfloat16" else "float32")
     try:
@@ -225,7 +225,7 @@ def _encoder(config: VaeConfig) -> keras.Model:
         x = layers.Flatten()(x)
         outputs = [_float32(config.latent_dim, name=name)(x) for name in ("mean", "log_variance")]
         return keras.Model(inputs, outputs, name="encoder")
-    # Patches first: the full-size feature maps of 3 x 3 convolutions are where the seed spends its time.
+    # Patches first: the seed spends most of its time on the full-size feature maps of 3 x 3 convolutions.
     x = _conv(128, 3, 2)(_conv(64, 4, 4)(x))
     flat = layers.Flatten()(x)
     linear = _float32(config.latent_dim, trainable=False, name="components")(layers.Flatten(dtype="float32")(inputs))
@@ -239,19 +239,20 @@ def _encoder(config: VaeConfig) -> keras.Model:
 def _likeness(inputs: Any, x: Any, config: VaeConfig) -> Any:
     """The similarity vector, (batch, likeness_dim).
 
-    From statistics of the log-mel itself, which no network should have to find; for a contrastive term also what is
-    learned from them and from mean and maximum over time of what the convolutions found, a number a filter and band.
+    It is computed from statistics of the log-mel itself, which the network then need not learn. With a contrastive term
+    a learned part is added: its input consists of that vector, and of mean and maximum over time of the convolutions'
+    output, one number per filter and band.
     """
     nats = Denormalised(trainable=False, dtype="float32", name="nats")(inputs)
-    found = ops.concatenate(texture.statistics(inputs, nats), axis=-1)
-    given = _float32(config.likeness_dim, trainable=False, name="likeness")(found)
+    stats = ops.concatenate(texture.statistics(inputs, nats), axis=-1)
+    fixed = _float32(config.likeness_dim, trainable=False, name="likeness")(stats)
     if not config.contrastive:
-        return given
+        return fixed
     x = _conv(192, 3)(_conv(192, 3, 2)(x))
     x = layers.Flatten()(layers.Concatenate()([mean_over_time(x), ops.max(x, axis=1)]))
-    x = layers.Dense(256, activation="relu")(layers.Concatenate()([x, given]))
+    x = layers.Dense(256, activation="relu")(layers.Concatenate()([x, fixed]))
     learned = _float32(config.likeness_dim, kernel_initializer="zeros", name="learned_likeness")(x)
-    return layers.Add(dtype="float32")([given, learned])
+    return layers.Add(dtype="float32")([fixed, learned])
 
 
 def _decoder(config: VaeConfig) -> keras.Model:
@@ -284,10 +285,10 @@ class VAE(keras.Model):
     decoder : keras.Model
         (batch, latent_dim) → (batch, n_frames, n_mels) normalised.
     projector : keras.Model or None
-        (batch, likeness_dim) → (batch, PROJECTED), what the contrastive term compares; None without that term.
+        (batch, likeness_dim) → (batch, PROJECTED), the vectors that the contrastive term compares; None without it.
     log_variance_scaled : Variable or None
-        A tenth of the log-variance of the Gaussian p(x|z): one number, learned (σ-VAE: Rybkin et al. 2021). None for
-        the seed: unit variance.
+        A tenth of the log-variance of the Gaussian p(x|z): one learned number (σ-VAE: Rybkin et al. 2021). None for the
+        seed, which has unit variance.
     """
 
     def __init__(self, config: VaeConfig) -> None:
@@ -305,23 +306,23 @@ class VAE(keras.Model):
         self.built = True
 
     def start_from(self, components: Components) -> None:
-        """Make this probabilistic PCA, which is the best that a linear VAE can be; what is trained adds to it.
+        """Initialise as probabilistic PCA, the optimum of a linear VAE; trained weights add to it.
 
-        Tipping and Bishop, Probabilistic Principal Component Analysis (1999): with directions w of variance λ and σ²
-        left over, z = √(λ − σ²) / λ · wᵀ(x − μ), of posterior variance σ² / λ, and x = μ + √(λ − σ²) w z. That a linear
-        VAE has no better optimum: Lucas et al., Don't Blame the ELBO! (2019).
+        Tipping and Bishop, Probabilistic Principal Component Analysis (1999): with directions w of variance λ and
+        residual variance σ², z = √(λ − σ²) / λ · wᵀ(x − μ) with posterior variance σ² / λ, and x = μ + √(λ − σ²) w z.
+        Proof that a linear VAE has no better optimum: Lucas et al., Don't Blame the ELBO! (2019).
 
         Raises
         ------
         ValueError
-            If the preset is one without a linear part.
+            If the preset has no linear part.
         """
         if self.log_variance_scaled is None:
             raise ValueError("the seed has no linear part to start from")
-        rest, found = components.rest, min(self.config.latent_dim, len(components.variances))
-        explained = np.pad(components.variances[:found], (0, self.config.latent_dim - found))
-        basis = np.pad(components.directions[:found], ((0, self.config.latent_dim - found), (0, 0)))
-        # A direction of less variance than is left over tells nothing: its latent stays with the prior.
+        rest, count = components.rest, min(self.config.latent_dim, len(components.variances))
+        explained = np.pad(components.variances[:count], (0, self.config.latent_dim - count))
+        basis = np.pad(components.directions[:count], ((0, self.config.latent_dim - count), (0, 0)))
+        # A direction with less variance than the residual carries no information: its latent keeps the prior.
         signal = np.maximum(explained - rest, 0)
         into = basis.T * (np.sqrt(signal) / (signal + rest))
         self.encoder.get_layer("components").set_weights([into, -components.mean @ into])
@@ -339,18 +340,19 @@ class VAE(keras.Model):
         """Log-variance of p(x|z), a scalar."""
         if self.log_variance_scaled is None:
             return ops.zeros(())
-        # Adam moves a weight by about the learning rate a step: unscaled it would take thousands of steps to arrive.
+        # Adam moves a weight by about the learning rate per step. Without the scale, the log-variance would need
+        # thousands of steps to reach its value.
         return OBSERVATION_SCALE * self.log_variance_scaled
 
     def calibrate(self, mse: float) -> None:
-        """Make `mse` the variance of p(x|z), where that is learned: see `optimal_nll`."""
+        """Set the variance of p(x|z) to `mse` if that variance is learned: see `optimal_nll`."""
         if self.log_variance_scaled is not None:
             self.log_variance_scaled.assign(math.log(max(mse, LEAST_VARIANCE)) / OBSERVATION_SCALE)
 
     def encoded(self, x: Any, *, nats: Any = None) -> Encoded:
-        """What the encoder makes of normalised windows (batch, n_frames, n_mels).
+        """Output of the encoder for normalised windows (batch, n_frames, n_mels).
 
-        `nats` are the same windows before they were normalised, for a caller who has them: else they are computed.
+        `nats` are the same windows before normalisation, if the caller has them; otherwise they are computed.
         """
         encoder, inputs = self.encoder, x
         if nats is not None and self.config.likeness_dim:
@@ -361,7 +363,7 @@ class VAE(keras.Model):
         return Encoded(mean, log_variance, likeness[0] if likeness else None)
 
     def elbo_terms(self, x: Any, noise: Any, *, seen: Any = None) -> ElboTerms:
-        """Terms of the negative ELBO of a batch, by one sample of the posterior.
+        """Terms of the negative ELBO of a batch, estimated with one sample of the posterior.
 
         Parameters
         ----------
@@ -370,7 +372,7 @@ class VAE(keras.Model):
         noise : tensor, shape (batch, latent_dim)
             Standard normal; z = mean + noise · exp(½ log-variance).
         seen : tensor or None, shape (batch, n_frames, n_mels)
-            What the encoder gets in place of `x`: the same with masks and noise, for a denoising VAE. Im et al.,
+            Input of the encoder in place of `x`: the same windows with masks and noise, for a denoising VAE. Im et al.,
             Denoising Criterion for Variational Auto-Encoding Framework (2017).
         """
         mean, log_variance, likeness = self.encoded(x if seen is None else seen)
@@ -386,5 +388,5 @@ class VAE(keras.Model):
 
 
 def build(config: VaeConfig) -> VAE:
-    """A VAE with fresh weights; Keras takes its seeds from Python's `random`."""
+    """A VAE with fresh weights; Keras draws its seeds from Python's `random`."""
     return VAE(config)

@@ -1,1 +1,1 @@
-"""Saved models: what does a model's folder hold, and which model is in use?"""
+"""Saved models: the files in a model's folder, and the record of which model is in use."""

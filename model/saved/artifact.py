@@ -1,9 +1,9 @@
-"""The model directory: written once, read and verified by digest, with ONNX copies that need no TensorFlow.
+"""The model directory: written once, verified by digests when read, with ONNX copies that do not need TensorFlow.
 
-MODEL_ID/ holds weights.weights.h5, encoder.onnx (log-mel in nats → posterior mean, log-variance and embedding),
-decoder.onnx (latent → normalised log-mel), trained.npy (by what the recordings are known that it was trained on), logs/
-and checkpoints/; model.json comes last and names the files' digests.
-report.html and metrics.json beside them tell what the model is worth, and may be written anew.
+MODEL_ID/ contains weights.weights.h5, encoder.onnx (log-mel in nats → posterior mean, log-variance and embedding),
+decoder.onnx (latent → normalised log-mel), trained.npy (digests of the recordings that it was trained on), logs/ and
+checkpoints/. model.json is written last and contains the digests of the files.
+report.html and metrics.json contain the model's evaluation, and may be rewritten.
 """
 
 import contextlib
@@ -38,25 +38,26 @@ MANIFEST, WEIGHTS, ENCODER, DECODER, TRAINED, REPORT = (
     "trained.npy",
     "report.html",
 )
-# By format, the files whose digests model.json holds: nothing else is ever loaded. A model of format 3 does not tell
-# what it was trained on.
+# The files of each format whose digests model.json contains: no other file is ever loaded. A model of format 3 has no
+# record of what it was trained on.
 VERIFIED = {WEIGHTS, ENCODER, DECODER, TRAINED}
 _FILES = {3: VERIFIED - {TRAINED}, 4: VERIFIED, FORMAT_VERSION: VERIFIED}
-# The last format whose embedding is the posterior mean and the similarity vector side by side, pooled by both moments.
+# The last format whose embedding is the posterior mean and the similarity vector side by side, pooled as mean and
+# standard deviation.
 ONE_COLUMN = 4
-# What evaluate found.
+# Results of `soundlake evaluate`.
 METRICS = "metrics.json"
-# Of model.json: the digest of the list of recordings before some were struck off it, while it is being written; and how
-# many were, since they were forgotten.
+# Keys of model.json. The first is the digest of the old list of recordings, kept while a list without forgotten
+# recordings is being written. The second is the number of recordings that were removed from the list in this way.
 FORMER, STRUCK = "trained_before", "trained_forgotten"
-# Largest difference of the ONNX copies from the Keras model, relative to the largest value.
+# Largest allowed difference of the ONNX copies from the Keras model, relative to the largest value.
 PARITY = 1e-4
 
 Array = npt.NDArray[np.float32]
 
 
 class FormatError(InputError):
-    """A model has a format that this soundlake does not read.
+    """This version of soundlake cannot read the format of a model.
 
     Parameters
     ----------
@@ -71,20 +72,20 @@ class FormatError(InputError):
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON whole, or not at all; see `write_text`."""
+    """Write JSON completely or not at all; see `write_text`."""
     write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text whole, or not at all.
+    """Write a text completely or not at all.
 
     Raises
     ------
     InputError, TryLaterError
-        As `model.errors.storage_errors` does.
+        As in `model.errors.storage_errors`.
     """
     with storage_errors(path):
-        # New, so that no link is followed; with the rights that the user's umask leaves.
+        # A new file, so that no link is followed, with the permissions of the user's umask.
         part = path.parent / f".part-{secrets.token_hex(8)}"
         try:
             with open(part, "x", encoding="utf-8") as file:
@@ -98,7 +99,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def model_id(identity: Mapping[str, Any]) -> str:
-    """First 16 hexadecimal digits of the SHA-256 of what a model is made from, as canonical JSON."""
+    """First 16 hexadecimal digits of the SHA-256 of a model's inputs (data, settings, versions) as canonical JSON."""
     text = json.dumps({"format_version": FORMAT_VERSION, **identity}, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -114,16 +115,16 @@ def _text(path: str | Path) -> str:
 
 @dataclass(frozen=True)
 class _Session:
-    """An ONNX Runtime session with one input; picklable sessions there are none, so each process opens its own.
+    """An ONNX Runtime session with one input. Sessions cannot be pickled, so each process opens its own.
 
     Attributes
     ----------
     path : Path
     threads : int
     digest : str or None
-        SHA-256 that the file must have; None for one that was written just now.
+        SHA-256 that the file must have; None for a file that was written just now.
     gpu : bool
-        Whether it runs on a GPU, or not at all.
+        Whether to run on a GPU; without a GPU it then raises an error.
     """
 
     path: Path
@@ -133,29 +134,29 @@ class _Session:
 
     @cached_property
     def _session(self) -> Any:
-        # Else it keeps an id of this machine in the user's home, and reports to its maker.
+        # Otherwise it stores an id of this machine in the user's home, and sends data to its maker.
         os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = self.threads
-        # What goes wrong comes as an exception.
+        # Log only fatal errors: other errors are raised as exceptions.
         options.log_severity_level = 4
-        # The bytes that were verified, not the file: and so no other files that it may name.
+        # Load the verified bytes, not the file. So ONNX Runtime cannot load other files that the model may name.
         data = self.path.read_bytes()
         if self.digest not in (None, hashlib.sha256(data).hexdigest()):
             raise _other_file(self.path)
-        wanted = "CUDAExecutionProvider" if self.gpu else "CPUExecutionProvider"
-        there = [wanted] if wanted in onnxruntime.get_available_providers() else None
+        provider = "CUDAExecutionProvider" if self.gpu else "CPUExecutionProvider"
+        providers = [provider] if provider in onnxruntime.get_available_providers() else None
         try:
-            session = onnxruntime.InferenceSession(data, options, providers=there)
+            session = onnxruntime.InferenceSession(data, options, providers=providers)
         except Exception as error:
             if number_of(error) is not None or isinstance(error, MemoryError):
                 raise
-            said = str(error).split("\n")[0][:200]
-            raise InputError(f"ONNX Runtime cannot use {self.path}: {said}; train again, or restore it") from error
-        # It falls back to the CPU by itself, and the GPU would be paid for.
-        if wanted not in session.get_providers():
+            message = str(error).split("\n")[0][:200]
+            raise InputError(f"ONNX Runtime cannot use {self.path}: {message}; train again, or restore it") from error
+        # ONNX Runtime falls back to the CPU silently, while the unused GPU costs money.
+        if provider not in session.get_providers():
             raise InputError(
                 "a GPU was asked for, and ONNX Runtime finds none here: it takes the package onnxruntime-gpu, CUDA and "
                 "a driver"
@@ -167,7 +168,7 @@ class _Session:
         return list(self._session.run(None, {name: np.ascontiguousarray(values, np.float32)}))
 
 
-# How the embeddings of a recording's windows become one: their mean, or mean and standard deviation side by side.
+# How the embeddings of a recording's windows are pooled: their mean, or mean and standard deviation side by side.
 Pooling = Literal["mean", "mean and deviation"]
 POOLING: Pooling = "mean"
 
@@ -179,7 +180,7 @@ def pooled(embeddings: Array, pooling: Pooling = "mean") -> Array:
     ----------
     embeddings : ndarray of float32, shape (n, size)
     pooling : {"mean", "mean and deviation"}
-        The model's.
+        The pooling of the model.
 
     Returns
     -------
@@ -190,20 +191,20 @@ def pooled(embeddings: Array, pooling: Pooling = "mean") -> Array:
 
 
 def pooled_width(size: int, pooling: Pooling = "mean") -> int:
-    """Numbers of a clip embedding, of windows whose embeddings have `size`."""
+    """Size of a clip embedding that is pooled from window embeddings of `size` numbers."""
     return size if pooling == "mean" else 2 * size
 
 
 class Encoded(NamedTuple):
-    """What the encoder makes of windows, float32.
+    """Output of the encoder, float32.
 
     Attributes
     ----------
     mean, log_variance : ndarray, shape (n, latent_dim)
-        Of the posterior.
+        Mean and log-variance of the posterior.
     embedding : ndarray, shape (n, embedding_dim)
-        The similarity vector: what the windows are like. The mean, if the model has none; of a model up to format 4 the
-        mean and the similarity vector side by side.
+        The similarity vector, which describes how the windows sound. If the model has none, the mean; in models up to
+        format 4, the mean and the similarity vector side by side.
     """
 
     mean: Array
@@ -212,10 +213,10 @@ class Encoded(NamedTuple):
 
 
 class Encoder(_Session):
-    """The encoder of a model, by ONNX Runtime."""
+    """The encoder of a model in ONNX Runtime."""
 
     def encode(self, windows: Array) -> Encoded:
-        """Posterior and embeddings of windows; a window's numbers do not depend on the others of the batch.
+        """Posterior and embeddings of windows; the result for a window does not depend on the rest of the batch.
 
         Parameters
         ----------
@@ -226,7 +227,7 @@ class Encoder(_Session):
 
 
 class Decoder(_Session):
-    """The decoder of a model, by ONNX Runtime."""
+    """The decoder of a model in ONNX Runtime."""
 
     def decode(self, latent: Array) -> Array:
         """Latent (n, latent_dim) → normalised log-mel (n, window_frames, n_mels), float32."""
@@ -243,9 +244,9 @@ class Model:
     model_id : str
     spec : FeatureSpec
     settings, metrics, manifest : dict
-        Resolved settings of the training, what it measured, and all of model.json.
+        Resolved settings of the training, its measurements, and the whole of model.json.
     mean, std : ndarray of float32, shape (n_mels,)
-        Of the training split, nats.
+        Mean and standard deviation over the training split, nats.
     """
 
     directory: Path
@@ -258,8 +259,10 @@ class Model:
     std: Array
 
     def encoder(self, *, threads: int = 1, gpu: bool = False) -> Encoder:
-        """The encoder; one thread, since workers come many to a machine. On a GPU, its first use raises `InputError`
-        if there is none."""
+        """The encoder; one thread by default, since many workers share a machine.
+
+        With `gpu`, the first use raises `InputError` if there is no GPU.
+        """
         return Encoder(self.directory / ENCODER, threads, self.manifest["files"][ENCODER], gpu)
 
     def decoder(self, *, threads: int = 1, gpu: bool = False) -> Decoder:
@@ -267,12 +270,12 @@ class Model:
         return Decoder(self.directory / DECODER, threads, self.manifest["files"][DECODER], gpu)
 
     def trained(self) -> npt.NDArray[np.uint64]:
-        """`splits.digests` of the recordings that it was trained on, sorted.
+        """`splits.digests` of the recordings that the model was trained on, sorted.
 
         Raises
         ------
         InputError
-            If the model does not tell.
+            If the model has no record of them, or the record is damaged.
         """
         if TRAINED not in self.manifest["files"]:
             raise InputError(
@@ -281,32 +284,32 @@ class Model:
             )
         try:
             with storage_errors(self.directory / TRAINED):
-                found = np.load(self.directory / TRAINED, allow_pickle=False)
+                trained = np.load(self.directory / TRAINED, allow_pickle=False)
         except InputError:
             raise
         except (ValueError, EOFError) as error:
             raise InputError(f"{self.directory / TRAINED} is damaged: {error}") from error
-        return np.asarray(found, np.uint64)
+        return np.asarray(trained, np.uint64)
 
     @property
     def latent_dim(self) -> int:
-        """Numbers of a posterior mean."""
+        """Size of a posterior mean."""
         return int(self.settings["latent_dim"])
 
     @property
     def keeps_latent(self) -> bool:
-        """Whether its table has the posterior mean in a column of its own."""
+        """Whether the model's table has a separate column for the posterior mean."""
         return int(self.manifest["format_version"]) > ONE_COLUMN
 
     @property
     def embedding_dim(self) -> int:
-        """Numbers of an embedding."""
+        """Size of an embedding."""
         similarity = int(self.settings["likeness_dim"])
         return (similarity or self.latent_dim) if self.keeps_latent else self.latent_dim + similarity
 
     @property
     def pooling(self) -> Pooling:
-        """How the embeddings of a recording's windows become one."""
+        """How the embeddings of a recording's windows are pooled."""
         return self.manifest["pooling"] if self.keeps_latent else "mean and deviation"
 
     def pooled(self, embeddings: Array) -> Array:
@@ -314,7 +317,7 @@ class Model:
         return pooled(embeddings, self.pooling)
 
     def normalise(self, features: Array) -> Array:
-        """Log-mel in nats, (…, n_mels) → zero mean and unit variance a band over the training split."""
+        """Log-mel in nats, (…, n_mels) → zero mean and unit variance per band over the training split."""
         return (features - self.mean) / self.std
 
     def denormalise(self, features: Array) -> Array:
@@ -323,7 +326,7 @@ class Model:
 
 
 def is_file(path: Path, digest: str) -> bool:
-    """Whether a file is there and has a SHA-256, in hexadecimal digits."""
+    """Whether a file exists and has this SHA-256 (hexadecimal digits)."""
     return path.is_file() and _digest(path) == digest
 
 
@@ -334,14 +337,14 @@ def load(directory: str | Path, *, files: bool = True) -> Model:
     ----------
     directory : str or Path
     files : bool
-        Whether its files are to be there, and are looked at.
+        Whether to check that the model's files exist and have the right digests.
 
     Raises
     ------
     FormatError
-        If it has a format that is not read.
+        If this version of soundlake cannot read the model's format.
     InputError
-        If there is no finished model, a file is not what model.json says, or something in the folder is a link.
+        If there is no finished model, a file does not match model.json, or the folder contains a link.
     """
     directory = Path(directory)
     no_links(directory)
@@ -393,12 +396,12 @@ def load(directory: str | Path, *, files: bool = True) -> Model:
 
 
 def find(models_dir: str | Path, model_id: str, *, files: bool = True) -> Model:
-    """`load` a model by its id, which a file of the lake may have told.
+    """`load` a model by its id, which may come from an untrusted file of the lake.
 
     Raises
     ------
     InputError
-        As `load` does, and if that is no id.
+        As in `load`, and if `model_id` is not an id.
     """
     return load(inside(str(models_dir), checked_id(model_id, "model")), files=files)
 
@@ -408,7 +411,7 @@ def _other_file(path: Path) -> InputError:
 
 
 def export(vae: Any, directory: Path, *, mean: Array, std: Array, examples: Array, report: Report = unheard) -> float:
-    """Write weights and ONNX copies of a trained VAE, and prove that they agree.
+    """Write weights and ONNX copies of a trained VAE, and check that the copies agree with it.
 
     Parameters
     ----------
@@ -416,56 +419,59 @@ def export(vae: Any, directory: Path, *, mean: Array, std: Array, examples: Arra
     directory : Path
     mean, std : ndarray of float32, shape (n_mels,)
     examples : ndarray of float32, shape (n, window_frames, n_mels)
-        Log-mel, nats, to compare on.
+        Log-mel for the comparison, nats.
     report : Report
-        Told which copy is being made.
+        Receives the name of each copy that is being made.
 
     Returns
     -------
     float
-        Largest relative difference found.
+        The largest relative difference.
 
     Raises
     ------
     RuntimeError
-        If it is above `PARITY`.
+        If the difference is above `PARITY`.
     """
     import keras
     from keras import ops
 
-    # HDF5 takes the process down with it when the disk is full in the middle of a file: better asked before.
+    # HDF5 crashes the process if the disk becomes full in the middle of a file, so the free space is checked first.
     if shutil.disk_usage(directory).free < 2 * sum(weight.nbytes for weight in vae.get_weights()) + (1 << 20):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory))
     vae.save_weights(directory / WEIGHTS)
     raw = keras.Input((vae.config.n_frames, vae.config.n_mels), name="log_mel")
     encoded = vae.encoded((raw - mean) / std, nats=raw)
-    # A layer of its own where the embedding is the mean: one output cannot have two names.
+    # The embedding gets its own layer: it may be the mean, and one output cannot have two names.
     outputs = [encoded.mean, encoded.log_variance, keras.layers.Identity()(encoded.embedding)]
     encoder = keras.Model(raw, outputs, name="encode")
     latent = keras.Input((vae.config.latent_dim,), name="latent")
     decoder = keras.Model(latent, vae.decoder(latent), name="decode")
-    # Called before it is exported: Keras refuses a model that never was.
-    wanted = [ops.convert_to_numpy(value) for value in encoder(examples)]
-    wanted.append(ops.convert_to_numpy(decoder(wanted[0])))
+    # Call the models before the export: Keras refuses to export a model that was never called.
+    expected = [ops.convert_to_numpy(value) for value in encoder(examples)]
+    expected.append(ops.convert_to_numpy(decoder(expected[0])))
     for name, part in ((ENCODER, encoder), (DECODER, decoder)):
         report(f"writing the ONNX copy {name}")
         part.export(directory / f"part-{name}", format="onnx", verbose=False)
         os.replace(directory / f"part-{name}", directory / name)
     report("comparing the ONNX copies with the model")
-    got = list(Encoder(directory / ENCODER, 1).encode(examples))
-    got.append(Decoder(directory / DECODER, 1).decode(wanted[0]))
-    worst = max(float(np.abs(g - w).max() / (np.abs(w).max() + 1e-12)) for g, w in zip(got, wanted, strict=True))
+    actual = list(Encoder(directory / ENCODER, 1).encode(examples))
+    actual.append(Decoder(directory / DECODER, 1).decode(expected[0]))
+    worst = max(
+        float(np.abs(copy - original).max() / (np.abs(original).max() + 1e-12))
+        for copy, original in zip(actual, expected, strict=True)
+    )
     if worst > PARITY:
         raise RuntimeError(f"the ONNX copies differ from the model by {worst:.1e}, more than {PARITY:.0e}")
     return worst
 
 
 def finish(directory: Path, manifest: Mapping[str, Any], *, trained: npt.NDArray[np.uint64]) -> None:
-    """Write what it was trained on, and model.json with the digest of each file: from now on the model exists."""
+    """Write the list of training recordings, then model.json with the files' digests, which completes the model."""
     part = directory / f"part-{TRAINED}"
     np.save(part, np.sort(trained))
     os.replace(part, directory / TRAINED)
-    # model.json names them: none may be lost in a power cut that it survives.
+    # model.json names these files, so none of them may be lost in a power cut that model.json survives.
     for name in sorted(VERIFIED):
         durable.sync(directory / name)
     durable.sync(directory)
@@ -476,15 +482,15 @@ def finish(directory: Path, manifest: Mapping[str, Any], *, trained: npt.NDArray
 
 @contextlib.contextmanager
 def being_made(directory: Path) -> Iterator[None]:
-    """Keep a second process from making the same model at the same time; the kernel opens the lock of a killed one.
+    """Lock a model against a second process that trains it; the kernel releases the lock of a killed process.
 
     Raises
     ------
     TryLaterError
-        If another process is at it.
+        If another process is training this model.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    # What is written from here on would go through one.
+    # Files written from here on would follow a link out of the folder.
     no_links(directory)
     with open(directory / "lock", "a") as file:
         try:
@@ -494,7 +500,7 @@ def being_made(directory: Path) -> Iterator[None]:
                 f"another process is already training this model in {directory}: run the same command when it is done"
             ) from error
         except OSError as error:
-            # Without locks two trainings would write the same files with the same content.
+            # Training goes on without a lock: two trainings would write the same files with the same content.
             if error.errno not in NO_LOCKS:
                 raise
         yield

@@ -1,1 +1,1 @@
-"""Training: how does a model come out of shards, on one host or several?"""
+"""Training: shards to a model, on one host or several."""

@@ -1,7 +1,7 @@
-"""Several hosts that train one model together: who they are, what they tell each other, and when one of them is lost.
+"""Several hosts that train one model together: their addresses, the exchange of data, and detection of a lost host.
 
-Each runs the same command on the same lake; TF_CONFIG says who is who, as TensorFlow has it. The chief alone writes:
-what only it knows (statistics, checkpoints) it tells the others over the network, bit for bit.
+Each host runs the same command on the same lake; TF_CONFIG assigns the roles, in TensorFlow's format. Only the chief
+writes. It sends the data that only it has (statistics, checkpoints) to the others over the network, bit for bit.
 """
 
 import errno
@@ -19,24 +19,24 @@ import numpy as np
 
 from soundlake.model.errors import InputError, TryLaterError
 
-# Seconds that hosts wait for the last of them to come, and for a sign of life of each.
+# Seconds that hosts wait for all others to join, and for a heartbeat of each.
 JOINING, SILENCE = 600, 30
 
 
 @dataclass
 class Hosts:
-    """All hosts of a training, seen from one of them; one alone is the usual case.
+    """All hosts of a training, from the view of one of them; usually there is only one.
 
     Attributes
     ----------
     tasks : sequence of str
-        What TensorFlow calls each (``worker/1``), the chief first.
+        TensorFlow's names of the hosts (``worker/1``), the chief first.
     addresses : sequence of str
         Host and port of each.
     index : int
-        Which of them this process is.
+        Index of this process among them.
     strategy : tf.distribute.Strategy or None
-        Over all devices of all hosts, once they have joined; None if there is one host.
+        Over all devices of all hosts, after `join`; None if there is only one host.
     kept_step : int
         Step of the newest checkpoint.
     """
@@ -49,21 +49,21 @@ class Hosts:
 
     @property
     def count(self) -> int:
-        """How many there are."""
+        """Number of hosts."""
         return len(self.tasks)
 
     @property
     def is_chief(self) -> bool:
-        """Whether this one writes what comes of it."""
+        """Whether this host is the chief, which writes all results."""
         return self.index == 0
 
     def join(self) -> None:
-        """Meet the others; must come before TensorFlow computes anything.
+        """Join the other hosts; must be called before TensorFlow computes anything.
 
         Raises
         ------
         TryLaterError
-            If they do not all come within `JOINING` seconds, or the port is taken.
+            If not all hosts join within `JOINING` seconds, or the port is taken.
         """
         if self.count == 1:
             return
@@ -73,7 +73,8 @@ class Hosts:
         from tensorflow.python.eager import context
 
         jobs = [task.split("/")[0] for task in self.tasks]
-        # As the strategy itself would set it, but for the times: no public call does, and it would wait for an hour.
+        # The same settings as the strategy's own, except for the timeouts: no public call sets them, and the default is
+        # an hour.
         context.context().configure_coordination_service(
             service_type="standalone",
             service_leader=f"/job:{jobs[0]}/replica:0/task:0",
@@ -89,17 +90,17 @@ class Hosts:
             ) from error
 
     def _meet(self) -> None:
-        """Wait until something answers at every address: TensorFlow would wait for a missing host without end."""
-        own = self.addresses[self.index]
-        port, both = int(own.rsplit(":", 1)[1]), socket.has_dualstack_ipv6()
+        """Wait until a process answers at every address: TensorFlow would wait endlessly for a missing host."""
+        own_address = self.addresses[self.index]
+        port, both = int(own_address.rsplit(":", 1)[1]), socket.has_dualstack_ipv6()
         family = socket.AF_INET6 if both else socket.AF_INET
         deadline = time.monotonic() + JOINING
         try:
             listening = socket.create_server(("", port), family=family, dualstack_ipv6=both)
         except OSError as error:
             todo = "stop the program that uses the port" if error.errno == errno.EADDRINUSE else "see TF_CONFIG"
-            raise TryLaterError(f"cannot listen at {own}: {error.strerror}; {todo}") from error
-        # Whoever comes later than this closes finds TensorFlow listening here.
+            raise TryLaterError(f"cannot listen at {own_address}: {error.strerror}; {todo}") from error
+        # A host that connects after this socket closes reaches TensorFlow, which listens on the same port.
         with listening:
             for number, address in enumerate(self.addresses):
                 name, port_there = address.rsplit(":", 1)
@@ -117,12 +118,12 @@ class Hosts:
 
     @contextmanager
     def none_lost(self) -> Iterator[None]:
-        """A block that all hosts go through together.
+        """Context manager for a block that all hosts run together.
 
         Raises
         ------
         TryLaterError
-            If one of them is lost on the way.
+            If one of the hosts is lost in the block.
         """
         if self.count == 1:
             yield
@@ -147,7 +148,7 @@ class Hosts:
             ) from error
 
     def _named_in(self, message: str) -> str:
-        """Which other host an error of TensorFlow's is about."""
+        """The other host that a TensorFlow error names, in words."""
         for job, task in re.findall(r"/job:(\w+)(?:/replica:0)?/task:(\d+)", message):
             number = self.tasks.index(f"{job}/{task}") if f"{job}/{task}" in self.tasks else self.index
             if number != self.index:
@@ -155,40 +156,41 @@ class Hosts:
         return f"one of the {self.count} hosts"
 
     def gathered(self, mine: bytes) -> list[bytes]:
-        """What each host has to tell, in their order."""
+        """The bytes of every host, in the order of hosts."""
         if self.count == 1:
             return [mine]
         sizes = np.zeros(self.count, np.int64)
         sizes[self.index] = len(mine)
         sizes = self._sum(sizes)
-        # In whole words, since numbers are summed, all but one of them 0; at least one word: none kills the process.
+        # Bytes are sent as whole words, in a sum to which all hosts but one add 0. At least one word each: an empty sum
+        # crashes the process.
         words = sizes // 8 + 1
         begins = np.concatenate([[0], np.cumsum(words)])
-        told = np.zeros(begins[-1], np.int64)
+        summed = np.zeros(begins[-1], np.int64)
         padded = mine + bytes(8 - len(mine) % 8)
-        told[begins[self.index] : begins[self.index + 1]] = np.frombuffer(padded, np.int64)
-        told = self._sum(told)
-        return [told[begins[i] : begins[i + 1]].tobytes()[: sizes[i]] for i in range(self.count)]
+        summed[begins[self.index] : begins[self.index + 1]] = np.frombuffer(padded, np.int64)
+        summed = self._sum(summed)
+        return [summed[begins[i] : begins[i + 1]].tobytes()[: sizes[i]] for i in range(self.count)]
 
     def from_chief(self, mine: bytes) -> bytes:
-        """What the chief has to tell; what others give is not asked for."""
+        """The bytes of the chief; `mine` of other hosts is ignored."""
         return self.gathered(mine if self.is_chief else b"")[0]
 
     def _sum(self, numbers: Any) -> Any:
         import tensorflow as tf
 
-        # Without `identity` the constant may lie on a device that collectives do not know: that kills the process.
+        # Without `identity` the constant may be on a device that collectives do not support, which crashes the process.
         return self.strategy.reduce("SUM", tf.identity(tf.constant(numbers)), axis=None).numpy()
 
     def agree(self, made_from: Mapping[str, Any]) -> None:
-        """Make sure that all are about to train the same model.
+        """Check that all hosts are about to train the same model.
 
         Raises
         ------
         InputError
             If their settings differ.
         TryLaterError
-            If they see other data: the lake has changed between the first and the last that came.
+            If their data or soundlake differs, for example since the lake has changed while the hosts joined.
         """
         for number, other in enumerate(self.gathered(json.dumps(made_from, sort_keys=True).encode())):
             theirs = json.loads(other)
@@ -203,44 +205,44 @@ class Hosts:
                 )
 
     def share(self, variables: Sequence[Any]) -> None:
-        """Give variables the values that they have on the chief."""
+        """Set variables to their values on the chief."""
         if self.count == 1:
             return
         values = [np.asarray(variable.numpy()) for variable in variables]
-        told = self.from_chief(b"".join(value.tobytes() for value in values))
+        data = self.from_chief(b"".join(value.tobytes() for value in values))
         if self.is_chief:
             return
         begin = 0
         for variable, value in zip(variables, values, strict=True):
-            new = np.frombuffer(told, value.dtype, value.size, begin).reshape(value.shape)
+            new = np.frombuffer(data, value.dtype, value.size, begin).reshape(value.shape)
             variable.assign(new)
             begin += value.nbytes
 
 
 def from_environment() -> Hosts:
-    """The hosts that TF_CONFIG names; one alone without it.
+    """The hosts of TF_CONFIG; a single host without it.
 
     Raises
     ------
     InputError
-        If TF_CONFIG is not what TensorFlow wants, or names other parts than a chief and workers.
+        If TF_CONFIG is malformed, or contains other roles than chief and worker.
     """
     text = os.environ.get("TF_CONFIG")
-    # TensorFlow itself takes an empty one for a damaged one.
+    # An empty value is an error, as in TensorFlow.
     if text is None:
         return Hosts()
     try:
         config = json.loads(text)
-        cluster = {job: [str(address) for address in found] for job, found in config["cluster"].items()}
+        cluster = {job: [str(address) for address in members] for job, members in config["cluster"].items()}
         kind, index = str(config["task"]["type"]), int(config["task"]["index"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             'TF_CONFIG is not of the form {"cluster": {"worker": ["HOST:PORT", …]}, "task": {"type": "worker", '
             f'"index": 0}}: {type(error).__name__}: {error}'
         ) from error
-    strange = sorted({*cluster, kind} - {"chief", "worker"})
-    if strange:
-        raise InputError(f"TF_CONFIG names {strange[0]!r}: a training has a chief (or none) and workers, nothing else")
+    unknown = sorted({*cluster, kind} - {"chief", "worker"})
+    if unknown:
+        raise InputError(f"TF_CONFIG names {unknown[0]!r}: a training has a chief (or none) and workers, nothing else")
     if len(cluster.get("chief", [])) > 1:
         raise InputError("TF_CONFIG names more than one chief")
     tasks = [f"{job}/{i}" for job in ("chief", "worker") for i in range(len(cluster.get(job, [])))]

@@ -1,6 +1,6 @@
-"""The loop of a training: steps, validations, checkpoints, early stop; the same on each of several hosts.
+"""The training loop: steps, validations, checkpoints, early stop; it runs identically on each of several hosts.
 
-A run that was killed and started again ends with the same weights.
+A run that is killed and started again ends with the same weights.
 """
 
 import json
@@ -26,14 +26,14 @@ from soundlake.model.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
-# Times the least validation error so far: beyond it a training has diverged, and will not come back by itself.
+# A training has diverged, and will not recover, if its validation error exceeds the least one so far by this factor.
 DIVERGED = 4.0
-# What a training step tells: −log p(x|z), KL, mean square error, contrastive term.
+# Figures of a training step: −log p(x|z), KL, mean square error, contrastive term.
 TERMS = ("nll", "kl", "mse", "contrastive")
 
 
 class _Stop:
-    """Remembers that someone asked to stop (Ctrl-C, or a scheduler's SIGTERM)."""
+    """Records a request to stop (Ctrl-C, or a scheduler's SIGTERM)."""
 
     asked = False
 
@@ -56,15 +56,17 @@ def _stopping() -> Iterator[_Stop]:
 
 
 def _own_checkpoints(folder: Path) -> str:
-    """The folder, for TensorFlow, which reads checkpoints, and deletes the oldest, wherever a text file in it says.
+    """The path of a checkpoint folder, after a check that its index file names no checkpoint outside it.
+
+    TensorFlow reads checkpoints, and deletes the oldest, at the paths in a text file of the folder.
 
     Raises
     ------
     InputError
-        If that names one outside.
+        If that file names a checkpoint outside the folder.
     """
-    found = tf.train.get_checkpoint_state(str(folder))
-    for path in [] if found is None else [found.model_checkpoint_path, *found.all_model_checkpoint_paths]:
+    index = tf.train.get_checkpoint_state(str(folder))
+    for path in [] if index is None else [index.model_checkpoint_path, *index.all_model_checkpoint_paths]:
         if os.path.dirname(os.path.abspath(path)) != os.path.abspath(folder):
             raise InputError(
                 f"{folder / 'checkpoint'} names a checkpoint outside its folder ({path[:200]}): do not trust "
@@ -74,7 +76,7 @@ def _own_checkpoints(folder: Path) -> str:
 
 
 class Loop:
-    """Steps, validations, checkpoints and the state that a resumed run needs of them."""
+    """Steps, validations, checkpoints, and their state, which a resumed run restores."""
 
     def __init__(
         self, trainer: Trainer, directory: Path, here: Hosts, *, report: Report, saved: Callable[[Path], None]
@@ -85,15 +87,15 @@ class Loop:
         self.seconds_before, self.sums = 0.0, np.zeros(len(TERMS))
         self._state = tf.Variable("", dtype=tf.string)
         with trainer.strategy.scope():
-            kept = tf.train.Checkpoint(model=trainer.model, optimizer=trainer.optimizer, state=self._state)
+            checkpoint = tf.train.Checkpoint(model=trainer.model, optimizer=trainer.optimizer, state=self._state)
         newest, best = (_own_checkpoints(directory / name) for name in ("checkpoints", "checkpoints/best"))
-        self._newest = tf.train.CheckpointManager(kept, newest, max_to_keep=2, checkpoint_name="step")
-        # Model and optimizer both: weights alone would leave a resumed run with a restore that warns.
-        self._best = tf.train.CheckpointManager(kept, best, max_to_keep=1, checkpoint_name="best")
-        there = self._newest.latest_checkpoint if here.is_chief else None
-        if there:
-            kept.restore(there).assert_existing_objects_matched()
-        # What the chief starts from all start from, be it a checkpoint or not.
+        self._newest = tf.train.CheckpointManager(checkpoint, newest, max_to_keep=2, checkpoint_name="step")
+        # Both managers save model and optimizer: a restore of weights alone would warn in a resumed run.
+        self._best = tf.train.CheckpointManager(checkpoint, best, max_to_keep=1, checkpoint_name="best")
+        latest = self._newest.latest_checkpoint if here.is_chief else None
+        if latest:
+            checkpoint.restore(latest).assert_existing_objects_matched()
+        # All hosts start from the state of the chief, whether or not it comes from a checkpoint.
         self._share()
         if state := json.loads(here.from_chief(self._state.numpy()) or "{}"):
             self.history, self.best, self.best_step = state["history"], state["best"], state["best_step"]
@@ -101,12 +103,12 @@ class Loop:
             self.sums = np.asarray(state["sums"])
             here.kept_step = self.step
             log.info("resumed at step %d", self.step)
-        self._kept = kept
+        self._kept = checkpoint
         self._started = time.monotonic()
 
     @property
     def step(self) -> int:
-        """Steps done."""
+        """Number of completed steps."""
         return int(self.trainer.optimizer.iterations.numpy())
 
     def _share(self) -> None:
@@ -119,13 +121,13 @@ class Loop:
         self._state.assign(json.dumps(state))
         if self.here.is_chief:
             path = Path(manager.save(checkpoint_number=self.step))
-            # TensorFlow syncs nothing, and has just removed an older one.
+            # TensorFlow does not sync the new checkpoint, and has just removed an older one.
             for file in (*path.parent.glob(f"{path.name}.*"), path.parent / "checkpoint", path.parent):
                 durable.sync(file)
         self.here.kept_step = self.step
 
     def run(self, training: Any, validation: Any) -> None:
-        """Train until the budget is spent or nothing improves, then go back to the best weights."""
+        """Train until the step budget is spent or nothing improves, then restore the best weights."""
         settings = self.trainer.settings
         first, started = self.step, time.monotonic()
         self.report("compiling the training step")
@@ -135,18 +137,18 @@ class Loop:
                 writer = tf.summary.create_file_writer(str(self.directory / "logs"))
             batches = self.trainer.distributed(training)
             while not self.reason and self.step < settings.max_steps:
-                # All hosts stop at the same step: each learns whether any was asked to.
+                # All hosts stop at the same step: the sum over hosts shows whether any of them was asked to stop.
                 asked = tf.constant(float(stop.asked))
-                *told, asked = self.trainer.train_step(next(batches), asked).numpy()
+                *terms, asked = self.trainer.train_step(next(batches), asked).numpy()
                 step = self.step
-                if not np.isfinite(told).all():
-                    terms = ", ".join(f"{name} {value:.4g}" for name, value in zip(TERMS, told, strict=True))
-                    raise self._diverged(f"step {step} gave {terms}")
-                self.sums += told
-                since = (step - 1) % settings.evaluate_every + 1
-                self._advance(self.sums / since, first=first, started=started)
+                if not np.isfinite(terms).all():
+                    described = ", ".join(f"{name} {value:.4g}" for name, value in zip(TERMS, terms, strict=True))
+                    raise self._diverged(f"step {step} gave {described}")
+                self.sums += terms
+                steps_since = (step - 1) % settings.evaluate_every + 1
+                self._advance(self.sums / steps_since, first=first, started=started)
                 if step % settings.evaluate_every == 0 or step == settings.max_steps:
-                    self._validate(self.sums / since, validation, writer)
+                    self._validate(self.sums / steps_since, validation, writer)
                     self.sums = np.zeros(len(TERMS))
                     self._save(self._newest)
                     self.saved(self.directory)
@@ -157,31 +159,31 @@ class Loop:
         writer.close()
         if self.here.is_chief:
             self._kept.restore(self._best.latest_checkpoint).assert_existing_objects_matched()
-        self._share()  # `step` now tells which step the weights are of
+        self._share()  # `step` is now the step of the best weights
 
     def _validate(self, training: Any, validation: Any, writer: Any) -> None:
-        """Measure, keep the weights if they are the best, decide whether to stop."""
+        """Measure, save the weights if they are the best so far, and decide whether to stop."""
         step, settings = self.step, self.trainer.settings
         self.report("training", step, settings.max_steps, f"step {step} of {settings.max_steps}, validating")
-        # The variance learned is that of the training's errors, and falls with them: on recordings not heard it would
-        # soon count small errors for large, and training would seem to be over.
-        found = self.trainer.evaluate(validation, calibrated=True)
+        # The learned variance follows the errors of training and falls with them. On held-out recordings it would soon
+        # make small errors count as large ones, and training would seem to be over.
+        figures = self.trainer.evaluate(validation, calibrated=True)
         row = dict(zip(TERMS, map(float, training), strict=True)) | {"step": step}
-        row |= {f"validation_{name}": found[name] for name in ("nll", "kl", "mse", "negative_elbo")}
-        row["active_dimensions"] = evaluate.active_dimensions(found["kl_per_dim"])
+        row |= {f"validation_{name}": figures[name] for name in ("nll", "kl", "mse", "negative_elbo")}
+        row["active_dimensions"] = evaluate.active_dimensions(figures["kl_per_dim"])
         self.history.append(row)
         with writer.as_default(step=step):
             for name, value in row.items():
                 tf.summary.scalar(name, value)
-            for number, kl in enumerate(found["kl_per_dim"]):
+            for number, kl in enumerate(figures["kl_per_dim"]):
                 tf.summary.scalar(f"kl_per_dim/{number:03d}", kl)
         least = min(earlier["validation_mse"] for earlier in self.history)
-        if not np.isfinite(found["negative_elbo"]) or found["mse"] > DIVERGED * least:
+        if not np.isfinite(figures["negative_elbo"]) or figures["mse"] > DIVERGED * least:
             raise self._diverged(
-                f"after step {step} the validation error is {found['mse']:.3g}, once it was {least:.3g}"
+                f"after step {step} the validation error is {figures['mse']:.3g}, once it was {least:.3g}"
             )
-        if found["negative_elbo"] < self.best:
-            self.best, self.best_step, self.waited = found["negative_elbo"], step, 0
+        if figures["negative_elbo"] < self.best:
+            self.best, self.best_step, self.waited = figures["negative_elbo"], step, 0
             self._save(self._best)
         else:
             self.waited += 1
@@ -200,7 +202,7 @@ class Loop:
         return InputError(f"the training diverged: {what}; {kept}; use a lower --learning-rate")
 
     def _advance(self, terms: Any, *, first: int, started: float) -> None:
-        """Report how far the training is, and the mean of the loss since the last validation."""
+        """Report the progress, and the mean loss since the last validation."""
         settings, step = self.trainer.settings, self.step
         hours = settings.batch_size * self.trainer.spec.window_seconds / 3600
         rate = (step - first) * hours / max(time.monotonic() - started, 1e-3)

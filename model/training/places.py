@@ -1,6 +1,6 @@
-"""Where every window of some shards lies: found in one pass, then any window is read by itself.
+"""Index of the position of every window in shards: built in one pass, it gives access to single windows.
 
-The order of training is drawn from places alone, so a run that is taken up skips what is done without reading it, and
+The order of training is drawn from this index alone. So a resumed run skips completed batches without reading them, and
 each of several hosts reads only the windows of its own part.
 """
 
@@ -22,23 +22,23 @@ from soundlake.model.paths import regular
 from soundlake.model.reports import Report, unheard
 from soundlake.model.training.hosts import Hosts
 
-# Local paths of shards, and the recording_ids that are to be read from each: a shard may hold more.
+# Local paths of shards, and the recording_ids to read from each: a shard may contain others, too.
 Shards = Mapping[str, Collection[str]]
-# One window: byte of the shard at which its values begin, place in the recording, frames of sound, split (-1: not to
-# be read), and a number that changes from one recording of the shard to the next.
+# One window: byte of the shard at which its values begin, number in the recording, frames with sound, split (-1: not
+# read), and a number that changes from one recording of the shard to the next.
 _PLACE = np.dtype([("offset", "<i8"), ("window", "<i4"), ("valid", "<i4"), ("split", "<i1"), ("recording", "<i4")])
 _SPLITS = (splits.TRAIN, splits.VALIDATION, splits.TEST)
-# Shards that are open at the same time, at most.
+# Largest number of shards that are open at the same time.
 _OPEN = 128
 
 
 class BadShardError(InputError):
-    """A shard is damaged or missing: whoever knows the lake says how it is rebuilt."""
+    """A shard is damaged or missing; the caller, which has access to the lake, adds how to rebuild it."""
 
 
 @dataclass(frozen=True)
 class Places:
-    """Every window of some shards.
+    """Index of every window in a set of shards.
 
     Attributes
     ----------
@@ -46,9 +46,9 @@ class Places:
     shards : tuple of str
         Local paths, sorted.
     starts : ndarray of int64, shape (n_shards + 1,)
-        Number of each shard's first window, and that of all windows.
+        Number of each shard's first window, and last the total number of windows.
     windows : structured ndarray, shape (n_windows,)
-        `offset`, `window`, `valid`, `split`, `recording` of each.
+        `offset`, `window`, `valid`, `split`, `recording` of each window.
     """
 
     spec: FeatureSpec
@@ -73,7 +73,8 @@ class Places:
         ----------
         numbers : ndarray of int64, shape (n,)
         frames : ndarray of int32, shape (n,) or None
-            How many frames later each is to begin. The window after it in the shard has the frames that it lacks then.
+            Number of frames by which the start of each window is delayed. Its missing frames at the end are read from
+            the next window in the shard.
 
         Returns
         -------
@@ -82,23 +83,23 @@ class Places:
         Raises
         ------
         DamagedShardError
-            If a shard is shorter than it was.
+            If a shard has become shorter.
         """
         spec = self.spec
-        found = np.empty((len(numbers), spec.window_frames, spec.n_mels), "<u2")
+        quantised = np.empty((len(numbers), spec.window_frames, spec.n_mels), "<u2")
         begins = np.zeros(len(numbers), np.int32) if frames is None else frames
         shards = np.searchsorted(self.starts, numbers, side="right") - 1
         per_frame = 2 * spec.n_mels
-        for values, number, begin, shard in zip(found, numbers, begins, shards, strict=True):
-            own = spec.window_frames - begin
-            self._fill(values[:own], shard, self.windows["offset"][number] + begin * per_frame)
+        for values, number, begin, shard in zip(quantised, numbers, begins, shards, strict=True):
+            own_frames = spec.window_frames - begin
+            self._fill(values[:own_frames], shard, self.windows["offset"][number] + begin * per_frame)
             if begin:
                 missing = (spec.window_frames - spec.window_step) * per_frame
-                self._fill(values[own:], shard, self.windows["offset"][number + 1] + missing)
-        return found
+                self._fill(values[own_frames:], shard, self.windows["offset"][number + 1] + missing)
+        return quantised
 
     def _fill(self, values: npt.NDArray[np.uint16], shard: int, offset: int) -> None:
-        # Held on to: what two threads open at the same time, the cache keeps one of.
+        # This reference keeps the file open: if two threads open a shard at the same time, the cache keeps one file.
         file = self._open(int(shard))
         if os.preadv(file.fileno(), [memoryview(values.data).cast("B")], int(offset)) < values.nbytes:
             raise DamagedShardError(f"{self.shards[shard]} has become shorter")
@@ -112,7 +113,7 @@ def find(
     here: Hosts | None = None,
     report: Report = unheard,
 ) -> Places:
-    """Look through shards, checksums included; of several hosts each looks through its part and tells the others.
+    """Index all windows of shards and verify checksums; each of several hosts indexes a part and shares the result.
 
     Parameters
     ----------
@@ -120,10 +121,10 @@ def find(
         `Shards`.
     spec : FeatureSpec
     split_of : mapping of str to str
-        recording_id → split; windows of other recordings are not to be read.
+        recording_id → split; windows of other recordings are indexed, but belong to no split.
     here : Hosts or None
     report : Report
-        Told how many shards are done.
+        Receives how many shards are done.
 
     Raises
     ------
@@ -132,21 +133,21 @@ def find(
     """
     here = here or Hosts()
     names = sorted(shards)
-    mine = {}
+    indexed = {}
     for number in range(here.index, len(names), here.count):
         report("reading the shards", number, len(names), f"{number} of {len(names)}")
-        mine[str(number)] = _of_shard(names[number], set(shards[names[number]]), spec, split_of)
-    told = io.BytesIO()
-    np.savez(told, allow_pickle=False, **mine)
-    each: dict[str, Any] = {}
-    for other in here.gathered(told.getvalue()):
-        each |= np.load(io.BytesIO(other), allow_pickle=False)
-    counts = [len(each[str(number)]) for number in range(len(names))]
+        indexed[str(number)] = _of_shard(names[number], set(shards[names[number]]), spec, split_of)
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **indexed)
+    by_shard: dict[str, Any] = {}
+    for data in here.gathered(buffer.getvalue()):
+        by_shard |= np.load(io.BytesIO(data), allow_pickle=False)
+    counts = [len(by_shard[str(number)]) for number in range(len(names))]
     starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     windows = np.empty(starts[-1], _PLACE)
     for number in range(len(names)):
-        # Each is let go as soon as it is copied: of many windows there is no room for two.
-        windows[starts[number] : starts[number + 1]] = each.pop(str(number))
+        # `pop` frees each part as soon as it is copied: there may be too many windows to store them twice.
+        windows[starts[number] : starts[number + 1]] = by_shard.pop(str(number))
     return Places(spec, tuple(names), starts, windows)
 
 
@@ -155,8 +156,8 @@ def _of_shard(shard: str, wanted: set[str], spec: FeatureSpec, split_of: Mapping
         with open(regular(shard), "rb") as file:
             return np.fromiter(_walked(read_framed(file), wanted, spec, split_of), _PLACE)
     except (DamagedShardError, FileNotFoundError) as error:
-        said = "it is missing" if isinstance(error, FileNotFoundError) else error
-        raise BadShardError(f"the shard {shard} cannot be read: {said}") from error
+        reason = "it is missing" if isinstance(error, FileNotFoundError) else error
+        raise BadShardError(f"the shard {shard} cannot be read: {reason}") from error
 
 
 def _walked(records: Iterable[bytes], wanted: set[str], spec: FeatureSpec, split_of: Mapping[str, str]) -> Any:
@@ -166,7 +167,7 @@ def _walked(records: Iterable[bytes], wanted: set[str], spec: FeatureSpec, split
         recording += record.recording_id != before
         before = record.recording_id
         split = split_of.get(before) if before in wanted else None
-        # Twelve bytes of length before a record, four of its checksum behind it.
+        # Before a record: 8 bytes of length and 4 of checksum. After it: 4 bytes of checksum.
         offset = position + 12 + data.index(record.values.tobytes())
         position += 12 + len(data) + 4
         number = -1 if split is None else _SPLITS.index(split)

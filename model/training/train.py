@@ -1,7 +1,6 @@
-"""Train: one loop under a distribution strategy, for one device, several, and several hosts.
+"""Training of a model: one loop under a distribution strategy, for one device, several devices, and several hosts.
 
-What the loop computes follows from shards, settings and seed; a run that was killed and started again ends with the
-same weights.
+The result depends only on shards, settings and seed: a run that is killed and started again ends with the same weights.
 """
 
 import hashlib
@@ -34,16 +33,16 @@ from soundlake.model.training.trainer import Trainer, TrainSettings, fresh, trai
 
 log = logging.getLogger(__name__)
 
-# Below this share of active dimensions the posterior has collapsed: the decoder has learned to do without the latent.
+# Below this share of active dimensions the posterior has collapsed: the decoder has learned to ignore the latent.
 COLLAPSED_SHARE = 0.1
 PAIRS = 6
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a training gave: the model's id and directory, its metrics, and whether anything had to be done.
+    """The result of a training: the model's id and directory, its metrics, and whether it was trained by this call.
 
-    On a host that is not the chief there are no metrics: the chief is still writing the model down.
+    On a host that is not the chief there are no metrics, since the chief is still writing the model.
     """
 
     model_id: str
@@ -55,12 +54,12 @@ class TrainResult:
 def identity(
     shards: places.Shards, spec: FeatureSpec, groups: Mapping[str, str], settings: TrainSettings
 ) -> dict[str, Any]:
-    """What a model is made from: its id is the digest of this.
+    """The inputs of a model, whose digest is its id.
 
     Parameters
     ----------
     shards : mapping
-        Paths; their base names are digests of what is in them.
+        Keys are paths, whose base names are digests of their content.
     spec, groups, settings
         As for `train`.
     """
@@ -74,13 +73,13 @@ def identity(
     }
 
 
-# Below this a disk counts as full.
+# A disk with less free space counts as full.
 _FULL_BYTES = 1 << 20
 
 
 @contextmanager
 def _storage_errors(directory: Path) -> Iterator[None]:
-    """`artifact.storage_errors`, and what TensorFlow says without the system's number: of a full disk, a full GPU."""
+    """`artifact.storage_errors`, and TensorFlow's errors that have no system number, such as a full GPU."""
     try:
         with artifact.storage_errors(directory):
             yield
@@ -89,7 +88,7 @@ def _storage_errors(directory: Path) -> Iterator[None]:
             raise TryLaterError(f"no space left for {directory}: free some and run the same command again") from error
         raise InputError(f"not enough memory to train in {directory}: use a smaller --batch-size") from error
     except tf.errors.DataLossError as error:
-        # Shards were read and checked before, so it is a checkpoint.
+        # Shards have been read and checked before, so the damaged file is a checkpoint.
         raise InputError(
             f"a checkpoint in {directory / 'checkpoints'} is damaged: move that folder away, and the training starts "
             "again"
@@ -107,9 +106,9 @@ def train(
     report: Report = unheard,
     saved: Callable[[Path], None] = lambda directory: None,
 ) -> TrainResult:
-    """Train a VAE on a lake's windows, or find that this very model is there already.
+    """Train a VAE on a lake's windows, or return the model if exactly this model already exists.
 
-    Where TF_CONFIG names several hosts (`model.training.hosts`), each makes this call, and they train one model
+    If TF_CONFIG names several hosts (`model.training.hosts`), each host makes this call, and they train one model
     together.
 
     Parameters
@@ -118,28 +117,28 @@ def train(
         `model.training.places.Shards`.
     spec : FeatureSpec
     groups : mapping of str to str
-        recording_id → group, of the recordings to use.
+        recording_id → group, for the recordings to use.
     models_dir : Path
-        The model goes into a folder of it; an unfinished one there is taken up again.
+        The model goes into a subfolder; an unfinished model there is resumed.
     settings : TrainSettings
     origin : mapping
-        Where the data came from, such as the ledger's version; recorded as it is.
+        Origin of the data, such as the ledger's version; recorded unchanged.
     report : Report
-        Told what is being done, and how far it is.
+        Receives the progress.
     saved : callable
-        Told the model's folder whenever a checkpoint has come into it.
+        Called with the model's folder after each new checkpoint.
 
     Raises
     ------
     InputError
-        If there is nothing to train on, a shard is damaged, or the model's place cannot be written.
+        If there is nothing to train on, a shard is damaged, or the model's folder cannot be written.
     TryLaterError
         If another process is training the same model, the disk is full, or another host is lost.
     KeyboardInterrupt
-        After SIGINT or SIGTERM; the last checkpoint is saved, and the same call goes on from it.
+        After SIGINT or SIGTERM; a checkpoint is saved, and the same call resumes from it.
     """
-    # Of float32 a GPU would keep ten bits in products: too few for statistics near silence, and for the ONNX copies to
-    # agree. What is to be fast is asked for, by `precision`.
+    # With TF32 a GPU would keep only ten bits of the mantissa in products: too few for statistics near silence, and for
+    # the ONNX copies to agree. The setting `precision` selects faster arithmetic instead.
     tf.config.experimental.enable_tensor_float_32_execution(False)
     made_from = identity(shards, spec, groups, settings)
     model_id = artifact.model_id(made_from)
@@ -148,8 +147,8 @@ def train(
         if not shards or not groups:
             raise InputError("nothing to train on: no recording in the ledger is done and not silent")
         here = hosts.from_environment()
-        alone = artifact.being_made(directory) if here.is_chief else nullcontext()
-        with here.none_lost(), _storage_errors(directory), alone:
+        lock = artifact.being_made(directory) if here.is_chief else nullcontext()
+        with here.none_lost(), _storage_errors(directory), lock:
             if not artifact.is_finished(directory):
                 here.join()
                 here.agree(made_from)
@@ -173,7 +172,7 @@ def _made(
     report: Report,
     saved: Callable[[Path], None],
 ) -> dict[str, Any]:
-    """Train, write the model directory, and return the metrics; hosts that are not the chief only train."""
+    """Train, write the model directory, and return the metrics; hosts other than the chief only train."""
     split_of = splits.assign(groups)
     windows = places.find(shards, spec, split_of, here=here, report=report)
     statistics = _statistics(windows, here, report)
@@ -221,24 +220,24 @@ def _made(
         "origin": dict(origin),
         "metrics": metrics,
     }
-    trained = splits.digests(one for one, split in split_of.items() if split == splits.TRAIN)
+    trained = splits.digests(recording_id for recording_id, split in split_of.items() if split == splits.TRAIN)
     _write_model(directory, manifest, loop, statistics.normalisation, examples, trained, report)
     return metrics
 
 
 def _statistics(windows: places.Places, here: hosts.Hosts, report: Report) -> dataset.Statistics:
-    """`dataset.statistics` as the chief finds them: another processor may round differently."""
-    found = b""
+    """`dataset.statistics` as computed by the chief: another host's processor may round differently."""
+    data = b""
     if here.is_chief:
         statistics = dataset.statistics(windows, report=report)
         normal = statistics.normalisation
-        found = json.dumps([normal.mean.tolist(), normal.std.tolist(), statistics.windows]).encode()
-    mean, std, counts = json.loads(here.from_chief(found))
+        data = json.dumps([normal.mean.tolist(), normal.std.tolist(), statistics.windows]).encode()
+    mean, std, counts = json.loads(here.from_chief(data))
     return dataset.Statistics(dataset.Normalisation(np.asarray(mean, np.float32), np.asarray(std, np.float32)), counts)
 
 
 def _plain(trainer: Trainer) -> vae.VAE:
-    """The trained network in float32: what is exported runs where there is no bfloat16."""
+    """The trained network in float32, so that the export also runs on machines without bfloat16."""
     settings = trainer.settings
     if settings.precision == "float32":
         return trainer.model
@@ -256,8 +255,8 @@ def _write_model(
     trained: np.ndarray,
     report: Report,
 ) -> None:
-    """Weights, ONNX copies, report and, last, the manifest."""
-    # Spread over the split, so that the report shows several recordings.
+    """Write weights, ONNX copies, report and, last, the manifest."""
+    # Examples are spread over the split, so that the report shows several recordings.
     examples = examples[np.unique(np.linspace(0, len(examples) - 1, PAIRS).round().astype(int))]
     mean, std = normalisation.mean, normalisation.std
     network = _plain(loop.trainer)
@@ -277,18 +276,18 @@ def _write_model(
 def _metrics(
     loop: Loop, validation: Mapping[str, Any], statistics: dataset.Statistics, held_out: str
 ) -> dict[str, Any]:
-    """Figures of a finished training; says loudly if the posterior has collapsed."""
+    """Figures of a finished training; logs a warning if the posterior has collapsed."""
     settings, spec = loop.trainer.settings, loop.trainer.spec
     active = evaluate.active_dimensions(validation["kl_per_dim"])
     collapsed = active < COLLAPSED_SHARE * settings.latent_dim
     if collapsed:
-        each = " ".join(f"{kl:.3f}" for kl in sorted(validation["kl_per_dim"], reverse=True))
+        kls = " ".join(f"{kl:.3f}" for kl in sorted(validation["kl_per_dim"], reverse=True))
         log.warning(
             "POSTERIOR COLLAPSE: %d of %d latent dimensions carry anything; what it rebuilds is of little use. "
             "Train longer (--steps), or on more varied sound. KL of each, nats: %s",
             active,
             settings.latent_dim,
-            each,
+            kls,
         )
     return {
         "validation": {k: v for k, v in validation.items() if k != "kl_per_dim"},

@@ -1,7 +1,7 @@
 """Model, optimizer and the compiled steps under a distribution strategy.
 
-Noise is drawn for the whole global batch, keyed by the step, and each replica takes its part: one device and several
-compute the same gradient, and a resumed run draws what it would have drawn.
+Noise is drawn for the whole global batch, keyed by the step, and each replica takes its part. So one device and several
+compute the same gradient, and a resumed run draws the same numbers as an uninterrupted one.
 """
 
 import random
@@ -19,7 +19,7 @@ from soundlake.model.network import augment, objective, vae
 from soundlake.model.training import dataset
 from soundlake.model.training.places import Places
 
-# What the presets differ in, beside the network: the seed is trained as in the article, by the ELBO alone.
+# Differences between the presets besides the network: the seed is trained as in the article, with the ELBO alone.
 _OF_PRESET: dict[str, dict[str, Any]] = {
     "default": {
         "latent_dim": 64,
@@ -47,41 +47,42 @@ _OF_PRESET: dict[str, dict[str, Any]] = {
 class TrainSettings(BaseModel):
     """Resolved settings of a training; they are part of the model's identity.
 
-    Where the preset decides, ``default`` has what docs/experiments.md led to, and ``seed`` has 0: without.
+    Settings that depend on the preset: ``default`` has the values from docs/experiments.md; in ``seed``, 0 switches a
+    feature off.
 
     Attributes
     ----------
     preset, latent_dim, likeness_dim, precision
         As in `vae.VaeConfig`.
     batch_size : int
-        Windows of a step, over all replicas.
+        Windows per step, over all replicas.
     learning_rate : float
-        Of Adam; for the default preset it warms up over 50 steps and falls along a cosine to a twentieth.
+        Learning rate of Adam; in the default preset it warms up over 50 steps and falls along a cosine to a twentieth.
     max_steps, evaluate_every, patience : int
-        Steps at most; steps between validations; validations without a better ELBO before the training stops early.
+        Largest number of steps; steps between validations; validations without a better ELBO before an early stop.
     seed : int
     contrastive : float
-        Weight of the contrastive term, nats a window: `objective.nt_xent` between two windows of a recording.
+        Weight of the contrastive term, nats per window: `objective.nt_xent` between two windows of a recording.
     temperature : float
-        Of the contrastive term.
+        Temperature of the contrastive term.
     masking : float
-        Masks of a stretch of time and one of bands, at most this share of a window wide: `augment.mask_bank`.
+        Largest width, as a share of a window, of the masks over time and over mel bands: `augment.mask_bank`.
     denoising : float
-        Noise that the encoder sees, in standard deviations of the data: of each window uniform from 0 to this.
+        Largest noise in the encoder's input, in standard deviations of the data: uniform from 0 to this per window.
     level : float
-        Standard deviation of a change of level, decibels.
+        Standard deviation of random changes of level, decibels.
     mixing : float
-        Most that the second window of a pair holds of another recording: `augment.mixed`.
+        Largest share of another recording in the second window of a pair: `augment.mixed`.
     pitch : int
-        Windows are moved by at most so many mel bands, up or down.
+        Largest random shift of a window in mel bands, up or down.
     free_bits : float
-        Nats that each latent dimension may carry for free: `objective.free_bits`.
+        Nats per latent dimension that cost nothing more: `objective.free_bits`.
     kl_warm_up : int
-        Steps over which the KL comes to its full weight: `objective.warm_up`.
+        Steps over which the weight of the KL rises to 1: `objective.warm_up`.
     clip_norm : float
-        Largest norm of all gradients together, a longer one is scaled down to it (Pascanu et al. 2013); 0 for any.
+        Largest norm of all gradients together; larger ones are scaled down (Pascanu et al. 2013). 0 for no limit.
     xla : bool
-        Compile steps with XLA, for a GPU. On processors it is slower.
+        Whether to compile steps with XLA, for a GPU. On a CPU it is slower.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -126,19 +127,19 @@ class TrainSettings(BaseModel):
         return self
 
     def check(self, spec: FeatureSpec) -> None:
-        """Raise `InputError` unless windows of this spec can be trained on so."""
+        """Raise `InputError` if these settings do not fit windows of this spec."""
         if self.pitch >= spec.n_mels:
             raise InputError(f"--pitch {self.pitch} is too large: windows have only {spec.n_mels} mel bands")
 
     @property
     def network(self) -> dict[str, Any]:
-        """What of it `vae.VaeConfig` takes."""
-        given = self.model_dump(include={"preset", "latent_dim", "likeness_dim", "precision"})
-        return given | {"contrastive": self.contrastive > 0}
+        """The settings that `vae.VaeConfig` takes."""
+        fields = self.model_dump(include={"preset", "latent_dim", "likeness_dim", "precision"})
+        return fields | {"contrastive": self.contrastive > 0}
 
 
 def strategy_for_devices() -> Any:
-    """`MirroredStrategy` over every accelerator, or over the logical CPUs where there is none."""
+    """`MirroredStrategy` over all GPUs, or over the logical CPUs if there is no GPU."""
     gpus = tf.config.list_logical_devices("GPU")
     devices = gpus or tf.config.list_logical_devices("CPU")
     return tf.distribute.MirroredStrategy([device.name for device in devices])
@@ -146,9 +147,9 @@ def strategy_for_devices() -> Any:
 
 def fresh(spec: FeatureSpec, settings: TrainSettings) -> vae.VAE:
     """The network with random weights, the same for the same seed."""
-    # Keras takes the seeds of its initialisers from Python's generator, which is the caller's: it gets its state back.
-    # Keras's own `set_random_seed` would also set TensorFlow's global seed, with which a dataset's shuffle no longer
-    # takes a tensor as its seed.
+    # Keras draws the seeds of its initialisers from Python's global generator, whose state is restored for the caller.
+    # Keras's own `set_random_seed` would also set TensorFlow's global seed, and then a dataset's shuffle no longer
+    # accepts a tensor as its seed.
     before = random.getstate()
     random.seed(settings.seed)
     try:
@@ -183,14 +184,14 @@ class Trainer:
     settings : TrainSettings
     normalisation : dataset.Normalisation
     components : vae.Components or None
-        What the network starts from, where it has a linear part.
+        Initial values of the network's linear part, if it has one.
     strategy : tf.distribute.Strategy or None
         `strategy_for_devices` by default.
 
     Raises
     ------
     InputError
-        If the batch cannot be shared evenly among the replicas, or `pitch` would leave nothing of a window.
+        If the batch cannot be shared evenly among the replicas, or `pitch` is as large as the number of mel bands.
     """
 
     def __init__(
@@ -236,15 +237,15 @@ class Trainer:
         )
 
     def distributed(self, batches: Any) -> Iterator[Any]:
-        """Iterate over a dataset of batches, each cut among the replicas of this host: its own part of global ones."""
+        """Iterate over batches split among the replicas of this host; with several hosts, `batches` is its own part."""
         if isinstance(self.strategy, tf.distribute.MultiWorkerMirroredStrategy):
             here = len(self.strategy.extended.worker_devices)
 
             def cut(*batch: Any) -> Any:
                 return tf.nest.map_structure(lambda x: tf.reshape(x, (here, x.shape[0] // here, *x.shape[1:])), batch)
 
-            mine = batches.map(lambda *batch: cut(*batch)[0] if len(batch) == 1 else cut(*batch)).unbatch()
-            return iter(self.strategy.distribute_datasets_from_function(lambda _: mine))
+            own_batches = batches.map(lambda *batch: cut(*batch)[0] if len(batch) == 1 else cut(*batch)).unbatch()
+            return iter(self.strategy.distribute_datasets_from_function(lambda _: own_batches))
         options = tf.data.Options()
         options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
         return iter(self.strategy.experimental_distribute_dataset(batches.with_options(options)))
@@ -254,13 +255,13 @@ class Trainer:
         return drawn[replica * self._local : (replica + 1) * self._local]
 
     def _key(self, purpose: int) -> Any:
-        """Of this step's numbers for one purpose."""
+        """Key of this step's random numbers for one purpose."""
         step = tf.cast(self.optimizer.iterations, tf.int64)
         key = tf.stack([tf.constant(self.settings.seed, tf.int64), step])
         return tf.random.experimental.stateless_fold_in(key, purpose) if purpose else key
 
     def _changed(self, x: Any, keep: Any) -> tuple[Any, Any]:
-        """Normalised windows to rebuild, and what the encoder sees of them."""
+        """Normalised windows to reconstruct, and the encoder's input, both after random changes."""
         settings, size = self.settings, (self.settings.batch_size,)
         if settings.pitch:
             bands = tf.random.stateless_uniform(size, self._key(1), -settings.pitch, settings.pitch + 1, tf.int32)
@@ -270,19 +271,20 @@ class Trainer:
             x = augment.at_level(x, self._my_part(decibels), log_offset=self.spec.log_offset)
         x = seen = (x - self._mean) / self._std
         if keep is not None:
-            # What is masked is the mean spectrum: 0 after normalisation.
+            # Masked values become the mean spectrum, which is 0 after normalisation.
             seen = seen * tf.cast(keep, tf.float32)
         if settings.denoising:
             how_much = settings.denoising * tf.random.stateless_uniform((*size, 1, 1), self._key(3))
             noise = tf.random.stateless_normal((*size, *x.shape[1:]), self._key(4))
             seen += self._my_part(how_much * noise)
         if settings.contrastive:
-            # Of each pair the first stays whole, since whole is what is encoded later: the second is to be like it.
+            # The first window of each pair gets no masks and no noise, like the windows that are encoded later. The
+            # second is trained to resemble it.
             seen = tf.where(tf.range(self._local)[:, None, None] % 2 == 1, seen, x)
         return x, seen
 
     def _contrast(self, likeness: Any) -> Any:
-        """The contrastive term, a number a pair of this replica, over the pairs of all."""
+        """The contrastive term of each pair of this replica, computed over the pairs of all replicas."""
         projected = tf.reshape(self.model.projector(likeness), (-1, 2, vae.PROJECTED))
         everyone, offset = projected, 0
         if self.strategy.num_replicas_in_sync > 1:
@@ -292,7 +294,7 @@ class Trainer:
         return objective.nt_xent(projected, everyone, offset=offset, temperature=self.settings.temperature)
 
     def _kl(self, kl_per_dim: Any) -> Any:
-        """KL of each window as the objective counts it."""
+        """KL of each window in the objective, with free bits and warm-up."""
         settings = self.settings
         if settings.free_bits:
             mean = tf.stop_gradient(tf.reduce_sum(kl_per_dim, axis=0) / settings.batch_size)
@@ -304,27 +306,30 @@ class Trainer:
         return objective.warm_up(self.optimizer.iterations, settings.kl_warm_up) * kl if settings.kl_warm_up else kl
 
     def _train_step(self, batch: dict[str, Any], asked: Any = None) -> Any:
-        """What the step tells, summed over all replicas: `loop.TERMS`, and last `asked`, where it is given."""
+        """Figures of a step, summed over all replicas: `loop.TERMS`, and last `asked`, if it is given."""
         settings = self.settings
 
         def step(batch: dict[str, Any], asked: Any) -> Any:
-            # Pairs lie side by side: windows 2 i and 2 i + 1 are of one recording.
+            # Pairs are adjacent: windows 2 i and 2 i + 1 belong to the same recording.
             batch = {name: tf.reshape(x, (self._local, *x.shape[-2:])) for name, x in batch.items()}
             x, seen = self._changed(batch[dataset.FEATURES], batch.get(dataset.KEEP))
             noise = tf.random.stateless_normal((settings.batch_size, settings.latent_dim), self._key(0))
-            gradients, told = self._gradients(x, seen, self._my_part(noise))
+            gradients, terms = self._gradients(x, seen, self._my_part(noise))
             self.optimizer.apply(self._clipped(gradients), self.model.trainable_variables)
-            return told if asked is None else tf.concat([told, [asked]], axis=0)
+            return terms if asked is None else tf.concat([terms, [asked]], axis=0)
 
         return self.strategy.reduce("SUM", self.strategy.run(step, args=(batch, asked)), axis=None)
 
     def _losses(self, x: Any, seen: Any, noise: Any) -> tuple[list[Any], Any]:
-        """Gradients of this replica's part of the loss, and its part of each term. No draws: XLA draws otherwise."""
+        """Gradients of this replica's part of the loss, and its part of each term.
+
+        It draws no random numbers, since XLA would draw different ones.
+        """
         settings, size = self.settings, self.settings.batch_size
         contrast = tf.zeros(())
         with tf.GradientTape() as tape:
             terms = self.model.elbo_terms(x, noise, seen=seen)
-            # Over the global batch: `apply` adds the replicas' gradients up.
+            # Divided by the size of the global batch, since `apply` sums the gradients of the replicas.
             loss = tf.reduce_sum(terms.nll + self._kl(terms.kl_per_dim)) / size
             if settings.contrastive:
                 contrast = tf.reduce_sum(self._contrast(terms.likeness)) / (size // 2)
@@ -333,13 +338,13 @@ class Trainer:
         return tape.gradient(loss, self.model.trainable_variables), tf.stack([*parts, contrast])
 
     def _clipped(self, gradients: list[Any]) -> list[Any]:
-        """Gradients of this replica, scaled by what brings the sum over all replicas to at most `clip_norm`."""
+        """Gradients of this replica, scaled so that the norm of the sum over all replicas is at most `clip_norm`."""
         if not self.settings.clip_norm:
             return gradients
-        whole = gradients
+        summed = gradients
         if self.strategy.num_replicas_in_sync > 1:
-            whole = tf.distribute.get_replica_context().all_reduce("SUM", gradients)
-        norm = tf.linalg.global_norm(whole)
+            summed = tf.distribute.get_replica_context().all_reduce("SUM", gradients)
+        norm = tf.linalg.global_norm(summed)
         scale = tf.minimum(1.0, self.settings.clip_norm / tf.maximum(norm, 1e-12))
         return [gradient * scale for gradient in gradients]
 
@@ -355,13 +360,13 @@ class Trainer:
         return self.strategy.reduce("SUM", self.strategy.run(step, args=(batch, weights)), axis=None)
 
     def evaluate(self, batches: Any, *, calibrated: bool = False) -> dict[str, Any]:
-        """Means over a dataset of `dataset.evaluation_batches`: nll, kl, elbo (nats a window), mse, kl_per_dim.
+        """Means over `dataset.evaluation_batches`: nll, kl, negative_elbo (nats per window), mse, kl_per_dim.
 
         Parameters
         ----------
         batches : tf.data.Dataset
         calibrated : bool
-            Take the observation variance that fits these very windows best, as `calibrate` would set it.
+            Whether to use the observation variance that fits these windows best, as `calibrate` would set it.
         """
         total = np.zeros(4 + self.settings.latent_dim)
         for number, (batch, weights) in enumerate(self.distributed(batches)):
@@ -369,5 +374,8 @@ class Trainer:
         mean = total[1:] / max(total[0], 1.0)
         if calibrated and self.model.log_variance_scaled is not None:
             mean[0] = vae.optimal_nll(mean[2], self.spec.window_frames * self.spec.n_mels)
-        found = {"windows": int(total[0]), "nll": mean[0], "kl": mean[1], "negative_elbo": mean[0] + mean[1]}
-        return {k: float(v) for k, v in found.items()} | {"mse": float(mean[2]), "kl_per_dim": mean[3:].tolist()}
+        figures = {"windows": int(total[0]), "nll": mean[0], "kl": mean[1], "negative_elbo": mean[0] + mean[1]}
+        return {name: float(value) for name, value in figures.items()} | {
+            "mse": float(mean[2]),
+            "kl_per_dim": mean[3:].tolist(),
+        }
