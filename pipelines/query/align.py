@@ -112,8 +112,8 @@ def align(
         return begin, part, stored[part.start + begin : part.stop + begin]
 
     begin, part, stored_part = overlap(best)
-    clear = _clear_error(query[part], stored_part)
-    fits = [Fit(float(level[best]), begin, int(sounding[best]), 0.0, clear)]
+    clear_error = _clear_error(query[part], stored_part)
+    fits = [Fit(float(level[best]), begin, int(sounding[best]), 0.0, clear_error)]
     if fits[0].error < SAME_LEVEL:
         return fits
     # A gain adds roughly the same to all bands of the sounding frames: this is the least error over all gains.
@@ -152,8 +152,8 @@ def _clear_error(query: Frames, stored: Frames) -> float:
 
 def _at_gain(query: Frames, stored: Frames, *, first: int, sounds: npt.NDArray[np.bool_]) -> Fit:
     """The fit at one place after the louder of the two is turned down to the level of the other."""
-    clear = (query > CLEAR_NATS) & (stored > CLEAR_NATS)
-    gain = float(np.median((stored - query)[clear])) if int(clear.sum()) >= MIN_CLEAR_VALUES else 0.0
+    is_clear = (query > CLEAR_NATS) & (stored > CLEAR_NATS)
+    gain = float(np.median((stored - query)[is_clear])) if int(is_clear.sum()) >= MIN_CLEAR_VALUES else 0.0
     # A gain multiplies the power above the floor. The louder one is turned down: turning the other up would not
     # restore what the floor hides of it.
     louder, quieter = (query, stored) if gain < 0 else (stored, query)

@@ -22,8 +22,8 @@ from soundlake.pipelines.lake.lake import Lake
 from soundlake.pipelines.query import align
 from soundlake.pipelines.query.query import Query, decoded, digest, loudness
 
-# Half a second or more of log-mel is the same sound if its `clear_error`, nats² (`query.align.Fit`), is below this. Of
-# cuts of files of four labelled sets 97 of 100 were below 0.14, half a hop of misalignment included; of other sounds
+# Half a second or more of log-mel is the same sound if its `clear_error`, nats² (`query.align.Fit`), is below this. For
+# cuts of files of four labelled sets, 97 of 100 were below 0.14, half a hop of misalignment included; for other sounds,
 # hardly any were below 0.19, and most were above 1.
 SAME_SOUND = 0.15
 # From this many seconds of sound on, log-mel alone decides if the file is not at hand.
@@ -42,7 +42,7 @@ WAVEFORM_RATE = WAVEFORM_SPEC.sample_rate
 MAX_DECODED, MAX_DECODED_TINY = 32, 96
 # A candidate is decoded only if its log-mel differs by less than this, nats²: for short sounds, and for long ones.
 NEAR, NEAR_LONG = 8.0, 1.5
-# Of a query longer than this, a part is compared first.
+# A part of a query longer than this is compared first.
 LONG_SECONDS = 4.0
 # Threads that read shards, and bytes per request to a bucket: most of the time is spent waiting for its answers.
 READERS, BLOCK = 16, 1 << 17
@@ -244,7 +244,7 @@ class Judge:
         reach = (spec.window_frames / 2 + spec.window_step) * self._hop_s
         middle = row["window"] * spec.step_seconds + spec.window_frames / 2 * self._hop_s
         sound = self._of_query(query)
-        # Of a long query, compare the part that found the row; then extend the match around it.
+        # In a long query, compare the part that found the row; then extend the match around it.
         first, last = 0, len(sound)
         if query.seconds > LONG_SECONDS:
             span = row["cut"].frames
