@@ -128,10 +128,12 @@ def compare(
     groups_of_clips = np.array([clip.group for clip in clips])
     measures: dict[str, Measure] = {}
     for index, name in enumerate(("error", "negative_elbo")):
-        new, old = (np.array([row[index] for row in each])[held_out] for each in results)
+        new, old = (np.array([row[index] for row in per_clip])[held_out] for per_clip in results)
         margin = MARGINS[name] * (old.mean() if name == "error" else spec.window_frames * spec.n_mels)
         measures[name] = _measure(new, old, new - old, groups_of_clips[held_out], margin)
-    embeddings = [(model, [row[2] for row in each]) for model, each in zip((candidate, current), results, strict=True)]
+    embeddings = [
+        (model, [row[2] for row in per_clip]) for model, per_clip in zip((candidate, current), results, strict=True)
+    ]
     return measures | _probed(clips, embeddings, folds)
 
 

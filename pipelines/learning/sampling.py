@@ -121,16 +121,16 @@ def sample(lake: Lake, spec: FeatureSpec, known: Any, groups: Mapping[str, str])
 
 def held_out_of(clips: Sequence[Clip], groups: Mapping[str, str], *models: Model) -> npt.NDArray[np.bool_]:
     """Which clips are held out and new to all of the models; warns if the models were trained on held-out ones."""
-    held = splits.held_out(groups, *(model.trained() for model in models))
+    held_out = splits.held_out(groups, *(model.trained() for model in models))
     split = splits.assign(groups)
-    trained_on = sum(split[clip.recording_id] != splits.TRAIN and clip.recording_id not in held for clip in clips)
+    trained_on = sum(split[clip.recording_id] != splits.TRAIN and clip.recording_id not in held_out for clip in clips)
     if trained_on:
         log.warning(
             "groups have changed since the training: of the recordings held out now, %d were trained on, or share a "
             "group with one that was, and are left out",
             trained_on,
         )
-    return np.array([clip.recording_id in held for clip in clips])
+    return np.array([clip.recording_id in held_out for clip in clips])
 
 
 def batches(clips: Sequence[Clip], spec: FeatureSpec) -> Iterator[Array]:

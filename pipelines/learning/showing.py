@@ -41,7 +41,7 @@ def _recorded(clip: Clip, place: int, model: Model) -> Array | None:
     end = start + int(clip.valid[place]) * spec.hop_length / spec.sample_rate
     try:
         with at_hand(clip.uri) as local, opened(os.fsdecode(local), "probe") as file:
-            # The file at the uri may be another by now: play only the recording itself.
+            # The file at the uri may have changed: play only the recording itself.
             if hashlib.file_digest(file, "sha256").hexdigest() != clip.recording_id:
                 return None
         sound = stretch(clip.uri, spec, start=start, end=end)

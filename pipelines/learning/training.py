@@ -48,7 +48,7 @@ def train(
         that the compared model saw (0 if there was none). On a host that only helped: ``model_id``, and ``host``, its
         index.
     """
-    here = hosts.from_environment()
+    host = hosts.from_environment()
     from pydantic import ValidationError
 
     feature_spec = spec_of_lake(lake, spec)
@@ -100,10 +100,10 @@ def train(
             raise InputError(f"{error}; to rebuild it run: {lake.command('extract AUDIO --repair')}") from error
 
     new = model_id not in models.known(lake)
-    if not here.is_chief:
+    if not host.is_chief:
         if new:
             trained(lambda directory: None)
-        return {"model_id": model_id, "host": here.index}
+        return {"model_id": model_id, "host": host.index}
     with run_manifest(lake, "train", {"spec_id": feature_spec.spec_id, **resolved.model_dump()}) as run:
         if new:
             with models.being_trained(lake, model_id) as saved:
