@@ -2,7 +2,7 @@
 
 Google's launcher runs a Python file (infra/dataflow) with ``--name=value`` for each parameter of the template, and for
 each Beam option that the service sets. Parameters have the names of the command's options, with ``_`` for ``-``. All
-other arguments are Beam's and go after ``--``; a name that Beam does not know either is an error there.
+other arguments are Beam's and go after ``--``; a name that Beam does not accept either is an error there.
 """
 
 import sys
@@ -65,18 +65,18 @@ def command_line(command: str, given: Sequence[str]) -> list[str]:
     given : sequence of str
         From the launcher, each ``--name=value``.
     """
-    known = parameters(command)
+    options = parameters(command)
     own_words, beam_options = [command], []
     for argument in given:
         name, _, value = argument.partition("=")
-        option = known.get(name.removeprefix("--"))
+        option = options.get(name.removeprefix("--"))
         if option is None:
             beam_options.append(argument)
         elif value:
             own_words += _words(option, value)
-            known.pop(name.removeprefix("--"))
+            options.pop(name.removeprefix("--"))
     # If an argument is missing, the command would take the first Beam option for it.
-    return own_words if any(option.required for option in known.values()) else [*own_words, "--", *beam_options]
+    return own_words if any(option.required for option in options.values()) else [*own_words, "--", *beam_options]
 
 
 def main(command: str, given: Sequence[str] | None = None) -> int:

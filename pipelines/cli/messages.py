@@ -14,7 +14,7 @@ from soundlake.pipelines.lake.stages import duration
 
 
 def files(totals: dict[str, Any]) -> str:
-    """One line on what extract did."""
+    """The results of an extract in one line."""
     new = totals["done"] + totals["rejected"] + totals["gone"]
     left = f", {totals['left_out']} ignored by name" if totals["left_out"] else ""
     left += _labels_without_file(totals)
@@ -44,9 +44,9 @@ def labels(totals: dict[str, Any], say: Callable[[str], None]) -> None:
             f"; the nearest is {shown(label['nearest'])}, which differs {label['differs']}" if label["nearest"] else ""
         )
         say(f"    labels: line {label['line']} names {shown(label['uri'])}: there is no such file{nearest}")
-    more = totals["labels_without_file"] - len(totals["unmatched_labels"])
-    if more > 0:
-        say(f"    labels: {more} more have no file")
+    rest = totals["labels_without_file"] - len(totals["unmatched_labels"])
+    if rest > 0:
+        say(f"    labels: {rest} more have no file")
 
 
 def rejects(summary: dict[str, Any], say: Callable[[str], None]) -> None:
@@ -184,8 +184,8 @@ def repaired(found: dict[str, Any], spec_id: str, say: Callable[[str], None]) ->
     say(f"repair: {found['shards']} shards checked, {len(found['damaged'])} damaged")
     for shard in found["damaged"]:
         same = shard["moved_to"] == shard["bundle"]
-        how = "rebuilt, byte for byte" if same else f"its remaining recordings are now in {shard['moved_to']}"
-        say(f"    {Lake.shard(spec_id, shard['bundle'])}: {shard['damage']}; {how}")
+        outcome = "rebuilt, byte for byte" if same else f"its remaining recordings are now in {shard['moved_to']}"
+        say(f"    {Lake.shard(spec_id, shard['bundle'])}: {shard['damage']}; {outcome}")
 
 
 def run(result: dict[str, Any], say: Callable[[str], None]) -> None:
@@ -200,17 +200,17 @@ def run(result: dict[str, Any], say: Callable[[str], None]) -> None:
     rejects(ledger, say)
     notes(ledger, say)
     model = result["model"]
-    made = result["train"] or {"model_id": None, "trained": False}
-    how = "trained" if made["trained"] and made["model_id"] == model["model_id"] else "there already"
+    training = result["train"] or {"model_id": None, "trained": False}
+    how = "trained" if training["trained"] and training["model_id"] == model["model_id"] else "there already"
     say(f"model       {model['model_id']} {how}: {elbo(model['metrics'])}")
     did = f"{encoded['encoded']} windows encoded" if encoded["encoded"] else "nothing to encode"
     say(f"table       {encoded['rows']} rows, {did}, search is {encoded['index']['kind']}")
     judged = result["evaluation"]
     if judged is not None:
         of_model = "" if judged["model_id"] == model["model_id"] else f" of {judged['model_id']}, trained now"
-        first, *others = [*worth(judged), *_wrapped(judged["verdict"])]
+        first, *more_lines = [*worth(judged), *_wrapped(judged["verdict"])]
         say(f"evaluation{of_model}  {first}")
-        for line in others:
+        for line in more_lines:
             say(f"            {line}")
     say(f"report      {result['report']}")
 
@@ -222,16 +222,16 @@ def worth(found: dict[str, Any]) -> list[str]:
     )
     if found["probes"] is None:
         return [error]
-    others = [found["probes"][name] for name in baselines(found["probes"])]
+    rivals = [found["probes"][name] for name in baselines(found["probes"])]
     scores = [
-        f"{title} {found['probes']['embedding'][key]['value']:.3f} ({max(row[key]['value'] for row in others):.3f})"
+        f"{title} {found['probes']['embedding'][key]['value']:.3f} ({max(row[key]['value'] for row in rivals):.3f})"
         for key, title in MEASURES.items()
     ]
     return [error, f"labels predicted from the embedding (best baseline): {', '.join(scores)}"]
 
 
 def encoded(result: dict[str, Any]) -> str:
-    """One line on what encode did."""
+    """The results of an encode in one line."""
     did = [f"{result['encoded']} windows encoded"] if result["encoded"] else []
     did += [f"{result['renamed']} windows copied under a new name or label"] if result["renamed"] else []
     if result["stale_recordings"]:
@@ -301,8 +301,8 @@ def status(result: dict[str, Any], say: Callable[[str], None]) -> None:
         if entry["trained_forgotten"]:
             mark += f", trained on {entry['trained_forgotten']} recordings that are forgotten now"
         loss = entry["validation"]["negative_elbo"]
-        at = f"--lake {shlex.quote(result['lake'])}"
-        report = entry["report"] or f"no report; run: soundlake evaluate --model {model_id} {at}"
+        lake_option = f"--lake {shlex.quote(result['lake'])}"
+        report = entry["report"] or f"no report; run: soundlake evaluate --model {model_id} {lake_option}"
         say(f"  model {model_id}: spec {entry['spec_id']}{mark}, validation loss {loss:.0f} nats, {report}")
     for model_id, entry in result["tables"].items():
         fresh = "up to date" if entry["up_to_date"] else "its model cannot be read"

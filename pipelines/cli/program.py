@@ -133,12 +133,12 @@ def _told(error: BaseException) -> int:
         context = getattr(error, "ctx", None)
         path = context.command_path if context else "soundlake"
         return _fail(2, f"{_sentence(error.format_message())} See {path} --help", error)
-    if (clear := _of_storage(error)) is not None:
-        return _fail(2 if isinstance(clear, InputError) else 75, str(clear), error)
-    where = "" if verbose() else "; -v shows the traceback"
-    if where and any(note.startswith(MANIFEST) for note in getattr(error, "__notes__", [])):
-        where += ", and so does the newest manifest in the lake's runs/"
-    return _fail(1, f"internal error (please report it): {type(error).__name__}: {_one_line(error)}{where}", error)
+    if (explained := _of_storage(error)) is not None:
+        return _fail(2 if isinstance(explained, InputError) else 75, str(explained), error)
+    hint = "" if verbose() else "; -v shows the traceback"
+    if hint and any(note.startswith(MANIFEST) for note in getattr(error, "__notes__", [])):
+        hint += ", and so does the newest manifest in the lake's runs/"
+    return _fail(1, f"internal error (please report it): {type(error).__name__}: {_one_line(error)}{hint}", error)
 
 
 def _sentence(text: str) -> str:
@@ -151,8 +151,8 @@ def _of_storage(error: BaseException) -> InputError | TryLaterError | None:
     """An error of the system, a bucket or Lance that no other code has explained; None for an internal error."""
     from soundlake.pipelines.storage.patience import is_of_storage
 
-    if (clear := of_system(error)) is not None:
-        return clear
+    if (explained := of_system(error)) is not None:
+        return explained
     if isinstance(error, Exception) and is_of_storage(error):
         return TryLaterError(f"a bucket failed: {_one_line(error)}; run the same command again")
     if isinstance(error, MemoryError):
