@@ -84,9 +84,9 @@ def partitions(lake: Lake, audio: str, *, spec: FeatureSpec) -> dict[str, Any]:
 
     root = _root_of(lake, audio)
     present = set(files.partitions(root))
-    known = ledger.partitions(ledger.open_ledger(lake, spec.spec_id), root) if lake.exists("lake.json") else set()
+    in_ledger = ledger.partitions(ledger.open_ledger(lake, spec.spec_id), root) if lake.exists("lake.json") else set()
     result = {"corpus": root, "spec_id": spec.spec_id}
-    return result | {"partitions": sorted(present | known), "gone": sorted(known - present)}
+    return result | {"partitions": sorted(present | in_ledger), "gone": sorted(in_ledger - present)}
 
 
 def extract(
