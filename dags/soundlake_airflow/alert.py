@@ -46,8 +46,13 @@ def keep_error(context: Any) -> None:
     line = " ".join(str(error).split()) or "no message"
     if not isinstance(error, AirflowException):
         line = f"{type(error).__name__}: {line}"
-    kept = {"title": ti.rendered_map_index, "try": ti.try_number, "error": line[:LONGEST_ERROR], "log": ti.log_url}
-    ti.xcom_push(key=ERROR, value=kept)
+    error_info = {
+        "title": ti.rendered_map_index,
+        "try": ti.try_number,
+        "error": line[:LONGEST_ERROR],
+        "log": ti.log_url,
+    }
+    ti.xcom_push(key=ERROR, value=error_info)
 
 
 def failed(context: Any) -> None:
@@ -101,10 +106,10 @@ def _failed_tasks(dag: Any, ti: Any) -> list[tuple[str, int]]:
 
 def _task_text(ti: Any, page: str, task_id: str, index: int) -> str:
     """Lines of a message on a task that failed in the run of `ti`; `page` is the address of that run."""
-    kept = ti.xcom_pull(task_ids=task_id, key=ERROR, map_indexes=index)
-    if kept:
-        title = f"{task_id} {kept['title']}" if kept["title"] else task_id
-        return f"{title}, try {kept['try']}: {kept['error']}\n  {kept['log']}"
+    error_info = ti.xcom_pull(task_ids=task_id, key=ERROR, map_indexes=index)
+    if error_info:
+        title = f"{task_id} {error_info['title']}" if error_info["title"] else task_id
+        return f"{title}, try {error_info['try']}: {error_info['error']}\n  {error_info['log']}"
     name, place = (f"{task_id} {index}", f"{task_id}/mapped/{index}") if index >= 0 else (task_id, task_id)
     return f"{name}: it was killed or lost before it could report an error; see its log\n  {page}/tasks/{place}"
 

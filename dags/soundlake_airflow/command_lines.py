@@ -37,8 +37,8 @@ def extract(settings: Settings, corpus: Corpus, partition: str | None) -> Line:
     line = ["extract", corpus.audio, "--spec", settings.spec, *_where(settings)]
     line += ["--labels", corpus.labels] if corpus.labels else []
     line += [] if partition is None else [f"--partition={partition}"]
-    most = settings.limits.max_rejects
-    line += [] if most is None else ["--max-rejects", str(most)]
+    max_rejects = settings.limits.max_rejects
+    line += [] if max_rejects is None else ["--max-rejects", str(max_rejects)]
     return line + _beam(settings)
 
 

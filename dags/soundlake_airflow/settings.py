@@ -168,25 +168,25 @@ def _made(kind: type, found: Any, where: str) -> Any:
     """A dataclass from a table of the file; raises `SettingsError` for unknown names and wrong types."""
     if not isinstance(found, dict):
         raise SettingsError(f"{where} must be a table, [{where}]")
-    known = {setting.name: setting for setting in fields(kind)}
-    unknown = sorted(found.keys() - known.keys())
+    known_settings = {setting.name: setting for setting in fields(kind)}
+    unknown = sorted(found.keys() - known_settings.keys())
     if unknown:
-        raise SettingsError(f"{where} has no setting {unknown[0]!r}; it has: {', '.join(known)}")
+        raise SettingsError(f"{where} has no setting {unknown[0]!r}; it has: {', '.join(known_settings)}")
     values = {}
     for name, value in found.items():
-        wanted = str(known[name].type)
+        type_name = str(known_settings[name].type)
         place = f"{where}.{name}"
         if name in _PARTS and kind is Settings:
             value = _PARTS[name](value, place)
-        elif "bool" in wanted and "str" not in wanted:
+        elif "bool" in type_name and "str" not in type_name:
             _check(isinstance(value, bool), place, "true or false", value)
-        elif "int" in wanted or "float" in wanted:
-            number = isinstance(value, int) if "int" in wanted else isinstance(value, int | float)
+        elif "int" in type_name or "float" in type_name:
+            number = isinstance(value, int) if "int" in type_name else isinstance(value, int | float)
             _check(number and not isinstance(value, bool), place, "a number", value)
         else:
             _check(isinstance(value, str), place, "a text", value)
         values[name] = value
-    missing = [name for name in ("lake", "corpora", "audio") if name in known and name not in values]
+    missing = [name for name in ("lake", "corpora", "audio") if name in known_settings and name not in values]
     if missing:
         raise SettingsError(f"{where} lacks {missing[0]!r}")
     return kind(**values)
