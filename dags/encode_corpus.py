@@ -14,7 +14,7 @@ SETTINGS = load()
 
 
 def told(result: dict) -> dict:
-    """What the event of the tables asset carries."""
+    """The extra of the event of the tables asset."""
     names = ("model_id", "rows", "encoded", "renamed", "stale_recordings", "index", "table_version", "ledger_version")
     return tasks.told(result, *names)
 
@@ -39,11 +39,11 @@ def works(found: list | None = None) -> list[dict]:
     **tasks.dag_defaults(SETTINGS),
 )
 def encode_corpus() -> None:
-    """Partition after partition, then the rest."""
+    """Encode one partition after the other, then the rest."""
     status = tasks.command(SETTINGS, "status", command_lines.status(SETTINGS))
     partitions = tasks.partitions(SETTINGS)
     model(status.output) >> partitions
-    # One after the other: they commit to one table.
+    # One at a time: they commit to the same table.
     encode = tasks.commands(SETTINGS, "encode", works(partitions.output), side_by_side=1)
     table = tasks.command(
         SETTINGS,

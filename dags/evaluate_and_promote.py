@@ -23,7 +23,7 @@ CANDIDATES, MODELS, HELD = tasks.candidates(SETTINGS), tasks.models(SETTINGS), t
 def candidate(params: dict | None = None, triggering_asset_events: dict | None = None) -> str:
     """The model that was named by hand, else the newest that was handed on."""
     named = (params or {}).get("model_id")
-    events = [event for found in (triggering_asset_events or {}).values() for event in found]
+    events = [event for asset_events in (triggering_asset_events or {}).values() for event in asset_events]
     if not named and not events:
         raise AirflowFailException("no candidate: give a model_id, or wait for train_vae to hand one on")
     return str(named or max(events, key=lambda event: event.timestamp).extra["model_id"])
@@ -76,7 +76,7 @@ def held(result: dict, *, outlet_events: dict | None = None) -> str:
     **tasks.dag_defaults(SETTINGS),
 )
 def evaluate_and_promote() -> None:
-    """Candidate, figures, gate, and one of two ways."""
+    """Choose the candidate, evaluate it, compare it at the gate, and take one of two branches."""
     model_id = candidate()
     evaluate = tasks.command(SETTINGS, "evaluate", evaluation(model_id), pool=tasks.TRAINING_POOL)
     promote = tasks.command(SETTINGS, "promote", promotion(model_id), pool=tasks.TRAINING_POOL, gate=True)

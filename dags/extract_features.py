@@ -20,13 +20,13 @@ SETTINGS = load()
 
 
 def told(status: dict) -> dict:
-    """What the event of the features asset carries: each spec's row counts, hours, and rejects by reason."""
+    """The extra of the event of the features asset: each spec's row counts, hours, and rejects by reason."""
     numbers = ("ledger_version", "listed", "done", "rejected", "recordings", "windows", "shards", "hours")
     return {
         "specs": {
-            spec_id: {name: found[name] for name in numbers}
-            | {"rejects": {reason: one["count"] for reason, one in found["rejects"].items()}}
-            for spec_id, found in status["specs"].items()
+            spec_id: {name: summary[name] for name in numbers}
+            | {"rejects": {reason: reject["count"] for reason, reject in summary["rejects"].items()}}
+            for spec_id, summary in status["specs"].items()
         }
     }
 
@@ -43,7 +43,7 @@ def complete(made: list | None = None, found: list | None = None) -> None:
     results = tasks.each(found)
     files = dict.fromkeys(SETTINGS.corpora, 0)
     for work, result in zip(made or [], results, strict=True):
-        # A name of a corpus has no slash.
+        # Names of corpora have no slash.
         files[work["title"].partition("/")[0]] += result["listed"]
     if empty := [name for name, count in files.items() if not count]:
         raise AirflowFailException(
@@ -62,12 +62,12 @@ def complete(made: list | None = None, found: list | None = None) -> None:
     schedule=SETTINGS.schedule.extract or None,
     description="Corpora in, log-mel shards and a full account of every file out.",
     doc_md=__doc__,
-    # With a date to start from it runs as soon as it is switched on, and so does what waits for it.
+    # With a start date, the DAG runs as soon as it is switched on, and then the DAGs that wait for it run, too.
     start_date=datetime(2026, 1, 1, tzinfo=UTC),
     **tasks.dag_defaults(SETTINGS),
 )
 def extract_features() -> None:
-    """Partitions, a command line of each, the totals."""
+    """List the partitions, extract each by a command line of its own, read the totals."""
     lines = works(tasks.partitions(SETTINGS).output)
     extract = tasks.commands(SETTINGS, "extract", lines, side_by_side=SETTINGS.limits.side_by_side)
     features = tasks.command(
@@ -79,7 +79,7 @@ def extract_features() -> None:
         trigger_rule="all_done_min_one_success",
     )
     extract >> features
-    # A run is what its last tasks are: without this one a failed partition would not show.
+    # The last tasks decide the state of a run: without this one a failed partition would not show.
     complete(lines, extract.output)
 
 

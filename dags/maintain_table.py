@@ -19,7 +19,7 @@ SETTINGS = load()
     **tasks.dag_defaults(SETTINGS),
 )
 def maintain_table() -> None:
-    """One command."""
+    """Run one command."""
     tasks.command(SETTINGS, "maintain", command_lines.maintain(SETTINGS))
 
 

@@ -58,7 +58,7 @@ def candidate(result: dict, *, outlet_events: dict | None = None) -> str:
     **tasks.dag_defaults(SETTINGS),
 )
 def train_vae() -> None:
-    """A model, and whether it is handed on."""
+    """Train a model, and hand it on if it is due to be judged."""
     train = tasks.command(SETTINGS, "train", arguments(), pool=tasks.TRAINING_POOL)
     due(train.output) >> candidate(train.output)
 

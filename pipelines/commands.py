@@ -1,4 +1,4 @@
-"""What the commands do: the steps of the main job, each with its manifest, for the command line and for tests."""
+"""The work of the commands: the steps of the main job, each with its manifest, for the command line and for tests."""
 
 import contextlib
 import functools
@@ -25,11 +25,11 @@ log = logging.getLogger(__name__)
 
 
 def _root_of(lake: Lake, audio: str, *, may_be_gone: bool = False) -> str:
-    """The uri of a corpus, checked."""
+    """The uri of a corpus, after checking that it and the lake do not contain each other."""
     from soundlake.pipelines.corpus import files
 
     root = files.corpus_root(audio, may_be_gone=may_be_gone)
-    corpus_place, lake_place = (os.path.realpath(one) if "://" not in one else one for one in (root, lake.root))
+    corpus_place, lake_place = (os.path.realpath(uri) if "://" not in uri else uri for uri in (root, lake.root))
     if f"{corpus_place}/".startswith(f"{lake_place}/"):
         raise InputError(f"the corpus {audio} is inside the lake {lake.root}: keep them apart")
     if f"{lake_place}/".startswith(f"{corpus_place}/"):
@@ -41,14 +41,14 @@ def _root_of(lake: Lake, audio: str, *, may_be_gone: bool = False) -> str:
 
 
 def _gone(lake: Lake, root: str, spec_id: str) -> None:
-    """Raise `InputError` if a corpus is not there, and the ledger knows nothing of it either."""
+    """Raise `InputError` if a corpus does not exist and the ledger lists no file of it either."""
     if "://" in root or os.path.isdir(root) or ledger.partitions(ledger.open_ledger(lake, spec_id), root):
         return
     raise InputError(f"cannot read the corpus {root}: no such folder, and no file of it in the ledger")
 
 
 def _retried(reason: str | None) -> frozenset[str]:
-    """The reasons whose rejects are tried again: what may pass by itself, and the one named, or ``"all"``."""
+    """The reasons whose rejects are tried again: the transient ones, and the given one, or all for ``"all"``."""
     from soundlake.pipelines.audio.reading import REASONS
     from soundlake.pipelines.audio.recording import TRANSIENT
 
@@ -60,33 +60,33 @@ def _retried(reason: str | None) -> frozenset[str]:
 
 
 def _partition_of(lake: Lake, root: str, partition: str | None, spec_id: str) -> None:
-    """Raise `InputError` if a corpus has no such partition, and the ledger knows of none that it had."""
+    """Raise `InputError` if a corpus has no such partition and the ledger lists none of that name either."""
     if partition is None:
         return
     from soundlake.pipelines.corpus import files
 
-    there = files.partitions(root)
-    if partition not in (*there, *ledger.partitions(ledger.open_ledger(lake, spec_id), root)):
-        some = ", ".join(there[:10]) + (", …" if len(there) > 10 else "")
-        raise InputError(f"the corpus {root} has no partition {partition!r}; it has: {some or 'none'}")
+    present = files.partitions(root)
+    if partition not in (*present, *ledger.partitions(ledger.open_ledger(lake, spec_id), root)):
+        examples = ", ".join(present[:10]) + (", …" if len(present) > 10 else "")
+        raise InputError(f"the corpus {root} has no partition {partition!r}; it has: {examples or 'none'}")
 
 
 def partitions(lake: Lake, audio: str, *, spec: FeatureSpec) -> dict[str, Any]:
-    """The parts of a corpus that extract and encode take one at a time: its folders, and what lies beside them.
+    """The parts of a corpus that extract and encode can process one at a time: its folders, and the files beside them.
 
     Returns
     -------
     dict
-        ``corpus``, ``spec_id``, ``partitions`` by name, and those of them that have ``gone``: the ledger knows files of
-        them, and they are not there now.
+        ``corpus``, ``spec_id``, names of the ``partitions``, and of those that are ``gone``: the ledger lists files of
+        them, but the corpus has them no more.
     """
     from soundlake.pipelines.corpus import files
 
     root = _root_of(lake, audio)
-    there = set(files.partitions(root))
-    known = ledger.partitions(ledger.open_ledger(lake, spec.spec_id), root) if lake.exists("lake.json") else set()
-    told = {"corpus": root, "spec_id": spec.spec_id}
-    return told | {"partitions": sorted(there | known), "gone": sorted(known - there)}
+    present = set(files.partitions(root))
+    in_ledger = ledger.partitions(ledger.open_ledger(lake, spec.spec_id), root) if lake.exists("lake.json") else set()
+    result = {"corpus": root, "spec_id": spec.spec_id}
+    return result | {"partitions": sorted(present | in_ledger), "gone": sorted(in_ledger - present)}
 
 
 def extract(
@@ -105,26 +105,26 @@ def extract(
     recheck: bool = False,
     begin: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """Bring the features of a corpus up to date; see `pipelines.extract.pipeline.extract` for what comes back.
+    """Bring the features of a corpus up to date; see `pipelines.extract.pipeline.extract` for the result.
 
     Parameters
     ----------
     partition : str or None
-        The one of `partitions` to bring up to date; by default the whole corpus.
+        One of `partitions`, to bring up to date alone; by default the whole corpus.
     retry : str or None
         A reason whose rejects are tried again; ``"all"`` for every one.
     repair : bool
-        Then check every shard of the spec, and make again what is damaged; adds ``repair``
+        Afterwards check every shard of the spec, and rebuild damaged ones; adds ``repair``
         (`pipelines.upkeep.repair.repair`).
     include_forgotten : bool
-        Take in files that the lake has forgotten; they are forgotten no more.
+        Include files that the lake has forgotten; they no longer count as forgotten.
     recheck : bool
-        Then, decode again what an older decoder read; adds ``recheck`` (`pipelines.upkeep.recheck.recheck`).
+        Afterwards decode files again that an older decoder read; adds ``recheck`` (`pipelines.upkeep.recheck.recheck`).
     begin : callable
-        Called once the call is known to be right, before the work begins.
+        Called after the arguments have been checked, before the work begins.
     """
-    for name, given in (("repair", repair), ("recheck", recheck)):
-        if given:
+    for name, requested in (("repair", repair), ("recheck", recheck)):
+        if requested:
             refuse_template(beam, f"extract --{name}")
     root = _root_of(lake, audio, may_be_gone=allow_empty)
     _gone(lake, root, spec.spec_id)
@@ -135,12 +135,12 @@ def extract(
     from soundlake.pipelines.upkeep import erasure
 
     engine = beam_options(beam, workers=workers)
-    found = find_labels(root, labels)
+    label_file = find_labels(root, labels)
     lake.initialise()
     _partition_of(lake, root, partition, spec.spec_id)
     from soundlake.pipelines.extract.pipeline import extract as extract_features
 
-    settings = {"audio": root, "labels": found, "spec_id": spec.spec_id, "retry": retry, "beam": list(beam)}
+    settings = {"audio": root, "labels": label_file, "spec_id": spec.spec_id, "retry": retry, "beam": list(beam)}
     settings["partition"] = partition
     rates = cost.rates(lake, spec.spec_id)
     begin()
@@ -150,7 +150,7 @@ def extract(
                 lake,
                 spec,
                 root,
-                labels=found,
+                labels=label_file,
                 partition=partition,
                 run=run,
                 engine=engine,
@@ -196,7 +196,7 @@ def plan(
     retry: str | None = None,
     prices: dict[str, float | None] | None = None,
 ) -> dict[str, Any]:
-    """What `extract` would do to a corpus, and what it would cost. Nothing is decoded but a few samples.
+    """Estimate what `extract` would do to a corpus, and what it would cost; at most a few samples are decoded.
 
     Parameters
     ----------
@@ -207,8 +207,8 @@ def plan(
     -------
     dict
         As `pipelines.extract.estimate.survey_corpus`, and ``estimate``: ``cpu_s``, ``bytes`` of shards, ``source`` of
-        the rates in words, ``cores``, ``money`` by what it is for; ``window_s``, seconds of a window;
-        ``suggested_spec``, a preset that fits the durations better, or None.
+        the rates in words, ``cores``, ``money`` by purpose; ``window_s``, seconds of a window; ``suggested_spec``, a
+        preset that fits the durations better, or None.
     """
     refuse_template(beam, "plan")
     root = _root_of(lake, audio)
@@ -218,47 +218,47 @@ def plan(
     from soundlake.pipelines.extract.plan import suggested_spec
 
     engine = beam_options(beam, workers=workers)
-    found_labels = find_labels(root, labels)
-    settings = {"audio": root, "labels": found_labels, "spec_id": spec.spec_id, "retry": retry, "beam": list(beam)}
-    # A dry run makes no lake; where there is one, the plan is written down in it.
-    there = lake.exists("lake.json")
-    if there:
+    label_file = find_labels(root, labels)
+    settings = {"audio": root, "labels": label_file, "spec_id": spec.spec_id, "retry": retry, "beam": list(beam)}
+    # A dry run creates no lake; in an existing lake it writes a manifest.
+    has_lake = lake.exists("lake.json")
+    if has_lake:
         lake.check()
     elif not engine.local:
         raise InputError(
             f"there is no lake at {lake.root}: remote workers need one for their results; make it with: "
             f"{lake.command('extract AUDIO')}"
         )
-    with run_manifest(lake, "plan", settings) if there else contextlib.nullcontext() as run:
-        found = estimate.survey_corpus(
-            lake, spec, root, labels=found_labels, run=run, engine=engine, retried=_retried(retry)
+    with run_manifest(lake, "plan", settings) if has_lake else contextlib.nullcontext() as run:
+        survey = estimate.survey_corpus(
+            lake, spec, root, labels=label_file, run=run, engine=engine, retried=_retried(retry)
         )
-        known = cost.rates(lake, spec.spec_id)
-        lacking = sorted(set(found["planned_s"]) - set(known))
-        fresh = estimate.measured(found.pop("samples"), spec, without=known) if lacking else {}
-        rates = known | fresh
-        cpu_s = cost.cpu_seconds(found["planned_s"], rates)
-        size = found["planned_windows"] * estimate.record_bytes(spec)
+        known_rates = cost.rates(lake, spec.spec_id)
+        lacking = sorted(set(survey["planned_s"]) - set(known_rates))
+        measured_rates = estimate.measured(survey.pop("samples"), spec, without=known_rates) if lacking else {}
+        rates = known_rates | measured_rates
+        cpu_s = cost.cpu_seconds(survey["planned_s"], rates)
+        size = survey["planned_windows"] * estimate.record_bytes(spec)
         money = {}
         if prices and prices.get("cpu") is not None and cpu_s is not None:
             money["cpu"] = cpu_s / 3600 * float(prices["cpu"] or 0)
         if prices and prices.get("storage") is not None:
             money["storage"] = size / 1e9 * float(prices["storage"] or 0)
-        told = [f"of earlier runs for {', '.join(sorted(known))}"] if known else []
-        told += [f"measured now for {', '.join(sorted(fresh))}"] if fresh else []
+        sources = [f"of earlier runs for {', '.join(sorted(known_rates))}"] if known_rates else []
+        sources += [f"measured now for {', '.join(sorted(measured_rates))}"] if measured_rates else []
         cores = engine.threads if engine.local else 1
-        found["estimate"] = {
+        survey["estimate"] = {
             "cpu_s": cpu_s,
             "bytes": size,
-            "source": " and ".join(told),
+            "source": " and ".join(sources),
             "money": money,
             "cores": cores,
         }
-        found |= {"rates": fresh, "spec_id": spec.spec_id, "window_s": spec.window_seconds}
-        found["suggested_spec"] = suggested_spec(found["short_recordings"], found["recordings"], spec)
+        survey |= {"rates": measured_rates, "spec_id": spec.spec_id, "window_s": spec.window_seconds}
+        survey["suggested_spec"] = suggested_spec(survey["short_recordings"], survey["recordings"], spec)
         if run is not None:
-            run.manifest["counts"] = {name: value for name, value in found.items() if name != "unmatched_labels"}
-    return found
+            run.manifest["counts"] = {name: value for name, value in survey.items() if name != "unmatched_labels"}
+    return survey
 
 
 def encode(
@@ -272,13 +272,13 @@ def encode(
     beam: Sequence[str] = (),
     workers: int = 0,
 ) -> dict[str, Any]:
-    """Bring a model's table and its index up to the ledger; see `pipelines.encode.pipeline.encode` for what comes back.
+    """Bring a model's table and its index up to the ledger; see `pipelines.encode.pipeline.encode` for the result.
 
     Parameters
     ----------
     audio, partition : str or None
-        A corpus, and one of its `partitions`: only recordings of it are encoded, rows of what is gone stay, and the
-        index is left as it is. By default all that the table lacks.
+        A corpus, and one of its `partitions`: only recordings of it are encoded, rows of deleted files stay, and the
+        index is not updated. By default everything that the table lacks is encoded.
     accelerator : str or None
         See `pipelines.encode.pipeline.encode`.
     """
@@ -289,15 +289,15 @@ def encode(
     if audio is not None and partition is not None:
         under = (_root_of(lake, audio), partition)
         _partition_of(lake, *under, model.spec.spec_id)
-    known = ledger.open_ledger(lake, model.spec.spec_id)
+    ledger_dataset = ledger.open_ledger(lake, model.spec.spec_id)
     dataset = table.open_table(lake, model.model_id)
-    done = {name: value for name, value in table.said(lake, model.model_id).items() if name != table.RANDOM_PAIRS}
-    # A service cannot start a template without a job in it: one that finds nothing to do.
-    if dataset is not None and known is not None and not is_template(beam):
-        now = {"ledger_version": int(known.version), "table_version": int(dataset.version)}
-        now["row_format"] = table.ROW_FORMAT
-        if {name: done.get(name) for name in now} == now:
-            return done | {"encoded": 0, "renamed": 0, "stale_recordings": 0, "run_id": None}
+    last_state = {name: value for name, value in table.said(lake, model.model_id).items() if name != table.RANDOM_PAIRS}
+    # A template needs a job even if it finds nothing to do: a service cannot start a template without one.
+    if dataset is not None and ledger_dataset is not None and not is_template(beam):
+        state = {"ledger_version": int(ledger_dataset.version), "table_version": int(dataset.version)}
+        state["row_format"] = table.ROW_FORMAT
+        if {name: last_state.get(name) for name in state} == state:
+            return last_state | {"encoded": 0, "renamed": 0, "stale_recordings": 0, "run_id": None}
     from soundlake.pipelines.encode.finish import note_encode
     from soundlake.pipelines.encode.pipeline import encode as encode_windows
     from soundlake.pipelines.engine.runners import beam_options
@@ -338,15 +338,15 @@ def run(
     Parameters
     ----------
     step : callable
-        Told the name of each step before it begins.
+        Called with the name of each step before it begins.
     ready : callable
-        Told the command line of a search as soon as the table can be searched, if more work follows.
+        Called with the command line of a search as soon as the table can be searched, if more work follows.
 
     Returns
     -------
     dict
-        ``extract``, ``train`` (None if a model was there), ``held`` (why its model is not the one in use, or None),
-        ``encode``, ``evaluation`` (of a model that had none, else None), ``ledger`` (its summary), ``report``.
+        ``extract``, ``train`` (None if the spec had a model), ``held`` (why the new model is not in use, or None),
+        ``encode``, ``evaluation`` (None if the model had one), ``ledger`` (its summary), ``report``.
     """
     from soundlake.model.saved import artifact
     from soundlake.model.training import hosts
@@ -359,8 +359,8 @@ def run(
     extracted = extract(
         lake, audio, spec=spec, labels=labels, beam=beam, workers=workers, begin=lambda: step("extract")
     )
-    known = ledger.open_ledger(lake, spec.spec_id)
-    if known is None or not known.count_rows(f"status = '{ledger.DONE}'"):
+    dataset = ledger.open_ledger(lake, spec.spec_id)
+    if dataset is None or not dataset.count_rows(f"status = '{ledger.DONE}'"):
         raise InputError(f"no usable recording in {audio}; for the reasons run: {lake.command('status')}")
     trained, held = None, None
     if retrain or models.usable(lake, spec.spec_id) is None:
@@ -377,15 +377,15 @@ def run(
     except InputError as error:
         if held is None:
             raise
-        # The model in use is no use, and how to put the new one in its place is said there.
+        # The model in use cannot be used; the message explains how to promote the new one.
         raise HeldError(held) from error
     model = models.told(lake, encoded["model_id"])
     judged, candidate = None, trained["model_id"] if trained else model.model_id
-    # Also of a run that was killed before it came here.
+    # A run that was killed before this point left a model without metrics, too.
     if not lake.exists(f"models/{candidate}/{artifact.METRICS}"):
-        some = known.to_table(columns=["uri"], filter=f"status = '{ledger.DONE}' AND windows > 0", limit=1)
+        examples = dataset.to_table(columns=["uri"], filter=f"status = '{ledger.DONE}' AND windows > 0", limit=1)
         if encoded["rows"]:
-            ready(lake.command(f"search {shlex.quote(some['uri'][0].as_py())}"))
+            ready(lake.command(f"search {shlex.quote(examples['uri'][0].as_py())}"))
         step("evaluate")
         try:
             judged = evaluate(lake, model_id=candidate)
@@ -397,7 +397,7 @@ def run(
         "held": held,
         "evaluation": judged,
         "encode": encoded,
-        "ledger": ledger.summary(known),
+        "ledger": ledger.summary(dataset),
         "model": {"model_id": model.model_id, "metrics": model.metrics},
         "report": models.report(lake, model),
     }
@@ -418,21 +418,21 @@ def search(
     Returns
     -------
     dict
-        ``results``: for each query its text and ``hits`` (`pipelines.query.search.Hit`); ``notes``: what to know about
-        them.
+        ``results``: for each query its text and ``hits`` (`pipelines.query.search.Hit`); ``notes`` for the user on the
+        results.
     """
     from soundlake.pipelines.query.query import load_query
     from soundlake.pipelines.query.search import Searcher
 
     if not queries and where is None:
         raise InputError("nothing to search for: give a file, a recording_id, or a filter with --where")
-    found_id, dataset = find_table(lake, model_id, spec)
+    used_model_id, dataset = find_table(lake, model_id, spec)
     by_id = {
         query
         for query in queries
         if re.fullmatch(r"[0-9a-f]{64}", query) and dataset.count_rows(fragments.in_list("recording_id", [query]))
     }
-    # Without a sound to encode, the table will do.
+    # Without a sound to encode, no model is needed.
     model = None if by_id.issuperset(queries) else find_model(lake, model_id, spec)
     searcher = Searcher(lake, model, dataset)
     results: list[dict[str, Any]] = []
@@ -446,7 +446,7 @@ def search(
             else:
                 hits = searcher.by_sound(load_query(query, searcher.spec), k=k, where=where, by=by)
         results.append({"query": query, "hits": hits})
-    return {"model_id": found_id, "results": results, "notes": searcher.notes}
+    return {"model_id": used_model_id, "results": results, "notes": searcher.notes}
 
 
 def export(
@@ -461,6 +461,6 @@ def export(
     """Write a model's table to a file; see `pipelines.query.export.export`."""
     from soundlake.pipelines.query.export import export as write
 
-    found_id, dataset = find_table(lake, model_id, spec)
+    used_model_id, dataset = find_table(lake, model_id, spec)
     rows = write(dataset, target, where=where, by=by)
-    return {"model_id": found_id, "rows": rows, "by": by, "file": target}
+    return {"model_id": used_model_id, "rows": rows, "by": by, "file": target}

@@ -1,1 +1,1 @@
-"""What the DAGs share: their settings, their command lines, the operator that runs them."""
+"""Shared code of the DAGs: their settings, their command lines, and the operator that runs these."""

@@ -1,4 +1,4 @@
-"""Alerts: one message for a run that failed or is late, to the URL in the setting `alert`.
+"""Alerts: one message for each run that failed or is late, sent to the URL in the setting `alert`.
 
 ``python -m soundlake_airflow.alert`` sends a test message.
 """
@@ -19,10 +19,10 @@ from soundlake_airflow.settings import SettingsError, load
 
 log = logging.getLogger(__name__)
 
-# What a failed task keeps of its error, as an XCom: the callback of the run is called in another process, later.
+# XCom key under which a failed task keeps its error: the callback of the run is called later, in another process.
 ERROR = "error"
 LONGEST_ERROR = 1000
-# Tasks that one message names.
+# Most tasks that one message names.
 MOST_TASKS = 5
 # Airflow ends a process that parses a DAG file, and its callbacks with it, after 50 seconds.
 TIMEOUT_S = 10.0
@@ -30,24 +30,29 @@ PAUSES_S = (1.0, 3.0)
 
 
 class AlertError(RuntimeError):
-    """A message could not be delivered: to which host, and why."""
+    """A message could not be delivered; the text names the host and the reason."""
 
 
 def keep_error(context: Any) -> None:
     """Keep the error of a task that failed, in one line, with the address of its log.
 
-    Airflow calls this after the last try of a task. Of a task that was killed there is no error to keep.
+    Airflow calls this after the last try of a task. A task that was killed has no error to keep.
     """
     error = context.get("exception")
     if error is None:
         return
     ti = context["ti"]
-    # Exceptions of Airflow's are those of our operators, whose text says all.
+    # Soundlake's operators raise Airflow's exceptions: their text is complete without the type.
     line = " ".join(str(error).split()) or "no message"
     if not isinstance(error, AirflowException):
         line = f"{type(error).__name__}: {line}"
-    kept = {"title": ti.rendered_map_index, "try": ti.try_number, "error": line[:LONGEST_ERROR], "log": ti.log_url}
-    ti.xcom_push(key=ERROR, value=kept)
+    error_info = {
+        "title": ti.rendered_map_index,
+        "try": ti.try_number,
+        "error": line[:LONGEST_ERROR],
+        "log": ti.log_url,
+    }
+    ti.xcom_push(key=ERROR, value=error_info)
 
 
 def failed(context: Any) -> None:
@@ -81,7 +86,7 @@ def failure(context: Any) -> str:
         if len(tasks) > MOST_TASKS:
             lines.append(f"and {len(tasks) - MOST_TASKS} more tasks")
     except Exception as error:
-        # Whatever it is, the message must go out.
+        # Whatever the error is, the message must be sent.
         log.exception("the errors of the tasks could not be read")
         lines.append(f"{ti.task_id}: its error could not be read ({type(error).__name__})\n  {ti.log_url}")
     return "\n".join(lines)
@@ -89,22 +94,22 @@ def failure(context: Any) -> str:
 
 def _failed_tasks(dag: Any, ti: Any) -> list[tuple[str, int]]:
     """Names of the tasks that failed in the run of `ti`, with the index of a mapped one, else -1."""
-    # By task, and of a mapped one by task and index, as in extract_0.
+    # Keyed by task, or, for a mapped task, by task and index, as in extract_0.
     states = ti.get_task_states(dag_id=dag.dag_id, run_ids=[ti.run_id])[ti.run_id]
-    found = []
+    failures = []
     for task in dag.tasks:
         # A mapped task that could not be expanded has no index either.
         names = {task.task_id: -1} | ({f"{task.task_id}_{i}": i for i in range(len(states))} if task.is_mapped else {})
-        found += [(task.task_id, index) for name, index in names.items() if states.get(name) == "failed"]
-    return found
+        failures += [(task.task_id, index) for name, index in names.items() if states.get(name) == "failed"]
+    return failures
 
 
 def _task_text(ti: Any, page: str, task_id: str, index: int) -> str:
-    """What a message says of a task that failed in the run of `ti`; `page` is the address of that run."""
-    kept = ti.xcom_pull(task_ids=task_id, key=ERROR, map_indexes=index)
-    if kept:
-        title = f"{task_id} {kept['title']}" if kept["title"] else task_id
-        return f"{title}, try {kept['try']}: {kept['error']}\n  {kept['log']}"
+    """Lines of a message on a task that failed in the run of `ti`; `page` is the address of that run."""
+    error_info = ti.xcom_pull(task_ids=task_id, key=ERROR, map_indexes=index)
+    if error_info:
+        title = f"{task_id} {error_info['title']}" if error_info["title"] else task_id
+        return f"{title}, try {error_info['try']}: {error_info['error']}\n  {error_info['log']}"
     name, place = (f"{task_id} {index}", f"{task_id}/mapped/{index}") if index >= 0 else (task_id, task_id)
     return f"{name}: it was killed or lost before it could report an error; see its log\n  {page}/tasks/{place}"
 
@@ -132,7 +137,7 @@ def send(text: str) -> None:
     Raises
     ------
     AlertError
-        If the URL does not accept it, three times.
+        If the URL does not accept it in three tries.
     """
     log.error("%s", text)
     url = load().alert
@@ -146,7 +151,7 @@ def send(text: str) -> None:
                 return
         except (OSError, HTTPException) as error:
             if pause is None:
-                # The rest of an address may be its secret.
+                # Name the host alone: the rest of the URL may be secret.
                 place = urllib.parse.urlsplit(url).hostname
                 raise AlertError(f"no alert was delivered: {place} did not accept the message: {error}") from error
             time.sleep(pause)

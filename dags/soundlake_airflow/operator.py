@@ -1,4 +1,4 @@
-"""An operator of our own: one `soundlake` command, a process group of its own, its exit code understood."""
+"""An operator that runs one `soundlake` command in a process group of its own, and interprets its exit code."""
 
 import contextlib
 import json
@@ -16,18 +16,18 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 # Exit codes of the command line.
 DONE, WRONG_CALL, HELD, TOO_MANY_REJECTS, TRY_LATER = 0, 2, 3, 4, 75
-# What a process needs of its surroundings; Airflow's own settings and secrets are none of it.
+# Environment variables that any process needs; Airflow's own settings and secrets are not among them.
 PLAIN = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR")
-# Airflow kills a task five seconds after it told it to end.
+# Airflow kills a task five seconds after it has asked the task to end.
 GRACE_S = 3.0
-# A grandchild may hold a pipe open for ever.
+# How long to read on after the command has ended: a grandchild may hold a pipe open for ever.
 AFTER_EXIT_S = 2.0
 LONGEST_LINE = 16 << 10
 MOST_OUTPUT = 16 << 20
 
 
 class _Lines:
-    """Lines out of a pipe's chunks, each cut at `LONGEST_LINE`."""
+    """Splits the chunks of a pipe into lines, each cut at `LONGEST_LINE`."""
 
     def __init__(self, tell: Callable[[str], None]) -> None:
         self.tell, self.rest, self.cut = tell, b"", 0
@@ -52,39 +52,39 @@ class _Lines:
 
 
 class NoTemplates:
-    """Texts of an operator stand as they are: a folder may be called ``{{ x }}``. Results of tasks are filled in."""
+    """Fills in results of tasks, but renders no texts of an operator: a folder may be called ``{{ x }}``."""
 
     def render_template(self, content: Any, context: Any, jinja_env: Any = None, seen_oids: Any = None) -> Any:
-        """What a field's value comes to when the task runs."""
+        """The value of a field when the task runs."""
         return content.resolve(context) if isinstance(content, XComArg) else content
 
 
 class SoundlakeOperator(NoTemplates, BaseOperator):
-    """Run one command, and hand on what it printed.
+    """Run one command, and pass on its output.
 
-    Its XCom is the JSON object that the command printed on stdout, with the manifest of its run; where a gate said no,
-    that and ``held``: why.
+    Its XCom is the JSON object that the command printed on stdout, with the manifest of its run. If a gate refused, the
+    object also has ``held``, the reason.
 
     Parameters
     ----------
     arguments : sequence of str
-        What follows the program.
+        Arguments after the program.
     title : str
-        What a mapped task is called in the UI.
+        Name of a mapped task in the UI.
     program : sequence of str
     environment : mapping of str to str
-        Beside `PLAIN`.
+        Variables in addition to `PLAIN`.
     inherit : sequence of str
-        Names of the worker's own variables that the command gets, too.
+        Names of the worker's own variables that the command also gets.
     gate : bool
-        Whether to go on where a gate said no (exit code 3); else the task fails.
+        Whether the task succeeds if a gate refused (exit code 3); otherwise it fails.
     asset_extra : callable or None
-        From the result, what the events of the outlets carry; by default nothing.
+        Makes the extra of the outlets' events from the result; by default there is none.
 
     Notes
     -----
-    0 succeeds. 2 and 4 fail, and so does 3 without `gate`: the same call gives the same answer, it is not tried again.
-    75 and all else fail and are tried again.
+    Exit code 0 succeeds. 2 and 4 fail and are not tried again, and so does 3 without `gate`: the same call gives the
+    same answer. 75 and all others fail and are tried again.
     """
 
     template_fields: Sequence[str] = ("arguments", "title")
@@ -110,13 +110,13 @@ class SoundlakeOperator(NoTemplates, BaseOperator):
         self._killed = False
 
     def execute(self, context: Any) -> dict[str, Any]:
-        """Run the command to its end."""
+        """Run the command to its end; return its result."""
         result = outcome(*self._run(), gate=self.gate)
         tell_assets(context, self.outlets, result, self.asset_extra)
         return result
 
     def _run(self) -> tuple[int, bytes, str]:
-        """Exit code, stdout, and the last line of stderr."""
+        """Run the command; return its exit code, stdout, and the last line of stderr."""
         line = [*self.program, *self.arguments]
         self.log.info("running: %s", " ".join(line))
         names = (*PLAIN, *self.inherit)
@@ -125,11 +125,11 @@ class SoundlakeOperator(NoTemplates, BaseOperator):
             raise AirflowFailException(
                 f"cannot start {line[0]}: there is no such program; see `command` in the settings"
             )
-        # If this process is killed, so is the command: two tries of a task do not meet.
-        bound = shutil.which("setpriv")
+        # If this process is killed, the command is killed, too: two tries of a task must not overlap.
+        setpriv = shutil.which("setpriv")
         try:
             self._child = subprocess.Popen(
-                [bound, "--pdeathsig", "KILL", *line] if bound else line,
+                [setpriv, "--pdeathsig", "KILL", *line] if setpriv else line,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -148,8 +148,8 @@ class SoundlakeOperator(NoTemplates, BaseOperator):
             self._stop()
 
     def _followed(self, child: subprocess.Popen[bytes]) -> tuple[int, bytes, str]:
-        """Both streams into the log as they come, in one loop: neither fills up while the other is read."""
-        out, said, last = bytearray(), 0, ""
+        """Log stderr and collect stdout as they come, in one loop: neither fills up while the other is read."""
+        out, stdout_bytes, last = bytearray(), 0, ""
 
         def tell(text: str) -> None:
             nonlocal last
@@ -162,8 +162,8 @@ class SoundlakeOperator(NoTemplates, BaseOperator):
                 assert stream is not None
                 os.set_blocking(stream.fileno(), False)
                 selector.register(stream, selectors.EVENT_READ)
-            until = float("inf")
-            while selector.get_map() and time.monotonic() < until and not self._killed:
+            deadline = float("inf")
+            while selector.get_map() and time.monotonic() < deadline and not self._killed:
                 for key, _ in selector.select(timeout=0.2):
                     data = os.read(key.fd, 1 << 16)
                     if not data:
@@ -171,25 +171,25 @@ class SoundlakeOperator(NoTemplates, BaseOperator):
                     elif key.fileobj is child.stderr:
                         errors.feed(data)
                     else:
-                        said += len(data)
+                        stdout_bytes += len(data)
                         out += data[: max(0, MOST_OUTPUT - len(out))]
-                if child.poll() is not None and until == float("inf"):
-                    until = time.monotonic() + AFTER_EXIT_S
+                if child.poll() is not None and deadline == float("inf"):
+                    deadline = time.monotonic() + AFTER_EXIT_S
         errors.end()
-        if said > len(out):
-            self.log.warning("%d bytes of stdout were left out after the first %d", said - len(out), len(out))
-        # `wait` would hold a lock that `on_kill` needs, which may come in between.
+        if stdout_bytes > len(out):
+            self.log.warning("%d bytes of stdout were left out after the first %d", stdout_bytes - len(out), len(out))
+        # `wait` would hold a lock that `on_kill` needs, which may be called meanwhile.
         while (code := child.poll()) is None:
             time.sleep(0.1)
         return code, bytes(out), last
 
     def on_kill(self) -> None:
-        """Stop the command and all that it started; Airflow calls this on a timeout, and where a task is cleared."""
+        """Stop the command and its children; Airflow calls this on a timeout, and when a task is cleared."""
         self._killed = True
         self._stop()
 
     def _stop(self) -> None:
-        """End the process group: asked first, then killed."""
+        """End the process group: by SIGTERM first, then by SIGKILL."""
         child = self._child
         if child is None:
             return
@@ -198,7 +198,7 @@ class SoundlakeOperator(NoTemplates, BaseOperator):
             _signal_group(child.pid, signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 child.wait(GRACE_S)
-        # Also what outlived a child that ended by itself.
+        # Also kill processes that outlived a child that ended by itself.
         _signal_group(child.pid, signal.SIGKILL)
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(GRACE_S)
@@ -214,17 +214,17 @@ def _signal_group(leader: int, number: int) -> None:
 
 
 def _json_object(out: bytes) -> dict[str, Any]:
-    """The object on the last line of stdout that holds one; empty if there is none."""
+    """The JSON object on the last line of stdout that holds one; empty if there is none."""
     for line in reversed(out.splitlines()):
         with contextlib.suppress(ValueError):
-            found = json.loads(line)
-            if isinstance(found, dict):
-                return found
+            value = json.loads(line)
+            if isinstance(value, dict):
+                return value
     return {}
 
 
 def outcome(code: int, out: bytes, last: str, *, gate: bool) -> dict[str, Any]:
-    """What a command that has ended comes to.
+    """The result of a command that has ended.
 
     Parameters
     ----------
@@ -240,20 +240,20 @@ def outcome(code: int, out: bytes, last: str, *, gate: bool) -> dict[str, Any]:
     Raises
     ------
     AirflowFailException
-        Where another try would come to the same.
+        If another try would give the same result.
     AirflowException
-        Where it would not.
+        If another try may give another result.
     """
-    said = last.removeprefix("soundlake: ") or "it said nothing"
+    message = last.removeprefix("soundlake: ") or "it said nothing"
     result = _json_object(out)
     if code == DONE or (code == HELD and gate):
         if not result and code == DONE:
             raise AirflowFailException("the command ended well, and printed no JSON object: was --json given?")
-        return result | ({"held": said} if code == HELD else {})
+        return result | ({"held": message} if code == HELD else {})
     if code in (WRONG_CALL, HELD, TOO_MANY_REJECTS):
-        raise AirflowFailException(f"exit code {code}, not tried again: {said}")
-    how = f"signal {-code}" if code < 0 else f"exit code {code}"
-    raise AirflowException(f"{how}, another try may help: {said}")
+        raise AirflowFailException(f"exit code {code}, not tried again: {message}")
+    ending = f"signal {-code}" if code < 0 else f"exit code {code}"
+    raise AirflowException(f"{ending}, another try may help: {message}")
 
 
 def tell_assets(
@@ -262,7 +262,7 @@ def tell_assets(
     result: dict[str, Any],
     asset_extra: Callable[[dict[str, Any]], dict[str, Any]] | None,
 ) -> None:
-    """Give the events of a task's outlets what the command found."""
+    """Attach the extra made from a command's result to the events of a task's outlets."""
     for outlet in outlets:
         if asset_extra is not None:
             context["outlet_events"][outlet].extra = asset_extra(result)

@@ -1,4 +1,4 @@
-"""The same command as a pod: the provider's operator, with our exit codes. Imported for the place Kubernetes alone."""
+"""Run the command in a pod: the provider's operator with soundlake's exit codes. Imported only for Kubernetes."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -12,15 +12,15 @@ from kubernetes.client import models as k8s
 from soundlake_airflow.operator import NoTemplates, outcome, tell_assets
 from soundlake_airflow.settings import Kubernetes
 
-# The last line of stdout is the JSON object; the provider's sidecar hands it on.
+# The last line of stdout is the JSON object; the provider's sidecar passes it on.
 SCRIPT = 'soundlake "$@" > /tmp/result; code=$?; tail -n 1 /tmp/result > /airflow/xcom/return.json; exit $code'
 
 
 def pod_settings(place: Kubernetes, environment: dict[str, str]) -> dict[str, Any]:
-    """What every pod has in common, as arguments of the operator: least rights, and what it may take."""
+    """Arguments of the operator that all pods share: least privileges, and resource limits."""
     memory = place.memory
-    # What Kubernetes calls restricted, for the command and for the sidecar that hands on what it printed.
-    alone = k8s.V1SecurityContext(allow_privilege_escalation=False, capabilities=k8s.V1Capabilities(drop=["ALL"]))
+    # Kubernetes' level "restricted", for the command and for the sidecar that passes on its output.
+    restricted = k8s.V1SecurityContext(allow_privilege_escalation=False, capabilities=k8s.V1Capabilities(drop=["ALL"]))
     volumes, mounts = [], []
     if place.claim:
         source = k8s.V1PersistentVolumeClaimVolumeSource(claim_name=place.claim)
@@ -42,9 +42,9 @@ def pod_settings(place: Kubernetes, environment: dict[str, str]) -> dict[str, An
             fs_group=10001,
             seccomp_profile=k8s.V1SeccompProfile(type="RuntimeDefault"),
         ),
-        "container_security_context": alone,
-        "xcom_sidecar_container_security_context": alone,
-        # A new node fetches an image with TensorFlow first.
+        "container_security_context": restricted,
+        "xcom_sidecar_container_security_context": restricted,
+        # A new node must first fetch an image with TensorFlow.
         "startup_timeout_seconds": 900,
     }
 
@@ -67,7 +67,7 @@ class SoundlakePodOperator(NoTemplates, KubernetesPodOperator):
             arguments=arguments,
             cmds=["sh", "-c", SCRIPT, "soundlake"],
             do_xcom_push=True,
-            # What stderr said last tells why.
+            # The last lines of stderr contain the reason.
             termination_message_policy="FallbackToLogsOnError",
             log_pod_spec_on_failure=False,
             **more,
@@ -76,22 +76,22 @@ class SoundlakePodOperator(NoTemplates, KubernetesPodOperator):
         self._held: dict[str, Any] | None = None
 
     def execute(self, context: Any) -> dict[str, Any]:
-        """Run the pod to its end."""
+        """Run the pod to its end; return the command's result."""
         result = super().execute(context)
         result = self._held or outcome(0, json.dumps(result).encode(), "", gate=self.gate)
         tell_assets(context, self.outlets, result, self.asset_extra)
         return result
 
     def cleanup(self, pod: Any, remote_pod: Any, xcom_result: Any = None, context: Any = None) -> None:
-        """Remove the pod, and judge its exit code as a command's."""
+        """Remove the pod, and handle its exit code like that of a command."""
         try:
             super().cleanup(pod, remote_pod, xcom_result, context)
         except AirflowException:
             code = exit_code(remote_pod, self.base_container_name)
             if code is None:
                 raise
-            told = get_container_termination_message(remote_pod, self.base_container_name) or ""
-            last = next((line for line in reversed(told.splitlines()) if line.strip()), "")
+            message = get_container_termination_message(remote_pod, self.base_container_name) or ""
+            last = next((line for line in reversed(message.splitlines()) if line.strip()), "")
             self._held = outcome(code, json.dumps(xcom_result or {}).encode(), last, gate=self.gate)
 
 

@@ -1,6 +1,6 @@
-"""Where the corpora and the lake lie, where commands run, and when: one TOML file, checked as a whole.
+"""Settings of the DAGs: the corpora, the lake, where and when commands run; one TOML file, checked as a whole.
 
-The file is ``soundlake.toml`` beside the DAGs, or what SOUNDLAKE_SETTINGS names. Standard library alone.
+The file is ``soundlake.toml`` beside the DAGs, or the file that SOUNDLAKE_SETTINGS names. Standard library only.
 """
 
 import os
@@ -12,17 +12,17 @@ from typing import Any
 
 VAE_PRESETS = (None, "default", "seed")
 PLACES = ("local", "dataflow", "spark", "flink", "kubernetes")
-# The runner that a place means to Beam; elsewhere the pipeline runs in the process of the command.
+# Beam's runner for a place; for other places the pipeline runs in the process of the command.
 RUNNERS = {"dataflow": "DataflowRunner", "spark": "SparkRunner", "flink": "FlinkRunner"}
-# Names of Beam's options that hold a secret.
+# Matches names of Beam options that hold a secret.
 _SECRET = re.compile(r"secret|passw|token|credential|signature|access_?key|connection_?string", re.IGNORECASE)
 _WEB_ADDRESS = re.compile(r"https?://[\w.:\[\]-]+(/[!-~]*)?", re.ASCII)
-# Names for cron expressions that Airflow knows.
+# Names for cron expressions that Airflow accepts.
 PRESETS = ("@hourly", "@daily", "@weekly", "@monthly", "@quarterly", "@yearly")
 
 
 class SettingsError(ValueError):
-    """The settings are wrong: where, what, and what may stand there, in one line."""
+    """The settings are wrong; one line names the place, the error, and the allowed values."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Corpus:
     labels : str or None
         A file of labels; by default the corpus's own ``labels.csv``.
     by_folder : bool
-        Whether each folder of it is a partition, worked on by a task of its own.
+        Whether each folder of it is a partition, processed by a task of its own.
     """
 
     audio: str
@@ -45,7 +45,7 @@ class Corpus:
 
 @dataclass(frozen=True)
 class Schedule:
-    """When: cron expressions or presets such as ``@daily``; ``""`` for by hand only. Times are UTC."""
+    """When DAGs run: cron expressions or presets such as ``@daily``; ``""`` for manual runs only. Times are UTC."""
 
     extract: str = "@daily"
     train: str = "@weekly"
@@ -59,10 +59,10 @@ class Training:
     Attributes
     ----------
     grown : float
-        Share of new windows, beside those that a model of the lake has seen.
+        A model is due if the lake holds this share more windows than any of its models has seen.
     preset : str or None
     steps : int or None
-        At most.
+        Most training steps.
     """
 
     grown: float = 0.2
@@ -72,7 +72,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Limits:
-    """What keeps a run in bounds.
+    """Limits of a run.
 
     Attributes
     ----------
@@ -80,9 +80,9 @@ class Limits:
         Partitions extracted at the same time, by one run.
     retries : int
     retry_minutes, longest_retry_minutes : float
-        The first pause before another try, doubled each time up to the second.
+        The pause before the first retry, doubled for each further one, up to the second number.
     hours : float
-        A task is stopped after this.
+        A task is stopped after this time.
     late_hours : float
         A run that takes this much longer than the last ten that succeeded did on average raises the alert.
     recall : float
@@ -103,7 +103,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Kubernetes:
-    """A pod a command, for the place ``kubernetes``.
+    """One pod for each command, for the place ``kubernetes``.
 
     Attributes
     ----------
@@ -111,9 +111,9 @@ class Kubernetes:
         With `soundlake` as its entry point: infra/containers/Dockerfile.
     namespace, service_account : str
     cpu, memory : str
-        Asked for, and for memory the limit too.
+        Requests of the pod; memory is also its limit.
     claim, mounted_at : str
-        A volume claim for lake and corpora, and where the pod sees it; none for buckets.
+        A volume claim for lake and corpora, and where the pod mounts it; empty for buckets.
     """
 
     image: str = ""
@@ -127,7 +127,7 @@ class Kubernetes:
 
 @dataclass(frozen=True)
 class Settings:
-    """All of it; see the classes of its parts.
+    """All settings; see the classes of its parts.
 
     Attributes
     ----------
@@ -138,15 +138,15 @@ class Settings:
     spec : str
         A preset's name, or a JSON file.
     where : str
-        One of `PLACES`: the one line that moves the tasks.
+        One of `PLACES`; this setting alone decides where tasks run.
     beam : dict of str to tuple of str
         Beam's options by place.
     environment : dict of str to str
-        What commands get beside a plain environment.
+        Variables that commands get in addition to a plain environment.
     inherit : tuple of str
-        Names of the worker's own variables that they get, too.
+        Names of the worker's own variables that commands also get.
     alert : str
-        URL that gets a POST when a run fails or is late; the log has it in any case.
+        URL that gets a POST when a run fails or is late; the message is logged in any case.
     """
 
     lake: str
@@ -165,28 +165,28 @@ class Settings:
 
 
 def _made(kind: type, found: Any, where: str) -> Any:
-    """A dataclass from a table of the file; unknown names and wrong types are told."""
+    """A dataclass from a table of the file; raises `SettingsError` for unknown names and wrong types."""
     if not isinstance(found, dict):
         raise SettingsError(f"{where} must be a table, [{where}]")
-    known = {one.name: one for one in fields(kind)}
-    unknown = sorted(found.keys() - known.keys())
+    known_settings = {setting.name: setting for setting in fields(kind)}
+    unknown = sorted(found.keys() - known_settings.keys())
     if unknown:
-        raise SettingsError(f"{where} has no setting {unknown[0]!r}; it has: {', '.join(known)}")
+        raise SettingsError(f"{where} has no setting {unknown[0]!r}; it has: {', '.join(known_settings)}")
     values = {}
     for name, value in found.items():
-        wanted = str(known[name].type)
+        type_name = str(known_settings[name].type)
         place = f"{where}.{name}"
         if name in _PARTS and kind is Settings:
             value = _PARTS[name](value, place)
-        elif "bool" in wanted and "str" not in wanted:
+        elif "bool" in type_name and "str" not in type_name:
             _check(isinstance(value, bool), place, "true or false", value)
-        elif "int" in wanted or "float" in wanted:
-            number = isinstance(value, int) if "int" in wanted else isinstance(value, int | float)
+        elif "int" in type_name or "float" in type_name:
+            number = isinstance(value, int) if "int" in type_name else isinstance(value, int | float)
             _check(number and not isinstance(value, bool), place, "a number", value)
         else:
             _check(isinstance(value, str), place, "a text", value)
         values[name] = value
-    missing = [name for name in ("lake", "corpora", "audio") if name in known and name not in values]
+    missing = [name for name in ("lake", "corpora", "audio") if name in known_settings and name not in values]
     if missing:
         raise SettingsError(f"{where} lacks {missing[0]!r}")
     return kind(**values)
@@ -198,7 +198,7 @@ def _check(right: bool, where: str, wanted: str, value: Any) -> None:
 
 
 def _texts(found: Any, where: str) -> tuple[str, ...]:
-    _check(isinstance(found, list) and all(isinstance(one, str) for one in found), where, "a list of texts", found)
+    _check(isinstance(found, list) and all(isinstance(text, str) for text in found), where, "a list of texts", found)
     return tuple(found)
 
 
@@ -233,23 +233,23 @@ _PARTS: dict[str, Any] = {
 
 
 def parse(text: str, where: str) -> Settings:
-    """Settings from TOML.
+    """Read settings from TOML.
 
     Raises
     ------
     SettingsError
-        Naming the file and the first thing that is wrong.
+        With the file and its first error.
     """
     try:
-        found: Settings = _made(Settings, tomllib.loads(text), "settings")
-        _judge(found)
+        settings: Settings = _made(Settings, tomllib.loads(text), "settings")
+        _judge(settings)
     except (SettingsError, tomllib.TOMLDecodeError) as error:
         raise SettingsError(f"{where}: {error}") from error
-    return found
+    return settings
 
 
 def _judge(found: Settings) -> None:
-    """What types do not tell."""
+    """Check rules that types cannot express."""
     for name in found.corpora:
         if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,62}", name):
             raise SettingsError(f"corpora.{name}: a name is made of a-z, 0-9, - and _")
@@ -271,8 +271,8 @@ def _judge(found: Settings) -> None:
     if place.claim:
         _check(place.mounted_at.startswith("/"), "kubernetes.mounted_at", "an absolute path", place.mounted_at)
     for name, cron in vars(found.schedule).items():
-        right = cron in ("", *PRESETS) or len(cron.split()) == 5
-        _check(right, f"schedule.{name}", f"five fields of cron, one of {', '.join(PRESETS)}, or empty", cron)
+        valid = cron in ("", *PRESETS) or len(cron.split()) == 5
+        _check(valid, f"schedule.{name}", f"five fields of cron, one of {', '.join(PRESETS)}, or empty", cron)
     for name in ("hours", "late_hours", "retry_minutes", "longest_retry_minutes", "side_by_side"):
         value = getattr(limits, name)
         _check(0 < value < 1e6, f"limits.{name}", "more than 0, and less than a million", value)
@@ -283,12 +283,14 @@ def _judge(found: Settings) -> None:
     _check(found.training.preset in VAE_PRESETS, "training.preset", "default or seed", found.training.preset)
     steps = found.training.steps
     _check(steps is None or steps > 0, "training.steps", "more than 0", steps)
-    # Not shown: whoever knows it may call.
+    # Do not show the URL: anyone who has it may post to it.
     if found.alert and not _WEB_ADDRESS.fullmatch(found.alert):
         raise SettingsError("alert must be a URL such as https://example.org/hook, and hold no user's name")
-    # Paths are taken by processes whose own folder is another.
-    paths = {"lake": found.lake} | {f"corpora.{name}.audio": one.audio for name, one in found.corpora.items()}
-    paths |= {f"corpora.{name}.labels": one.labels for name, one in found.corpora.items() if one.labels is not None}
+    # Paths must be absolute: the processes that use them have other working directories.
+    paths = {"lake": found.lake} | {f"corpora.{name}.audio": corpus.audio for name, corpus in found.corpora.items()}
+    paths |= {
+        f"corpora.{name}.labels": corpus.labels for name, corpus in found.corpora.items() if corpus.labels is not None
+    }
     paths |= {"spec": found.spec} if found.spec.endswith(".json") else {}
     for name, path in paths.items():
         if re.match(r"[^/]+://[^/]*:[^/]*@", path):
@@ -297,7 +299,7 @@ def _judge(found: Settings) -> None:
 
 
 def load() -> Settings:
-    """The settings of this Airflow.
+    """Load the settings of this Airflow.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Tasks, assets and defaults that the DAGs share: the one place that knows where a command runs."""
+"""Tasks, assets and defaults that the DAGs share; only this module depends on where commands run."""
 
 import urllib.parse
 from collections.abc import Mapping
@@ -11,7 +11,8 @@ from soundlake_airflow import alert, command_lines
 from soundlake_airflow.operator import SoundlakeOperator
 from soundlake_airflow.settings import Settings
 
-# Made once in Airflow (`airflow pools import infra/airflow/pools.json`): what shares the lake's disks, and its cores.
+# Pools of tasks that share the lake's disks, and of tasks that share the cores; created once in Airflow by
+# `airflow pools import infra/airflow/pools.json`.
 LAKE_POOL, TRAINING_POOL = "soundlake_lake", "soundlake_training"
 
 
@@ -26,7 +27,7 @@ def features(settings: Settings) -> Asset:
 
 
 def candidates(settings: Settings) -> Asset:
-    """Models that are trained, and not judged yet."""
+    """Models that have been trained but not judged yet."""
     return _asset(settings, "candidates")
 
 
@@ -46,19 +47,19 @@ def tables(settings: Settings) -> Asset:
 
 
 def each(found: Any) -> list[Any]:
-    """What the tasks of a mapped one handed on; by index, since to go on to the end has Airflow log an error."""
+    """Results of a mapped task's instances; read by index, since iterating to the end makes Airflow log an error."""
     return [found[i] for i in range(len(found))] if found else []
 
 
 def told(result: Mapping[str, Any], *names: str) -> dict[str, Any]:
-    """What an asset's event carries of a command's result: what was asked for, and the manifest of the run."""
+    """The extra of an asset's event: the named values of a command's result, and the manifest of the run."""
     return {name: result[name] for name in names} | {"manifest": result.get("manifest")}
 
 
 def dag_defaults(settings: Settings) -> dict[str, Any]:
     """Arguments that every DAG has: one run at a time, retries with back-off, an alert for one that fails or is late.
 
-    No date to start from: where a DAG has one, Airflow runs it as soon as it is switched on.
+    There is no start date among them: Airflow runs a DAG with a start date as soon as it is switched on.
     """
     limits = settings.limits
     return {
@@ -74,11 +75,12 @@ def dag_defaults(settings: Settings) -> dict[str, Any]:
             "execution_timeout": timedelta(hours=limits.hours),
             "on_failure_callback": alert.keep_error,
         },
-        # Of the run, not of its tasks: of ten partitions that fail for one reason, one message tells.
+        # For the run, not for its tasks: if ten partitions fail for one reason, one message is enough.
         "on_failure_callback": alert.failed,
         "deadline": [
             DeadlineAlert(
-                # Not of when the run was queued: Airflow 3.3 then fails to clear a task (apache/airflow#70368).
+                # Not relative to when the run was queued: Airflow 3.3 then fails to clear a task
+                # (apache/airflow#70368).
                 reference=DeadlineReference.AVERAGE_RUNTIME(max_runs=10, min_runs=1),
                 interval=timedelta(hours=limits.late_hours),
                 callback=SyncCallback(alert.late),
@@ -88,7 +90,7 @@ def dag_defaults(settings: Settings) -> dict[str, Any]:
 
 
 def _place(settings: Settings) -> tuple[type, dict[str, Any]]:
-    """The operator of the place where commands run, and the arguments that it needs for that."""
+    """The operator for the place where commands run, and the arguments for that place."""
     if settings.where == "kubernetes":
         from soundlake_airflow.pod import SoundlakePodOperator, pod_settings
 
@@ -104,11 +106,11 @@ def command(settings: Settings, task_id: str, arguments: Any, *, pool: str = LAK
     ----------
     settings : Settings
     task_id : str
-    arguments : list of str, or what gives one when it runs
+    arguments : list of str, or the output of a task that returns one
         From `soundlake_airflow.command_lines`.
     pool : str
     more
-        As for `SoundlakeOperator`, and any operator.
+        Arguments of `SoundlakeOperator`, and of any operator.
     """
     operator, place = _place(settings)
     return operator(task_id=task_id, arguments=arguments, pool=pool, **place, **more)
@@ -117,7 +119,7 @@ def command(settings: Settings, task_id: str, arguments: Any, *, pool: str = LAK
 def commands(
     settings: Settings, task_id: str, works: Any, *, side_by_side: int, pool: str = LAKE_POOL, **more: Any
 ) -> Any:
-    """A task mapped over command lines: those of `works` (`command_lines.works`), so many side by side."""
+    """A task mapped over the command lines `works` (`command_lines.works`), at most `side_by_side` at a time."""
     operator, place = _place(settings)
     return operator.partial(
         task_id=task_id,
@@ -130,9 +132,9 @@ def commands(
 
 
 def partitions(settings: Settings) -> Any:
-    """A task for each corpus that is worked on by folder: what parts it has."""
-    each = [
+    """A mapped task that lists the partitions of each corpus that is processed by folder."""
+    lines = [
         {"arguments": command_lines.partitions(settings, settings.corpora[name]), "title": name}
         for name in command_lines.by_folder(settings)
     ]
-    return commands(settings, "partitions", each, side_by_side=4)
+    return commands(settings, "partitions", lines, side_by_side=4)

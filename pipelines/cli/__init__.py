@@ -1,4 +1,4 @@
-"""The command line: what does a person type and read?"""
+"""The command line: arguments, output, messages and exit codes."""
 
-# What other rooms may import.
+# The modules that other rooms may import.
 __all__ = ["program"]

@@ -1,4 +1,4 @@
-"""The command line: parse, call, print. No work of its own, and nothing heavy imported before a command needs it."""
+"""The command line: parse, call, print. The work is done elsewhere; heavy imports wait until a command needs them."""
 
 from importlib import metadata
 from typing import Annotated
@@ -195,12 +195,12 @@ def extract_command(
     from soundlake.pipelines.cli import messages
     from soundlake.pipelines.lake import ledger, lookup
 
-    found = lookup.parse_spec(spec)
-    where = lake_at(lake)
+    feature_spec = lookup.parse_spec(spec)
+    opened_lake = lake_at(lake)
     result = commands.extract(
-        where,
+        opened_lake,
         audio,
-        spec=found,
+        spec=feature_spec,
         labels=labels,
         partition=partition,
         beam=context.args,
@@ -211,9 +211,11 @@ def extract_command(
         include_forgotten=include_forgotten,
         recheck=recheck,
     )
-    summary = ledger.summary(ledger.open_ledger(where, found.spec_id)) if result["ledger_version"] else None
+    summary = (
+        ledger.summary(ledger.open_ledger(opened_lake, feature_spec.spec_id)) if result["ledger_version"] else None
+    )
     if as_json:
-        out(result | {"ledger": summary}, where)
+        out(result | {"ledger": summary}, opened_lake)
     else:
         tell(messages.files(result))
         messages.labels(result, tell)
@@ -224,12 +226,12 @@ def extract_command(
                 f"{summary['silent_windows']} silent windows skipped"
             )
             messages.notes(summary, tell)
-            messages.older_decoder(summary, found.spec_id, where, tell)
+            messages.older_decoder(summary, feature_spec.spec_id, opened_lake, tell)
             messages.rejects(summary, tell)
         if recheck:
             messages.rechecked(result["recheck"], tell)
         if repair:
-            messages.repaired(result["repair"], found.spec_id, tell)
+            messages.repaired(result["repair"], feature_spec.spec_id, tell)
     if max_rejects is not None and summary is not None and summary["rejected"] > max_rejects:
         say(f"soundlake: {summary['rejected']} rejects exceed --max-rejects {max_rejects}")
         raise typer.Exit(4)

@@ -1,6 +1,6 @@
-"""What this process is doing and how far it is, on stderr: a bar on a terminal, a line every half minute elsewhere.
+"""Progress of this process on stderr: a bar on a terminal, a line about every half minute elsewhere.
 
-`at_work` covers a whole command, so that no part of it can be silent for long; the parts say by `stage` what they are.
+`at_work` covers a whole command, so that no part of it can be silent for long; each part reports its name by `stage`.
 """
 
 import contextlib
@@ -14,14 +14,14 @@ from typing import Any, TextIO
 
 from soundlake.pipelines.lake import stages
 
-# Seconds: between two lines, so that no log is silent for 30; before a bar appears; between two looks.
+# Seconds: between two lines, so that no log is silent for 30; before a bar appears; between two updates.
 LINE, DELAY, LOOK = 25.0, 0.5, 0.25
 
 _display: "Display | None" = None
 
 
 def _own_stderr() -> TextIO:
-    """Stderr for the display alone: `learning.quiet` turns the process's own away while TensorFlow is imported."""
+    """Stderr for the display alone: `learning.quiet` redirects that of the process while TensorFlow is imported."""
     try:
         return os.fdopen(os.dup(sys.stderr.fileno()), "w", encoding=sys.stderr.encoding, errors="backslashreplace")
     except (OSError, io.UnsupportedOperation):
@@ -29,7 +29,7 @@ def _own_stderr() -> TextIO:
 
 
 class Display:
-    """The last of the stages, on stderr."""
+    """Shows the current stage, the last one begun, on stderr."""
 
     def __init__(self) -> None:
         self._stream = _own_stderr()
@@ -48,7 +48,7 @@ class Display:
                     self.show()
 
     def show(self) -> None:
-        """Show how far it is now: paint the bar, or write a line if one is due. Under the lock."""
+        """Show the current progress: update the bar, or write a line if one is due. The caller holds the lock."""
         now = time.monotonic()
         if self._on_terminal:
             if self._bar is None and now - self._began >= DELAY:
@@ -58,18 +58,18 @@ class Display:
             if self._bar is not None:
                 shown, share = stages.under_way[-1], stages.under_way[-1].share
                 self._bar.update(self._task, description=shown.line(), completed=share or 0.0)
-                # Rich takes None for "as it was".
+                # In `update`, Rich takes None for "unchanged".
                 self._bar.tasks[0].total = None if share is None else 1.0
                 self._bar.refresh()
         elif now - self._last >= LINE:
             self._last = now
-            # Nobody may look any more.
+            # Stderr may be closed by now.
             with contextlib.suppress(OSError, ValueError):
                 print(f"soundlake: {stages.under_way[-1].line()}", file=self._stream, flush=True)
 
     @contextlib.contextmanager
     def hidden(self) -> Iterator[None]:
-        """Take the bar away while a message is written."""
+        """Remove the bar while a message is written."""
         with stages.lock:
             if self._bar is None:
                 yield
@@ -81,7 +81,7 @@ class Display:
                 self._bar.start()
 
     def end(self) -> None:
-        """Take the bar away for good."""
+        """Remove the bar for good."""
         with stages.lock:
             self._over.set()
             if self._bar is not None:
@@ -97,7 +97,7 @@ def _bar(stream: TextIO) -> Any:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
-    # Lines of others come by `hidden`: what rich does for them would break long ones, and send stdout's to stderr.
+    # Other output is printed under `hidden`: Rich's redirection would break long lines, and send stdout's to stderr.
     return Progress(
         SpinnerColumn(),
         BarColumn(bar_width=16),
@@ -112,15 +112,15 @@ def _bar(stream: TextIO) -> Any:
 
 @contextlib.contextmanager
 def at_work(name: str) -> Iterator[None]:
-    """Show on stderr, to the end of the block or to `end`, what is being done.
+    """Show progress on stderr until the block ends or `end` is called.
 
     Parameters
     ----------
     name : str
-        What the whole is called: shown where no `stage` says more.
+        Name of the whole, shown while no more specific `stage` is active.
     """
     global _display
-    if sys.stderr is None:  # closed from the beginning
+    if sys.stderr is None:  # closed from the start
         yield
         return
     with stages.stage(name):
@@ -133,7 +133,7 @@ def at_work(name: str) -> Iterator[None]:
 
 
 def end() -> None:
-    """The work is done and the answer begins: show nothing any more."""
+    """Stop showing progress: the work is done, and the answer is printed next."""
     global _display
     with stages.lock:
         ended, _display = _display, None
@@ -143,6 +143,6 @@ def end() -> None:
 
 
 def hidden() -> contextlib.AbstractContextManager[None]:
-    """The time to write a message: no bar is in its way."""
+    """A context in which a message can be written, without the bar in its way."""
     with stages.lock:
         return contextlib.nullcontext() if _display is None else _display.hidden()

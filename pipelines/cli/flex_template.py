@@ -1,8 +1,8 @@
-"""A Flex Template of Dataflow: what its launcher is given, as the call of `soundlake` that it stands for.
+"""Dataflow's Flex Templates: translate the arguments of the launcher into a call of `soundlake`.
 
-Google's launcher runs a file of Python (infra/dataflow) with ``--name=value`` for each parameter of the template, and
-for each of Beam's options that the service sets. Parameters have the names of the command's options, with ``_`` for
-``-``; all else is Beam's, and goes after ``--``, where a name that Beam does not know either ends the call.
+Google's launcher runs a Python file (infra/dataflow) with ``--name=value`` for each parameter of the template, and for
+each Beam option that the service sets. Parameters have the names of the command's options, with ``_`` for ``-``. All
+other arguments are Beam's and go after ``--``; a name that Beam does not accept either is an error there.
 """
 
 import sys
@@ -11,12 +11,12 @@ from typing import Any
 
 # Parameters that cannot have their option's name, since Beam has an option of that name.
 RENAMED = {"label_file": "labels"}
-# Options that no template has: of the screen, of the local engine, of what follows a pipeline that was waited for.
+# Options that no template has: for the screen, for the local engine, and for work after a pipeline has ended.
 LEFT_OUT = {"json", "verbose", "workers", "repair", "recheck", "max_rejects"}
 
 
 def parameters(command: str) -> dict[str, Any]:
-    """What a command takes of a template: the options and arguments of the real command line, by parameter.
+    """The parameters of a command's template: the options and arguments of the real command line, by parameter.
 
     Parameters
     ----------
@@ -26,24 +26,24 @@ def parameters(command: str) -> dict[str, Any]:
     Returns
     -------
     dict
-        By the parameter's name what Typer makes of the option: its flag, whether it is needed, its default, its help.
+        Typer's object of each option by the parameter's name: flag, whether it is required, default, help.
     """
     from typer.main import get_command
 
     from soundlake.pipelines.cli.commands import app
 
     group: Any = get_command(app)
-    short = {option: parameter for parameter, option in RENAMED.items()}
-    found = {}
-    for one in group.commands[command].params:
-        name = max(one.opts, key=len).lstrip("-").replace("-", "_")
+    renamed = {option: parameter for parameter, option in RENAMED.items()}
+    options = {}
+    for option in group.commands[command].params:
+        name = max(option.opts, key=len).lstrip("-").replace("-", "_")
         if name not in LEFT_OUT:
-            found[short.get(name, name)] = one
-    return found
+            options[renamed.get(name, name)] = option
+    return options
 
 
 def _words(one: Any, value: str) -> Iterator[str]:
-    """A parameter's value as words of the command line; none for a blank field of a form."""
+    """A parameter's value as words of the command line; none for a flag that is false."""
     if one.param_type_name == "argument":
         yield value
     elif not one.is_flag:
@@ -51,12 +51,12 @@ def _words(one: Any, value: str) -> Iterator[str]:
     elif value.lower() == "true":
         yield one.opts[0]
     elif value.lower() != "false":
-        # Not for us to guess: the command refuses it by name.
+        # Do not guess: the command refuses the value and names the option.
         yield f"{one.opts[0]}={value}"
 
 
 def command_line(command: str, given: Sequence[str]) -> list[str]:
-    """The arguments of `soundlake`.
+    """The arguments of `soundlake` for the launcher's arguments.
 
     Parameters
     ----------
@@ -65,29 +65,29 @@ def command_line(command: str, given: Sequence[str]) -> list[str]:
     given : sequence of str
         From the launcher, each ``--name=value``.
     """
-    known = parameters(command)
-    ours, beams = [command], []
+    options = parameters(command)
+    own_words, beam_options = [command], []
     for argument in given:
         name, _, value = argument.partition("=")
-        one = known.get(name.removeprefix("--"))
-        if one is None:
-            beams.append(argument)
+        option = options.get(name.removeprefix("--"))
+        if option is None:
+            beam_options.append(argument)
         elif value:
-            ours += _words(one, value)
-            known.pop(name.removeprefix("--"))
-    # Without its argument the command would take the first of Beam's options for it.
-    return ours if any(one.required for one in known.values()) else [*ours, "--", *beams]
+            own_words += _words(option, value)
+            options.pop(name.removeprefix("--"))
+    # If an argument is missing, the command would take the first Beam option for it.
+    return own_words if any(option.required for option in options.values()) else [*own_words, "--", *beam_options]
 
 
 def main(command: str, given: Sequence[str] | None = None) -> int:
-    """Write the template's job down; return `soundlake`'s exit code.
+    """Run the command, which writes down the template's job; return its exit code.
 
     Parameters
     ----------
     command : str
         ``"extract"`` or ``"encode"``.
     given : sequence of str or None
-        By default what this process was started with.
+        By default the arguments of this process.
     """
     from soundlake.pipelines.cli import program
 

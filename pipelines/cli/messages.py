@@ -1,4 +1,4 @@
-"""What the commands say, in words."""
+"""Messages of the commands in words."""
 
 import shlex
 import textwrap
@@ -14,7 +14,7 @@ from soundlake.pipelines.lake.stages import duration
 
 
 def files(totals: dict[str, Any]) -> str:
-    """One line on what extract did."""
+    """The results of an extract in one line."""
     new = totals["done"] + totals["rejected"] + totals["gone"]
     left = f", {totals['left_out']} ignored by name" if totals["left_out"] else ""
     left += _labels_without_file(totals)
@@ -30,41 +30,43 @@ def files(totals: dict[str, Any]) -> str:
 
 
 def _labels_without_file(totals: dict[str, Any], before: str = ", ") -> str:
-    """Labels with a wrong folder before each name would leave a lake without any."""
+    """How many labels have no file, in words: with a wrong folder before each name, a lake would get no label."""
     count = totals["labels_without_file"]
     return f"{before}{count} label{'s' * (count > 1)} without a file" if count else ""
 
 
 def labels(totals: dict[str, Any], say: Callable[[str], None]) -> None:
-    """Say what is odd about a label file, and name the first labels without a file, each with the nearest file."""
+    """Print notes on a label file, and the first labels without a file, each with the file of the nearest name."""
     for note in totals["label_notes"]:
         say(f"    labels: {shown(note)}")
-    for one in totals["unmatched_labels"]:
-        nearest = f"; the nearest is {shown(one['nearest'])}, which differs {one['differs']}" if one["nearest"] else ""
-        say(f"    labels: line {one['line']} names {shown(one['uri'])}: there is no such file{nearest}")
-    more = totals["labels_without_file"] - len(totals["unmatched_labels"])
-    if more > 0:
-        say(f"    labels: {more} more have no file")
+    for label in totals["unmatched_labels"]:
+        nearest = (
+            f"; the nearest is {shown(label['nearest'])}, which differs {label['differs']}" if label["nearest"] else ""
+        )
+        say(f"    labels: line {label['line']} names {shown(label['uri'])}: there is no such file{nearest}")
+    rest = totals["labels_without_file"] - len(totals["unmatched_labels"])
+    if rest > 0:
+        say(f"    labels: {rest} more have no file")
 
 
 def rejects(summary: dict[str, Any], say: Callable[[str], None]) -> None:
-    """Say a line for each reason of rejection, the most frequent first, with an example."""
-    for reason, found in summary["rejects"].items():
-        say(f"    {found['count']:>6}  {reason}: {REASONS.get(reason, '')} Example: {shown(found['example'])}")
+    """Print a line for each reason of rejection, the most frequent first, with an example."""
+    for reason, entry in summary["rejects"].items():
+        say(f"    {entry['count']:>6}  {reason}: {REASONS.get(reason, '')} Example: {shown(entry['example'])}")
 
 
 def notes(summary: dict[str, Any], say: Callable[[str], None]) -> None:
-    """Say a line for each kind of note on files that are done, the most frequent first, with an example."""
-    for kind, found in summary["notes"].items():
-        one = found["example"]
-        lengths = f"{one['duration_s']:.2f} s decoded"
+    """Print a line for each kind of note on files that are done, the most frequent first, with an example."""
+    for kind, entry in summary["notes"].items():
+        example = entry["example"]
+        lengths = f"{example['duration_s']:.2f} s decoded"
         if kind == "other-length":
-            lengths = f"{one['claimed_s']:.2f} s by its header, {lengths}"
-        say(f"    {found['count']:>6}  done, {kind}: {NOTES.get(kind, '')} Example: {shown(one['uri'])}: {lengths}")
+            lengths = f"{example['claimed_s']:.2f} s by its header, {lengths}"
+        say(f"    {entry['count']:>6}  done, {kind}: {NOTES.get(kind, '')} Example: {shown(example['uri'])}: {lengths}")
 
 
 def plan(found: dict[str, Any], say: Callable[[str], None]) -> None:
-    """Say what extract would do, and what it would cost."""
+    """Print what extract would do, and what it would cost."""
     again = f", {found['tried_again']} to be retried" if found["tried_again"] else ""
     moved = f", {found['relabelled']} under another label or corpus" if found["relabelled"] else ""
     gone = f"; {found['gone']} deleted" if found["gone"] else ""
@@ -110,14 +112,14 @@ def plan(found: dict[str, Any], say: Callable[[str], None]) -> None:
         f"rates {cost['source']}"
     )
     if cost["money"]:
-        said = [f"{cost['money'][name]:.2f} {what}" for name, what in _MONEY.items() if name in cost["money"]]
-        say(f"cost: {', '.join(said)}, in the currency of the prices")
+        costs = [f"{cost['money'][name]:.2f} {purpose}" for name, purpose in _MONEY.items() if name in cost["money"]]
+        say(f"cost: {', '.join(costs)}, in the currency of the prices")
 
 
 _MONEY = {"cpu": "for CPU time", "storage": "per month for storage"}
 
 
-# An estimate within this share of what it took was right.
+# An estimate within this share of the actual time counts as right.
 CLOSE = 0.05
 
 
@@ -125,35 +127,35 @@ def estimate_error(found: dict[str, Any]) -> str:
     """How far the last estimate was off, in words."""
     ratio = 1 + found["error"]
     if ratio >= 2:
-        said = f"the estimate was {ratio:.1f} times as much"
+        verdict = f"the estimate was {ratio:.1f} times as much"
     elif ratio <= 0.5:
-        said = f"{1 / ratio:.1f} times the estimate" if ratio > 0 else "nothing was estimated"
+        verdict = f"{1 / ratio:.1f} times the estimate" if ratio > 0 else "nothing was estimated"
     else:
-        said = f"{abs(found['error']):.0%} {'less' if found['error'] > 0 else 'more'} than estimated"
-        said = "as estimated" if abs(found["error"]) < CLOSE else said
+        verdict = f"{abs(found['error']):.0%} {'less' if found['error'] > 0 else 'more'} than estimated"
+        verdict = "as estimated" if abs(found["error"]) < CLOSE else verdict
     return (
         f"last extract: estimated at {duration(found['estimated_cpu_s'])} of CPU time, "
-        f"took {duration(found['took_cpu_s'])}: {said}"
+        f"took {duration(found['took_cpu_s'])}: {verdict}"
     )
 
 
 def shown(name: str) -> str:
-    """A name on one line, whatever is in it."""
+    """A name on one line, whatever characters it contains."""
     return name if name.isprintable() else repr(name)
 
 
 def elbo(metrics: dict[str, Any]) -> str:
     """A model's loss on held-out windows, in words."""
-    found = metrics["validation"]
+    losses = metrics["validation"]
     return (
-        f"validation loss {found['negative_elbo']:.0f} nats a window "
-        f"(−log p(x|z) {found['nll']:.0f} + KL {found['kl']:.1f}), "
-        f"mean square error {found['mse']:.3f}"
+        f"validation loss {losses['negative_elbo']:.0f} nats a window "
+        f"(−log p(x|z) {losses['nll']:.0f} + KL {losses['kl']:.1f}), "
+        f"mean square error {losses['mse']:.3f}"
     )
 
 
 def older_decoder(summary: dict[str, Any], spec_id: str, lake: Lake, say: Callable[[str], None]) -> None:
-    """Say how many files an older decoder read, and what to do about it, if there are any."""
+    """Print how many files an older decoder read, if any, and the command that decodes them again."""
     presets = {spec.spec_id: name for name, spec in PRESETS.items()}
     spec = presets.get(spec_id, lake.uri(f"{Lake.spec(spec_id)}/spec.json"))
     for corpus, count in summary["older_decoder"].items():
@@ -165,7 +167,7 @@ def older_decoder(summary: dict[str, Any], spec_id: str, lake: Lake, say: Callab
 
 
 def rechecked(found: dict[str, Any], say: Callable[[str], None]) -> None:
-    """Say what became of files that an older decoder read."""
+    """Print the outcome of a recheck of files that an older decoder read."""
     say(
         f"recheck: {found['same']} files are read as before, {found['different']} otherwise, "
         f"{found['unreachable']} could not be read"
@@ -178,58 +180,58 @@ def rechecked(found: dict[str, Any], say: Callable[[str], None]) -> None:
 
 
 def repaired(found: dict[str, Any], spec_id: str, say: Callable[[str], None]) -> None:
-    """Say which shards were damaged, and what was done about each."""
+    """Print which shards were damaged, and how each was repaired."""
     say(f"repair: {found['shards']} shards checked, {len(found['damaged'])} damaged")
-    for one in found["damaged"]:
-        same = one["moved_to"] == one["bundle"]
-        how = "rebuilt, byte for byte" if same else f"its remaining recordings are now in {one['moved_to']}"
-        say(f"    {Lake.shard(spec_id, one['bundle'])}: {one['damage']}; {how}")
+    for shard in found["damaged"]:
+        same = shard["moved_to"] == shard["bundle"]
+        outcome = "rebuilt, byte for byte" if same else f"its remaining recordings are now in {shard['moved_to']}"
+        say(f"    {Lake.shard(spec_id, shard['bundle'])}: {shard['damage']}; {outcome}")
 
 
 def run(result: dict[str, Any], say: Callable[[str], None]) -> None:
-    """Say what the main job made."""
-    found, extracted, encoded = result["ledger"], result["extract"], result["encode"]
+    """Print the results of the main job."""
+    ledger, extracted, encoded = result["ledger"], result["extract"], result["encode"]
     say(f"files       {files(extracted)}")
     labels(extracted, say)
     say(
-        f"recordings  {found['recordings']} done, {found['rejected']} files rejected, {found['hours']:.2f} hours, "
-        f"{found['windows']} windows in {found['shards']} shards, {found['silent_windows']} silent windows left out"
+        f"recordings  {ledger['recordings']} done, {ledger['rejected']} files rejected, {ledger['hours']:.2f} hours, "
+        f"{ledger['windows']} windows in {ledger['shards']} shards, {ledger['silent_windows']} silent windows left out"
     )
-    rejects(found, say)
-    notes(found, say)
+    rejects(ledger, say)
+    notes(ledger, say)
     model = result["model"]
-    made = result["train"] or {"model_id": None, "trained": False}
-    how = "trained" if made["trained"] and made["model_id"] == model["model_id"] else "there already"
+    training = result["train"] or {"model_id": None, "trained": False}
+    how = "trained" if training["trained"] and training["model_id"] == model["model_id"] else "there already"
     say(f"model       {model['model_id']} {how}: {elbo(model['metrics'])}")
     did = f"{encoded['encoded']} windows encoded" if encoded["encoded"] else "nothing to encode"
     say(f"table       {encoded['rows']} rows, {did}, search is {encoded['index']['kind']}")
     judged = result["evaluation"]
     if judged is not None:
-        of = "" if judged["model_id"] == model["model_id"] else f" of {judged['model_id']}, trained now"
-        first, *others = [*worth(judged), *_wrapped(judged["verdict"])]
-        say(f"evaluation{of}  {first}")
-        for line in others:
+        of_model = "" if judged["model_id"] == model["model_id"] else f" of {judged['model_id']}, trained now"
+        first, *more_lines = [*worth(judged), *_wrapped(judged["verdict"])]
+        say(f"evaluation{of_model}  {first}")
+        for line in more_lines:
             say(f"            {line}")
     say(f"report      {result['report']}")
 
 
 def worth(found: dict[str, Any]) -> list[str]:
-    """What an evaluation found, in a few lines."""
+    """The main results of an evaluation, in a few lines."""
     error = (
         f"error on held-out recordings {found['mse']['model']:.3f}, of principal components {found['mse']['PCA']:.3f}"
     )
     if found["probes"] is None:
         return [error]
-    others = [found["probes"][name] for name in baselines(found["probes"])]
-    told = [
-        f"{title} {found['probes']['embedding'][key]['value']:.3f} ({max(row[key]['value'] for row in others):.3f})"
+    rivals = [found["probes"][name] for name in baselines(found["probes"])]
+    scores = [
+        f"{title} {found['probes']['embedding'][key]['value']:.3f} ({max(row[key]['value'] for row in rivals):.3f})"
         for key, title in MEASURES.items()
     ]
-    return [error, f"labels predicted from the embedding (best baseline): {', '.join(told)}"]
+    return [error, f"labels predicted from the embedding (best baseline): {', '.join(scores)}"]
 
 
 def encoded(result: dict[str, Any]) -> str:
-    """One line on what encode did."""
+    """The results of an encode in one line."""
     did = [f"{result['encoded']} windows encoded"] if result["encoded"] else []
     did += [f"{result['renamed']} windows copied under a new name or label"] if result["renamed"] else []
     if result["stale_recordings"]:
@@ -239,7 +241,7 @@ def encoded(result: dict[str, Any]) -> str:
 
 
 def trained(result: dict[str, Any], lake: str, say: Callable[[str], None]) -> None:
-    """Say what train made, and what is to be done with it."""
+    """Print what train made, and how to use it."""
     if "host" in result:
         say(f"model   {result['model_id']}: host {result['host']} is done; the chief saves the model")
         return
@@ -258,78 +260,78 @@ def trained(result: dict[str, Any], lake: str, say: Callable[[str], None]) -> No
 
 
 def promoted(result: dict[str, Any], say: Callable[[str], None]) -> None:
-    """Say what promote did, and the figures that it went by."""
+    """Print what promote did, and the figures that it compared."""
     if result["instead_of"] == result["model_id"]:
         say(f"nothing to do: {result['model_id']} is already in use for the spec {result['spec_id']}")
         return
     instead = f" in place of {result['instead_of']}" if result["instead_of"] else ""
     forced = ", forced" if result["forced"] else ""
     say(f"{result['model_id']} is promoted for the spec {result['spec_id']}{instead}{forced}")
-    for name, one in result["measures"].items():
+    for name, measure in result["measures"].items():
         digits = 1 if name == "negative_elbo" else 4
-        note = "  worse" if one["worse"] else ""
-        say(f"  {GATE_WORDS[name]}: {one['candidate']:.{digits}f}, before {one['current']:.{digits}f}{note}")
+        note = "  worse" if measure["worse"] else ""
+        say(f"  {GATE_WORDS[name]}: {measure['candidate']:.{digits}f}, before {measure['current']:.{digits}f}{note}")
 
 
 def status(result: dict[str, Any], say: Callable[[str], None]) -> None:
-    """Say what is in a lake."""
+    """Print the contents of a lake."""
     say(f"lake {result['lake']}")
     forgotten = result["forgotten"]
     if any(forgotten.values()):
         say(f"  forgotten: {forgotten['recordings']} recordings, {forgotten['names']} names; extract leaves them out")
     if not result["specs"]:
         say(f"  no features yet; run: soundlake run AUDIO --lake {shlex.quote(result['lake'])}")
-    for spec_id, found in result["specs"].items():
-        say(f"  features {spec_id}{' (' + found['preset'] + ')' if found['preset'] else ''}")
+    for spec_id, entry in result["specs"].items():
+        say(f"  features {spec_id}{' (' + entry['preset'] + ')' if entry['preset'] else ''}")
         say(
-            f"    {found['listed']} files = {found['done']} done + {found['rejected']} rejected; "
-            f"{_recordings(found)}, {found['hours']:.2f} hours, {found['windows']} windows, "
-            f"{found['shards']} shards"
+            f"    {entry['listed']} files = {entry['done']} done + {entry['rejected']} rejected; "
+            f"{_recordings(entry)}, {entry['hours']:.2f} hours, {entry['windows']} windows, "
+            f"{entry['shards']} shards"
         )
-        notes(found, say)
-        older_decoder(found, spec_id, Lake.at(result["lake"]), say)
-        rejects(found, say)
-        if found["estimate"] is not None:
-            say(f"    {estimate_error(found['estimate'])}")
-    for model_id, found in result["models"].items():
-        if "unreadable" in found:
-            say(f"  model {model_id}: {found['unreadable']}")
+        notes(entry, say)
+        older_decoder(entry, spec_id, Lake.at(result["lake"]), say)
+        rejects(entry, say)
+        if entry["estimate"] is not None:
+            say(f"    {estimate_error(entry['estimate'])}")
+    for model_id, entry in result["models"].items():
+        if "unreadable" in entry:
+            say(f"  model {model_id}: {entry['unreadable']}")
             continue
-        mark = ", promoted" if found["promoted"] else ""
-        if found["trained_forgotten"]:
-            mark += f", trained on {found['trained_forgotten']} recordings that are forgotten now"
-        loss = found["validation"]["negative_elbo"]
-        at = f"--lake {shlex.quote(result['lake'])}"
-        report = found["report"] or f"no report; run: soundlake evaluate --model {model_id} {at}"
-        say(f"  model {model_id}: spec {found['spec_id']}{mark}, validation loss {loss:.0f} nats, {report}")
-    for model_id, found in result["tables"].items():
-        fresh = "up to date" if found["up_to_date"] else "its model cannot be read"
-        if found["up_to_date"] is False:
+        mark = ", promoted" if entry["promoted"] else ""
+        if entry["trained_forgotten"]:
+            mark += f", trained on {entry['trained_forgotten']} recordings that are forgotten now"
+        loss = entry["validation"]["negative_elbo"]
+        lake_option = f"--lake {shlex.quote(result['lake'])}"
+        report = entry["report"] or f"no report; run: soundlake evaluate --model {model_id} {lake_option}"
+        say(f"  model {model_id}: spec {entry['spec_id']}{mark}, validation loss {loss:.0f} nats, {report}")
+    for model_id, entry in result["tables"].items():
+        fresh = "up to date" if entry["up_to_date"] else "its model cannot be read"
+        if entry["up_to_date"] is False:
             fresh = f"out of date; run: soundlake encode --lake {shlex.quote(result['lake'])}"
-        kind = (found["index"] or {}).get("kind", "exact")
-        recall = (found["index"] or {}).get("recall")
+        kind = (entry["index"] or {}).get("kind", "exact")
+        recall = (entry["index"] or {}).get("recall")
         say(
-            f"  table {model_id}: {found['rows']} rows, {fresh}, search is {kind}"
+            f"  table {model_id}: {entry['rows']} rows, {fresh}, search is {kind}"
             + (f", recall {recall:.3f}" if recall is not None else "")
         )
 
 
 def _recordings(found: dict[str, Any]) -> str:
-    """How many recordings files hold, and how many files are copies of others."""
+    """Number of recordings, and of files that are copies of others, in words."""
     copies = found["done"] - found["recordings"]
-    said = f" ({found['done']} files hold them: {copies} are copies of others, byte for byte)" if copies else ""
-    return f"{found['recordings']} recordings{said}"
+    note = f" ({found['done']} files hold them: {copies} are copies of others, byte for byte)" if copies else ""
+    return f"{found['recordings']} recordings{note}"
 
 
 def hits(results: Sequence[dict[str, Any]], say: Callable[[str], None], *, filtered: bool) -> None:
-    """Say what was found for each query: a table with a line a result, and a line for what else its file is called."""
-    for one in results:
+    """Print the hits of each query: a table with a line for each hit, and one for each other name of its file."""
+    for result in results:
         if len(results) > 1:
-            say(f"{shown(one['query'])}:")
-        if not one["hits"]:
+            say(f"{shown(result['query'])}:")
+        if not result["hits"]:
             say("no window matches the filter" if filtered else "no other window in the table")
             continue
-        for line in _hits_table(one["hits"]):
+        for line in _hits_table(result["hits"]):
             say(line)
 
 
@@ -338,9 +340,13 @@ def _hits_table(found: Sequence[Any]) -> list[str]:
     from rich.table import Table
     from rich.text import Text
 
-    asked = any(hit.distance is not None for hit in found)
-    gains = any(hit.gain_db for hit in found)
-    columns = ["", *(["same", "distance", "nearer than random pairs"] if asked else []), *(["gain"] if gains else [])]
+    has_distances = any(hit.distance is not None for hit in found)
+    has_gains = any(hit.gain_db for hit in found)
+    columns = [
+        "",
+        *(["same", "distance", "nearer than random pairs"] if has_distances else []),
+        *(["gain"] if has_gains else []),
+    ]
     table = Table(box=None, pad_edge=False)
     for heading in columns:
         table.add_column(heading, justify="center" if heading == "same" else "right", no_wrap=True)
@@ -348,18 +354,18 @@ def _hits_table(found: Sequence[Any]) -> list[str]:
     table.add_column("file", no_wrap=True)
     for rank, hit in enumerate(found, start=1):
         cells = [str(rank)]
-        if asked:
+        if has_distances:
             share = "" if hit.share_nearer is None else f"{100 * (1 - hit.share_nearer):.1f} %"
             distance = "" if hit.distance is None else f"{hit.distance:.3f}"
             cells += ["=" if hit.same_sound else "", distance, share]
-        if gains:
+        if has_gains:
             cells.append(f"{hit.gain_db:+.1f} dB" if hit.gain_db else "")
         label = f"  [{shown(hit.label)}]" if hit.label else ""
         file = f"{shown(hit.uri)}{label}"
         table.add_row(*cells, f"{hit.start_s:.2f}–{hit.end_s:.2f} s", Text(visible(file)))
         for other in hit.other_uris:
             table.add_row(*[""] * len(cells), "", Text(visible(f"also: {shown(other)}")))
-    # As wide as the longest name: a line that is cut off or broken is no name.
+    # Wide enough for the longest name: a name that is cut off or broken cannot be used.
     console = Console(width=100_000, color_system=None)
     with console.capture() as capture:
         console.print(table)
@@ -367,7 +373,7 @@ def _hits_table(found: Sequence[Any]) -> list[str]:
 
 
 def evaluation(found: dict[str, Any], say: Callable[[str], None]) -> None:
-    """Say how good a model is, and its baselines."""
+    """Print how good a model is, and how good its baselines are."""
     say(
         f"model {found['model_id']} on {found['recordings']} recordings, {found['windows']} windows; "
         f"{found['held_out_recordings']} of these recordings were held out of training"
@@ -400,7 +406,7 @@ def evaluation(found: dict[str, Any], say: Callable[[str], None]) -> None:
 
 
 def _wrapped(sentences: Sequence[str]) -> list[str]:
-    return [line for one in sentences for line in textwrap.wrap(one, 100, break_on_hyphens=False)]
+    return [line for sentence in sentences for line in textwrap.wrap(sentence, 100, break_on_hyphens=False)]
 
 
 def _table(columns: dict[str, str], rows: dict[str, Any], cell: Callable[[Any], str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""What forget says, in words."""
+"""Messages of forget in words."""
 
 import shlex
 from collections.abc import Callable
@@ -6,14 +6,14 @@ from typing import Any
 
 
 def forgotten(result: dict[str, Any], lake: str, say: Callable[[str], None]) -> None:
-    """Say what was forgotten, what still knows of it, and what is to be done about that."""
+    """Print what was forgotten, which models may keep traces of it, and how to replace them."""
     if result["already"] and not (result["recordings"] or result["names"]):
         say(f"already forgotten: {result['already']}; every file of the lake was searched again")
     else:
         before = f"; {result['already']} already forgotten before" if result["already"] else ""
         say(f"forgotten: {_count(result['recordings'], 'recording')}, {_count(result['names'], 'name')}{before}")
     say("removed from shards, ledgers, tables, old versions, reports and logs; later extracts leave it out")
-    at = f"--lake {shlex.quote(lake)}"
+    lake_option = f"--lake {shlex.quote(lake)}"
     for model in result["models"]:
         use = " (promoted)" if model["promoted"] else ""
         if model["recordings"] is None:
@@ -23,10 +23,10 @@ def forgotten(result: dict[str, Any], lake: str, say: Callable[[str], None]) -> 
     if result["models"]:
         say(
             "weights may keep traces of recordings they were trained on; to replace such a model run: "
-            f"soundlake train {at}, then soundlake promote, then delete models/MODEL, tables/MODEL.lance and "
+            f"soundlake train {lake_option}, then soundlake promote, then delete models/MODEL, tables/MODEL.lance and "
             "tables/MODEL.json of the old one in the lake"
         )
-    say(f"reports were deleted, since they may show it; to write them again run: soundlake evaluate {at}")
+    say(f"reports were deleted, since they may show it; to write them again run: soundlake evaluate {lake_option}")
     say("not touched: the files themselves, exports, backups, versions that a bucket keeps")
 
 

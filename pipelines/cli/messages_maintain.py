@@ -1,4 +1,4 @@
-"""What maintain says, in words."""
+"""Messages of maintain in words."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,14 +15,14 @@ _KINDS = {
 
 
 def maintained(result: dict[str, Any], say: Callable[[str], None]) -> None:
-    """Say what maintain did, or would do."""
+    """Print what maintain did, or would do."""
     dry = result["dry_run"]
     swept = [f"{n['count']} {_KINDS[kind]}{_size(n)}" for kind, n in result["swept"].items() if n["count"]]
     say(f"{'would remove' if dry else 'removed'}: {', '.join(swept) or 'nothing'}")
-    for spec_id, one in result["ledgers"].items():
-        say(f"ledger {spec_id}: {_tidied(one, dry)}")
-    for model_id, one in result["tables"].items():
-        say(f"table {model_id}: {_tidied(one, dry)}{_index(one['index'] or {})}")
+    for spec_id, outcome in result["ledgers"].items():
+        say(f"ledger {spec_id}: {_tidied(outcome, dry)}")
+    for model_id, outcome in result["tables"].items():
+        say(f"table {model_id}: {_tidied(outcome, dry)}{_index(outcome['index'] or {})}")
     if dry:
         say("dry run: nothing was changed")
 
@@ -52,7 +52,7 @@ def _index(found: dict[str, Any]) -> str:
 
 
 def _size(found: dict[str, int]) -> str:
-    """Bytes in words, where there are some."""
+    """Number of bytes in words; empty for 0."""
     size = found["bytes"]
     power = (len(str(size)) - 1) // 3
     return f" ({size / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]})" if size else ""

@@ -1,4 +1,4 @@
-"""Options that several commands share: each is described once, and reads the same everywhere."""
+"""Options that several commands share, each described once, so that its help is the same everywhere."""
 
 import math
 from typing import Annotated, Any
@@ -6,17 +6,17 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-# Options of Beam's own follow `--`.
+# Beam's own options follow `--`.
 BEAM = {"allow_extra_args": True}
 
 RETRY = "--retry-rejected"
 
 
 class RetryCommand(TyperCommand):
-    """A command with `RETRY`, whose value is optional: Typer knows no such options."""
+    """A command with `RETRY`, whose value is optional: Typer does not support such options."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse, with ``all`` put after a `RETRY` that has no reason."""
+        """Parse, after inserting ``all`` behind a `RETRY` without a reason."""
         return super().parse_args(ctx, self._with_reason(ctx, args))
 
     def _with_reason(self, ctx: Any, args: list[str]) -> list[str]:
@@ -26,14 +26,14 @@ class RetryCommand(TyperCommand):
         from soundlake.pipelines.audio.reading import REASONS
 
         place = args.index(RETRY) + 1
-        without = [*args[:place], "all", *args[place:]]
+        with_all = [*args[:place], "all", *args[place:]]
         if place == end or args[place].startswith("-"):
-            return without
+            return with_all
         if args[place] in REASONS or args[place] == "all":
             return args
-        # No reason: it is the corpus, unless that is named elsewhere, and this is a reason misspelt.
-        named, _, _ = self.make_parser(ctx).parse_args(args[:end])
-        return without if named.get("audio") is None else args
+        # The word is no reason: it is the corpus, or a misspelt reason if the corpus is named elsewhere.
+        parsed, _, _ = self.make_parser(ctx).parse_args(args[:end])
+        return with_all if parsed.get("audio") is None else args
 
 
 _verbose = False
@@ -50,7 +50,7 @@ def verbose() -> bool:
 
 
 def finite(value: float | None) -> float | None:
-    """The same, as a callback of options that are numbers; neither ``inf`` nor ``nan``, which JSON cannot tell."""
+    """The value, as a callback of numeric options; refuses ``inf`` and ``nan``, which JSON cannot represent."""
     if value is not None and not math.isfinite(value):
         raise typer.BadParameter(f"{value} is not a finite number.")
     return value

@@ -18,7 +18,7 @@ def playlist(hits: "Sequence[Hit]") -> str:
         path = local_path(hit.uri)
         place = hit.uri if path is None else os.fsdecode(path)
         name = os.path.basename(place).replace("\n", " ").replace("\r", " ")
-        # No line of a list can hold it as it is; or it would be an option to the player.
+        # Write a URI if the path does not fit on one line, or if the player would take it for an option.
         if "\n" in place or "\r" in place or place.startswith("#"):
             place = "file://" + "/".join(quote(part) for part in place.split("/"))
         lines.append(f"#EXTINF:{max(1, round(hit.end_s - hit.start_s))},{name} {hit.start_s:.2f}-{hit.end_s:.2f} s")

@@ -1,7 +1,7 @@
-"""The demo corpus, made from nothing: eight kinds of sound, several formats, labels, and two files that are no use.
+"""The synthetic demo corpus: eight kinds of sound, several formats, labels, and two files that are rejected.
 
-What does not make a sound another kind varies from one recording to the next: pitch, pace, level, background noise,
-room, and where in the recording it is.
+Properties that do not define the kind vary between recordings: pitch, pace, level, background noise, room, and the
+place of the sound in the recording.
 
 Every sample follows from the seed: the same call writes the same corpus (lossy codecs aside, whose encoders may differ
 between machines).
@@ -27,7 +27,7 @@ from soundlake.pipelines.storage.folder import Folder
 Signal = npt.NDArray[np.float64]
 Rng = np.random.Generator
 
-# Format, subtype, ending, rate in Hz: what a real folder mixes.
+# Format, subtype, ending, rate in Hz: a mixture as in a real folder.
 FORMATS = (
     ("WAV", "PCM_16", ".wav", 44_100),
     ("FLAC", "PCM_16", ".flac", 48_000),
@@ -35,9 +35,10 @@ FORMATS = (
     ("WAV", "PCM_24", ".wav", 16_000),
     ("MP3", "MPEG_LAYER_III", ".mp3", 44_100),
 )
-# Drawn for each recording, from LOW to HIGH. The share of its length that its sound takes.
+# The pairs are ranges, (low, high), from which a value is drawn for each recording. The share of a recording that its
+# sound fills.
 SHARE = (0.5, 1.0)
-# The share of recordings that were made in a room; its reverberation time, s, and the amplitude of echoes beside the
+# The share of recordings made in a room; its reverberation time, s, and the amplitude of the echoes relative to the
 # direct sound.
 ROOMS, REVERBERATION, ECHOES = 2 / 3, (0.15, 0.6), (0.2, 0.8)
 # The share of recordings with background noise; by how much the sound is above it, dB.
@@ -53,7 +54,7 @@ def _time(seconds: float, rate: int) -> Signal:
 
 
 def _octaves(rng: Rng, low: float, high: float) -> float:
-    """Between two frequencies or rates, every octave as likely."""
+    """A random frequency or rate between two, every octave equally likely."""
     return float(np.exp(rng.uniform(np.log(low), np.log(high))))
 
 
@@ -72,7 +73,7 @@ def _placed(seconds: float, rate: int, times: Signal, make: Callable[[], Signal]
 
 
 def _tones(phase: Signal, highest: float, partials: Iterable[tuple[float, Signal | float]]) -> Signal:
-    """Sines at multiples of a phase, as (multiple, amplitude); none above `highest`, the most that does not alias."""
+    """Sum of sines at multiples of a phase, as (multiple, amplitude); multiples above `highest` would alias."""
     return sum((a * np.sin(n * phase) for n, a in partials if n <= highest), np.zeros(len(phase)))
 
 
@@ -187,28 +188,28 @@ KINDS: dict[str, Callable[[Rng, float, int], Signal]] = {
 
 
 def synthesise(folder: str, *, recordings: int = 96, seed: int = 0) -> int:
-    """Write the demo corpus into a new or empty folder, or into its own what is missing there.
+    """Write the demo corpus into a new or empty folder; in a folder with a part of it, write the missing files.
 
     Parameters
     ----------
     folder : str
         Local path.
     recordings : int
-        Sound files, spread evenly over the kinds, 4 to 9 s each; two rejects come on top. Two recordings in turn of a
-        kind have one source, such as the same bell, which makes its own pitch and pace; level, noise, room and place
-        in the recording are drawn for each.
+        Number of sound files, spread evenly over the kinds, 4 to 9 s each; two rejects are added. Every two consecutive
+        recordings of a kind share a source, such as the same bell, with its own pitch and pace; level, noise, room and
+        place in the recording are drawn for each recording.
     seed : int
 
     Returns
     -------
     int
-        Files of the corpus.
+        Number of files in the corpus.
 
     Raises
     ------
     InputError
-        If the folder holds something else, also a demo corpus of another size or seed, or `recordings` is not between
-        1 and 100,000.
+        If the folder holds something else, such as a demo corpus of another size or seed, or `recordings` is not
+        between 1 and 100,000.
     """
     if not 1 <= recordings <= 100_000:
         raise InputError(f"--recordings must lie between 1 and 100000, not {recordings}")
@@ -217,12 +218,12 @@ def synthesise(folder: str, *, recordings: int = 96, seed: int = 0) -> int:
         files = Folder(os.path.abspath(folder))
         if files.exists("") and os.listdir(files.root):
             _refuse_others(folder, plan, labels, seed)
-        # First: by it, what a run that was stopped has made is known for a part of this corpus.
+        # Written first: it identifies the files of a stopped run as a part of this corpus.
         _make(files, "labels.csv", lambda file: file.write(labels))
         with stage("making sounds") as report:
-            for number, one in enumerate(plan):
+            for number, planned in enumerate(plan):
                 report("making sounds", number, len(plan), f"{number} of {len(plan)} files")
-                _make(files, one.name, functools.partial(_write_sound, one, seed))
+                _make(files, planned.name, functools.partial(_write_sound, planned, seed))
         silent = functools.partial(_encode, sound=np.zeros(16_000 * 3), rate=16_000, container="WAV", subtype="PCM_16")
         _make(files, "recorder-off.wav", silent)
         _make(files, "not-a-sound.wav", lambda file: file.write(b"Someone saved a note under a sound's name.\n"))
@@ -231,7 +232,7 @@ def synthesise(folder: str, *, recordings: int = 96, seed: int = 0) -> int:
 
 @dataclass(frozen=True)
 class _Planned:
-    """A recording of the corpus: its name, its kind, the source it shares with another, its form."""
+    """A recording of the corpus: its name, its kind, the source it shares with another, its format."""
 
     name: str
     kind: str
@@ -241,7 +242,7 @@ class _Planned:
     rate: int
 
     def rng(self, seed: int) -> tuple[Rng, float]:
-        """Its own random numbers, and its length in seconds, the first of them."""
+        """Random generator of the recording, and its length in seconds, the first number drawn."""
         rng = _seeded(seed, self.name)
         return rng, rng.uniform(4, 9)
 
@@ -254,7 +255,7 @@ def _planned(recordings: int) -> tuple[list[_Planned], bytes]:
     plan = []
     for i in range(recordings):
         kind = sorted(KINDS)[i % len(KINDS)]
-        # Two recordings of one source: they must stay on one side of a split.
+        # Two recordings share a source: they must stay on one side of a split.
         source = f"{kind}-{i // len(KINDS) // 2:03d}"
         container, subtype, ending, rate = FORMATS[(i + i // len(KINDS)) % len(FORMATS)]
         plan.append(_Planned(f"{kind}/{kind}-{i // len(KINDS):03d}{ending}", kind, source, container, subtype, rate))
@@ -268,26 +269,27 @@ def _seeded(seed: int, name: str) -> Rng:
 
 def _refuse_others(folder: str, plan: list[_Planned], labels: bytes, seed: int) -> None:
     """Raise `InputError` unless a folder holds this corpus, or a part of it."""
-    found = b""
+    existing = b""
     if os.path.isfile(marker := os.path.join(folder, "labels.csv")):
         with open(marker, "rb") as file:
-            found = file.read()
-    shorter, longer = sorted((found, labels), key=len)
-    # The label files of two sizes begin alike; the first line alone says nothing.
-    if found != labels and shorter.count(b"\n") > 1 and longer.startswith(shorter):
-        count = found.count(b"\n") - 1
+            existing = file.read()
+    shorter, longer = sorted((existing, labels), key=len)
+    # The label files of two corpus sizes begin alike; the first line alone proves nothing.
+    if existing != labels and shorter.count(b"\n") > 1 and longer.startswith(shorter):
+        count = existing.count(b"\n") - 1
         raise InputError(f"{folder} holds a demo corpus of {count} recordings, not {len(plan)}: name another folder")
-    there = [one for one in plan if os.path.isfile(os.path.join(folder, one.name))]
-    if found not in (b"", labels) or not (found or there):
+    present = [planned for planned in plan if os.path.isfile(os.path.join(folder, planned.name))]
+    if existing not in (b"", labels) or not (existing or present):
         raise InputError(f"{folder} is not empty: name a new or empty folder")
-    # Lengths tell seeds apart. One that is right will do: the user may have changed the others, and they stay.
-    if there and not any(_frames(os.path.join(folder, p.name)) == round(p.rng(seed)[1] * p.rate) for p in there):
-        what = "a demo corpus of another seed" if found else "something else"
-        raise InputError(f"{folder} holds {what}: name another folder")
+    # Lengths distinguish seeds. One file of the right length is enough: the user may have changed the others, and they
+    # are kept.
+    if present and not any(_frames(os.path.join(folder, p.name)) == round(p.rng(seed)[1] * p.rate) for p in present):
+        content = "a demo corpus of another seed" if existing else "something else"
+        raise InputError(f"{folder} holds {content}: name another folder")
 
 
 def _frames(path: str) -> int | None:
-    """Length of a sound file; None if it is none."""
+    """Number of frames of a sound file; None if it is no sound file."""
     import soundfile
 
     try:
@@ -297,7 +299,7 @@ def _frames(path: str) -> int | None:
 
 
 def _make(files: Folder, name: str, write: Callable[[IO[bytes]], object]) -> None:
-    """A file, whole or not at all, unless it is there."""
+    """Write a file, whole or not at all, unless it exists."""
     if not files.exists(name):
         with files.create(name, durable=False) as file:
             write(file)
@@ -310,13 +312,13 @@ def _write_sound(one: _Planned, seed: int, file: IO[bytes]) -> None:
 
 
 def _recorded(rng: Rng, seconds: float, rate: int, make: Callable[[float, int], Signal]) -> Signal:
-    """A recording of that many seconds: somewhere in it the sound, in a room or none, in noise or none, at a level.
+    """A recording of `seconds` with a sound somewhere in it, perhaps in a room or with noise, at a random level.
 
-    The sound is `SNR` above the noise by the RMS of both while the sound lasts, without echoes.
+    `SNR` is the RMS of the sound while it lasts, without echoes, over the RMS of the noise.
     """
     duration = seconds * rng.uniform(*SHARE)
     sound = make(duration, rate)
-    # A sound that lasts, such as an engine's, neither begins nor ends with a click.
+    # Fade in and out: a continuous sound, such as an engine's, must not begin or end with a click.
     ramp = np.minimum(np.arange(len(sound)) / (FADE * rate), 1)
     sound = sound * ramp * ramp[::-1]
     out, first = np.zeros(round(seconds * rate)), round(rng.uniform(0, seconds - duration) * rate)
@@ -332,7 +334,7 @@ def _recorded(rng: Rng, seconds: float, rate: int, make: Callable[[float, int], 
 
 
 def _in_a_room(rng: Rng, sound: Signal, rate: int) -> Signal:
-    """With echoes that fall by 60 dB in a time drawn: noise under an exponential.
+    """The sound with echoes that fall by 60 dB in a random time: noise under an exponential.
 
     Moorer, About This Reverberation Business (1979).
     """
@@ -349,8 +351,8 @@ def _encode(file: IO[bytes], *, sound: Signal, rate: int, container: str, subtyp
     import soundfile
 
     try:
-        # By name: through a Python file, Ctrl-C would be lost in a callback.
+        # Pass the name: with a Python file, Ctrl-C would be lost in a callback.
         soundfile.write(os.fsencode(file.name), sound, rate, format=container, subtype=subtype)
     except soundfile.LibsndfileError as error:
-        # A full disk is a "system error" to it, no more.
+        # libsndfile reports a full disk only as a "system error".
         raise OSError(errno.EIO, str(error).rstrip(".")) from error

@@ -36,14 +36,14 @@ def search(
 
     result = commands.search(lake_at(lake), query or [], k=k, where=where, by=by, spec=spec, model_id=model)
     if play_list is not None:
-        text = playlist([hit for found in result["results"] for hit in found["hits"]])
+        text = playlist([hit for entry in result["results"] for hit in entry["hits"]])
         with storage_errors(play_list), open(play_list, "w", encoding="utf-8", errors="surrogateescape") as file:
             file.write(text)
     for note in result["notes"]:
         say(f"soundlake: {note}")
     if as_json:
-        found = [{"query": one["query"], "hits": hits_as_json(one["hits"])} for one in result["results"]]
-        out({"model_id": result["model_id"], "results": found})
+        results = [{"query": entry["query"], "hits": hits_as_json(entry["hits"])} for entry in result["results"]]
+        out({"model_id": result["model_id"], "results": results})
         return
     messages.hits(result["results"], tell, filtered=where is not None)
 
@@ -68,8 +68,8 @@ def export(
     if as_json:
         out(result)
     else:
-        what = "window of each file" if by == "windows" else "file"
-        tell(f"{result['rows']} rows, one for each {what}, written to {result['file']}")
+        unit = "window of each file" if by == "windows" else "file"
+        tell(f"{result['rows']} rows, one for each {unit}, written to {result['file']}")
 
 
 def forget(
@@ -91,15 +91,15 @@ def forget(
     from soundlake.pipelines.upkeep.forget import forget as erase
     from soundlake.pipelines.upkeep.forget import read_list
 
-    where = lake_at(lake)
+    opened_lake = lake_at(lake)
     names = read_list(listed) if listed is not None else []
-    result = erase(where, files or [], recordings=recording or [], listed=names)
+    result = erase(opened_lake, files or [], recordings=recording or [], listed=names)
     for name in result["unknown"]:
         say(f"soundlake: the lake knows nothing of {name}")
     if as_json:
-        out(result, where)
+        out(result, opened_lake)
     else:
-        forgotten(result, where.root, tell)
+        forgotten(result, opened_lake.root, tell)
 
 
 def maintain(
@@ -119,14 +119,14 @@ def maintain(
     from soundlake.pipelines.cli.messages_maintain import maintained
     from soundlake.pipelines.upkeep.maintain import maintain as keep_in_order
 
-    where, held = lake_at(lake), None
+    opened_lake, held_error = lake_at(lake), None
     try:
-        result = keep_in_order(where, grace=grace, recall_floor=recall_floor, dry_run=dry_run)
+        result = keep_in_order(opened_lake, grace=grace, recall_floor=recall_floor, dry_run=dry_run)
     except HeldError as error:
-        result, held = error.found, error
+        result, held_error = error.found, error
     if as_json:
-        out(result, where)
+        out(result, opened_lake)
     else:
         maintained(result, tell)
-    if held is not None:
-        raise held
+    if held_error is not None:
+        raise held_error

@@ -1,4 +1,4 @@
-"""Learning: how does a model come about, and is it any good?"""
+"""Learning: train, evaluate and promote models."""
 
-# What other rooms may import.
+# The modules that other rooms may import.
 __all__ = ["judging", "training"]

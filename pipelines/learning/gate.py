@@ -1,7 +1,8 @@
-"""The promotion gate: a candidate and the model in use on the same recordings; error and ELBO on those held out.
+"""The promotion gate: compare a candidate with the model in use on the same recordings.
 
-A candidate is worse in a measure if it is by more than the measure's margin, and the 95 % interval of the difference,
-recording by recording, leaves no doubt. One worse measure holds it.
+Error and ELBO are measured on the held-out recordings. A candidate is worse in a measure if it is behind by more than
+the measure's margin, and the 95 % interval of the difference, recording by recording, lies above 0. One worse measure
+holds the candidate.
 """
 
 from collections.abc import Iterator, Mapping
@@ -29,11 +30,11 @@ from soundlake.pipelines.learning.sampling import (
     sample,
 )
 
-# By how much a candidate may be behind: a share for the error, nats a number of the
-# window for the ELBO, points for probes.
+# How far a candidate may be behind: a share for the error, nats per number of the window for the ELBO, points for
+# probes.
 MARGINS = {"error": 0.01, "negative_elbo": 0.001, "linear": 0.01, "knn": 0.01, "map": 0.01, "search": 0.01}
 
-# Groups held out, at least: fewer give no interval.
+# Least number of held-out groups: fewer give no interval.
 LEAST_GROUPS = 2
 
 Array = npt.NDArray[np.float32]
@@ -61,11 +62,11 @@ class Measure:
 
 
 def _each(clips: list[Clip], model: Model, unit: Array) -> Iterator[tuple[float, float, Array]]:
-    """Of each recording: error of its frames of sound in `unit`, negative ELBO a window, embeddings of its windows."""
+    """For each recording: error of its sounding frames in `unit`, negative ELBO a window, embeddings of its windows."""
     encoder, decoder = model.encoder(threads=0), model.decoder(threads=0)
     noise = np.random.default_rng(0)
     variance = float(model.metrics["observation_variance"])
-    # The likelihood of log-mel in nats, whatever each model normalises by.
+    # With this constant the likelihood is that of log-mel in nats, whatever the model normalises by.
     constant = model.spec.window_frames * float(np.log(model.std).sum())
     name, total = f"comparing: {model.model_id}", sum(len(clip.values) for clip in clips)
     errors, losses, embeddings = [], [], []
@@ -91,7 +92,7 @@ def _each(clips: list[Clip], model: Model, unit: Array) -> Iterator[tuple[float,
 def compare(
     lake: Lake, candidate: Model, current: Model, *, folds: Mapping[str, str] | None = None
 ) -> dict[str, Measure]:
-    """Both models on the same recordings: reconstruction and ELBO of those held out, probes where there are labels.
+    """Compare both models on the same recordings: error and ELBO on those held out, probes if there are labels.
 
     Parameters
     ----------
@@ -107,14 +108,14 @@ def compare(
         If the lake holds too little to judge by.
     """
     spec = candidate.spec
-    known = ledger.open_ledger(lake, spec.spec_id)
-    if known is None:
+    dataset = ledger.open_ledger(lake, spec.spec_id)
+    if dataset is None:
         raise InputError(
             f"the lake {lake.root} has no features of spec {spec.spec_id}: there is nothing to compare models on"
         )
-    _, groups = ledger.training_input(known)
+    _, groups = ledger.training_input(dataset)
     with stage("reading the sample"):
-        clips = sample(lake, spec, known, groups)
+        clips = sample(lake, spec, dataset, groups)
     held_out = held_out_of(clips, groups, candidate, current)
     clips, left_out = apart(clips, near_copies(clips, current), np.flatnonzero(held_out).tolist())
     held_out[list(left_out)] = False
@@ -122,22 +123,24 @@ def compare(
     if groups_held_out < LEAST_GROUPS:
         raise InputError(f"{groups_held_out} groups of recordings are held out: at least {LEAST_GROUPS} are needed")
     if folds is not None:
-        folds_of(clips, folds)  # folds that are no use are told before the work, not after it
-    both = [list(_each(clips, model, current.std)) for model in (candidate, current)]
-    whose = np.array([clip.group for clip in clips])
-    found: dict[str, Measure] = {}
-    for place, name in enumerate(("error", "negative_elbo")):
-        new, old = (np.array([one[place] for one in each])[held_out] for each in both)
+        folds_of(clips, folds)  # reports unusable folds before the work, not after it
+    results = [list(_each(clips, model, current.std)) for model in (candidate, current)]
+    groups_of_clips = np.array([clip.group for clip in clips])
+    measures: dict[str, Measure] = {}
+    for index, name in enumerate(("error", "negative_elbo")):
+        new, old = (np.array([row[index] for row in per_clip])[held_out] for per_clip in results)
         margin = MARGINS[name] * (old.mean() if name == "error" else spec.window_frames * spec.n_mels)
-        found[name] = _measure(new, old, new - old, whose[held_out], margin)
-    embeddings = [(model, [one[2] for one in each]) for model, each in zip((candidate, current), both, strict=True)]
-    return found | _probed(clips, embeddings, folds)
+        measures[name] = _measure(new, old, new - old, groups_of_clips[held_out], margin)
+    embeddings = [
+        (model, [row[2] for row in per_clip]) for model, per_clip in zip((candidate, current), results, strict=True)
+    ]
+    return measures | _probed(clips, embeddings, folds)
 
 
 def _probed(
     clips: list[Clip], embeddings: list[tuple[Model, list[Array]]], folds: Mapping[str, str] | None
 ) -> dict[str, Measure]:
-    """Probes of both, recording by recording; none where the labels allow none."""
+    """Probes of both models, recording by recording; empty if the labels allow none."""
     try:
         labelled, labels, groups, fold, _ = folds_of(clips, folds)
         with stage("probes"):
@@ -166,8 +169,8 @@ def _measure(new: Any, old: Any, behind: Any, groups: Any, margin: float) -> Mea
 
 
 def told(found: Mapping[str, Measure]) -> dict[str, Any]:
-    """The same as plain numbers, for a manifest."""
-    return {name: asdict(one) for name, one in found.items()}
+    """The measures as plain numbers, for a manifest."""
+    return {name: asdict(measure) for name, measure in found.items()}
 
 
 def said(name: str, one: Measure) -> str:

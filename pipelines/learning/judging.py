@@ -1,4 +1,4 @@
-"""Evaluate and promote: what a model is worth, and whether it may take another's place; each with its manifest."""
+"""Evaluate a model, and promote it if it passes the gate; each command writes its manifest."""
 
 import logging
 from typing import Any
@@ -14,19 +14,19 @@ from soundlake.pipelines.learning.quiet import quiet
 
 log = logging.getLogger(__name__)
 
-# Times the steps of a training that was too short: what is proposed.
+# After a training that was too short, this many times its steps are proposed.
 LONGER = 4
 
 
 def evaluate(
     lake: Lake, *, spec: str | None = None, model_id: str | None = None, folds: str | None = None
 ) -> dict[str, Any]:
-    """Judge a model beside baselines, and write its ``metrics.json`` and ``report.html`` anew.
+    """Judge a model beside baselines, and rewrite its ``metrics.json`` and ``report.html``.
 
     Parameters
     ----------
     folds : str or None
-        A CSV or Parquet file with columns ``uri`` (relative ones to the file's own folder) and ``fold``.
+        A CSV or Parquet file with columns ``uri`` (relative uris start at the file's own folder) and ``fold``.
 
     Returns
     -------
@@ -38,7 +38,7 @@ def evaluate(
         model.trained()
     except InputError as error:
         raise InputError(f"{error}; train one that can be judged, run: {lake.command('train')}") from error
-    given = _folds(folds)
+    fold_by_uri = _folds(folds)
     with stage("loading TensorFlow"), quiet():
         from soundlake.pipelines.learning.evaluation import evaluation
     from soundlake.model.judging import verdict
@@ -47,13 +47,13 @@ def evaluate(
 
     with run_manifest(lake, "evaluate", {"model_id": model.model_id, "folds": folds}) as run:
         before = Memory.of(lake).mark
-        judged = evaluation(lake, model, folds=given)
+        judged = evaluation(lake, model, folds=fold_by_uri)
         if Memory.of(lake).mark != before:
             raise forgotten_meanwhile(lake)
         longer = lake.command(f"train --steps {LONGER * int(model.metrics['steps'])}")
         again = lake.command("extract AUDIO")
-        said = verdict.sentences(judged.found, model.metrics, model.settings, longer=longer, again=again)
-        judged.found.update({"verdict": said, "model_id": model.model_id, "run_id": run.run_id})
+        sentences = verdict.sentences(judged.found, model.metrics, model.settings, longer=longer, again=again)
+        judged.found.update({"verdict": sentences, "model_id": model.model_id, "run_id": run.run_id})
         run.manifest["counts"] = judged.found
         artifact.write_json(model.directory / artifact.METRICS, judged.found)
         with stage("writing the report"):
@@ -63,12 +63,12 @@ def evaluate(
 
 
 def promote(lake: Lake, model_id: str, *, force: bool = False, folds: str | None = None) -> dict[str, Any]:
-    """Make a model the one that its spec's commands use, if it is not worse than the one in use.
+    """Put a model in use for its spec if it is not worse than the one in use.
 
     Parameters
     ----------
     force : bool
-        Promote it whatever the comparison says; the log in the model's folder keeps both.
+        Promote it whatever the comparison shows; the log in the model's folder records both.
     folds : str or None
         As for `evaluate`.
 
@@ -76,8 +76,8 @@ def promote(lake: Lake, model_id: str, *, force: bool = False, folds: str | None
     -------
     dict
         ``model_id``, ``spec_id``, ``instead_of`` (None if none was in use), ``measures``
-        (`pipelines.learning.gate.Measure` by name; empty where there was nothing to compare with), ``worse`` ones by
-        name, ``forced``.
+        (`pipelines.learning.gate.Measure` by name; empty if there was nothing to compare with), names of the ``worse``
+        ones, ``forced``.
 
     Raises
     ------
@@ -85,24 +85,29 @@ def promote(lake: Lake, model_id: str, *, force: bool = False, folds: str | None
         If it is worse or cannot be compared, and `force` is not given.
     """
     model = find_model(lake, model_id)
-    there = models.promoted(lake, model.spec.spec_id)
-    told: dict[str, Any] = {"model_id": model_id, "spec_id": model.spec.spec_id, "instead_of": there, "measures": {}}
-    told |= {"worse": [], "forced": False}
-    given = _folds(folds)
+    current = models.promoted(lake, model.spec.spec_id)
+    result: dict[str, Any] = {
+        "model_id": model_id,
+        "spec_id": model.spec.spec_id,
+        "instead_of": current,
+        "measures": {},
+    }
+    result |= {"worse": [], "forced": False}
+    fold_by_uri = _folds(folds)
     with run_manifest(lake, "promote", {"model_id": model_id, "force": force, "folds": folds}) as run:
-        told["run_id"] = run.run_id
-        run.manifest["counts"] = told
-        if there is not None and there != model_id:
-            _through_the_gate(lake, model, there, told, force=force, folds=given)
-        if there != model_id:
-            models.promote(lake, model, reason="forced" if told["forced"] else "promote")
-    return told
+        result["run_id"] = run.run_id
+        run.manifest["counts"] = result
+        if current is not None and current != model_id:
+            _through_the_gate(lake, model, current, result, force=force, folds=fold_by_uri)
+        if current != model_id:
+            models.promote(lake, model, reason="forced" if result["forced"] else "promote")
+    return result
 
 
 def _through_the_gate(
     lake: Lake, model: Any, there: str, told: dict[str, Any], *, force: bool, folds: dict[str, str] | None
 ) -> None:
-    """Compare with the model in use, log what came of it, and refuse one that is worse or cannot be compared."""
+    """Compare with the model in use, log the outcome, and refuse a model that is worse or cannot be compared."""
     with stage("loading TensorFlow"), quiet():
         from soundlake.pipelines.learning import gate
     by_force = f"to promote it anyway run: {lake.command(f'promote {model.model_id} --force')}"
@@ -112,17 +117,17 @@ def _through_the_gate(
     except InputError as error:
         if not force:
             _log(lake, model, told | {"promoted": False, "not_compared": str(error)})
-            said = f"model {model.model_id} cannot be compared with {there}: {error}; {by_force}"
-            raise HeldError(said, told) from error
+            message = f"model {model.model_id} cannot be compared with {there}: {error}; {by_force}"
+            raise HeldError(message, told) from error
         log.warning("not compared with %s: %s", there, error)
         measures = {}
-    worse = [name for name, one in measures.items() if one.worse]
+    worse = [name for name, measure in measures.items() if measure.worse]
     told |= {"measures": gate.told(measures), "worse": worse, "forced": force and (bool(worse) or not measures)}
     _log(lake, model, told | {"promoted": force or not worse})
     if worse and not force:
         figures = "; ".join(gate.said(name, measures[name]) for name in worse)
-        said = f"model {model.model_id} is worse than {there}, which stays in use: {figures}; {by_force}"
-        raise HeldError(said, told)
+        message = f"model {model.model_id} is worse than {there}, which stays in use: {figures}; {by_force}"
+        raise HeldError(message, told)
 
 
 def _log(lake: Lake, model: Any, entry: dict[str, Any]) -> None:

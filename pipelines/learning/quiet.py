@@ -1,4 +1,4 @@
-"""Stderr for what soundlake says, and not for what libraries print while they are imported."""
+"""Keep the output that libraries print while they are imported off stderr."""
 
 import contextlib
 import os
@@ -8,15 +8,15 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep TensorFlow's C++ greetings, printed while it is imported and beyond any setting, off stderr."""
+    """Keep messages that TensorFlow's C++ code prints during import off stderr: no setting suppresses them."""
     sys.stderr.flush()
-    kept = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
+    saved = os.dup(2)
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, 2)
     try:
         yield
     finally:
         sys.stderr.flush()
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(devnull)

@@ -16,10 +16,10 @@ from soundlake.pipelines.lake import ledger, table
 from soundlake.pipelines.lake.lake import Lake
 from soundlake.pipelines.lake.stages import stage
 
-# Windows that are looked at, in whole recordings; of a recording, evenly spread.
+# A sample takes recordings until it has this many windows; of one recording at most this many, evenly spread.
 WINDOWS, WINDOWS_EACH = 8192, 64
 BATCH_WINDOWS = 64
-# Nats above digital silence that count as silence where near copies are looked for; pairs of them that are named.
+# Up to this many nats above digital silence count as silence in the search for near copies; pairs named in a warning.
 SILENT_NATS, NAMED = 1.0, 3
 
 log = logging.getLogger(__name__)
@@ -34,11 +34,11 @@ class Clip:
     Attributes
     ----------
     recording_id, uri, group : str
-        Of several files that hold it the first by uri.
+        If several files hold the recording, those of the first by uri.
     label : str or None
-        That all of its files agree on which have one.
+        None unless all of its files that have a label agree on it.
     windows : ndarray of int64, shape (n,)
-        Places in the recording.
+        Numbers of the windows in the recording.
     values : ndarray of uint16, shape (n, window_frames, n_mels)
     valid : ndarray of int64, shape (n,)
         Frames of each window that hold sound.
@@ -56,7 +56,7 @@ class Clip:
     copies: tuple[str, ...] = ()
 
     def frames(self, spec: FeatureSpec) -> Array:
-        """Frames of all windows, those that two windows share once, (frames, n_mels), nats."""
+        """Frames of all windows, (frames, n_mels), nats; frames that two windows share appear once."""
         parts = []
         for i, window in enumerate(self.windows):
             follows = i > 0 and self.windows[i - 1] == window - 1
@@ -65,7 +65,7 @@ class Clip:
 
 
 def sample(lake: Lake, spec: FeatureSpec, known: Any, groups: Mapping[str, str]) -> list[Clip]:
-    """Recordings in the order of their digests, which is as good as at random, until there are enough windows.
+    """Recordings in the order of their digests, which is as good as random, until there are enough windows.
 
     Parameters
     ----------
@@ -91,22 +91,22 @@ def sample(lake: Lake, spec: FeatureSpec, known: Any, groups: Mapping[str, str])
             if row["status"] == ledger.DONE:
                 files.setdefault(row["recording_id"], []).append(row)
     chosen = {recording_id: ledger.merged(rows) for recording_id, rows in files.items()}
-    unsure = sum(chosen[one]["label"] is None and any(row["label"] for row in rows) for one, rows in files.items())
-    if unsure:
+    ambiguous = sum(chosen[name]["label"] is None and any(row["label"] for row in rows) for name, rows in files.items())
+    if ambiguous:
         log.warning(
             "%d recordings of the sample are files of the same content with different labels, and count as without one",
-            unsure,
+            ambiguous,
         )
-    found: dict[str, dict[int, tuple[npt.NDArray[np.uint16], int]]] = {name: {} for name in names}
+    sampled: dict[str, dict[int, tuple[npt.NDArray[np.uint16], int]]] = {name: {} for name in names}
     for bundle in sorted({bundle for row in chosen.values() for bundle in row["bundles"]}):
         for record, _ in read_shard(lake, spec, bundle):
             row = chosen.get(record.recording_id)
             if row is not None and bundle in row["bundles"]:
-                every = -(-row["windows"] // WINDOWS_EACH)
-                if record.window % every == 0:
-                    found[record.recording_id][record.window] = record.values.copy(), record.valid_frames
+                stride = -(-row["windows"] // WINDOWS_EACH)
+                if record.window % stride == 0:
+                    sampled[record.recording_id][record.window] = record.values.copy(), record.valid_frames
     clips = []
-    for recording_id, windows in found.items():
+    for recording_id, windows in sampled.items():
         if windows:
             numbers = sorted(windows)
             row = chosen[recording_id]
@@ -120,21 +120,21 @@ def sample(lake: Lake, spec: FeatureSpec, known: Any, groups: Mapping[str, str])
 
 
 def held_out_of(clips: Sequence[Clip], groups: Mapping[str, str], *models: Model) -> npt.NDArray[np.bool_]:
-    """Which clips are held out of training, and are new to some models; says so if these know what should be."""
-    held = splits.held_out(groups, *(model.trained() for model in models))
+    """Which clips are held out and new to all of the models; warns if the models were trained on held-out ones."""
+    held_out = splits.held_out(groups, *(model.trained() for model in models))
     split = splits.assign(groups)
-    known = sum(split[clip.recording_id] != splits.TRAIN and clip.recording_id not in held for clip in clips)
-    if known:
+    trained_on = sum(split[clip.recording_id] != splits.TRAIN and clip.recording_id not in held_out for clip in clips)
+    if trained_on:
         log.warning(
             "groups have changed since the training: of the recordings held out now, %d were trained on, or share a "
             "group with one that was, and are left out",
-            known,
+            trained_on,
         )
-    return np.array([clip.recording_id in held for clip in clips])
+    return np.array([clip.recording_id in held_out for clip in clips])
 
 
 def batches(clips: Sequence[Clip], spec: FeatureSpec) -> Iterator[Array]:
-    """Log-mel of all windows, batch by batch; short recordings share one."""
+    """Log-mel of all windows, batch by batch; short recordings share a batch."""
     waiting: list[npt.NDArray[np.uint16]] = []
     for clip in clips:
         for values in clip.values:
@@ -152,7 +152,7 @@ def by_clip(clips: Sequence[Clip], rows: npt.NDArray[Any]) -> list[npt.NDArray[A
 
 
 def near_copies(clips: list[Clip], model: Model) -> list[tuple[int, int]]:
-    """Places of recordings of different groups that are near copies of each other: `model.features.copies.pairs`."""
+    """Indices of clips of different groups that are near copies of each other: `model.features.copies.pairs`."""
     spec = model.spec
     numbers = np.repeat(np.arange(len(clips)), [len(clip.values) for clip in clips])
     begins = np.searchsorted(numbers, np.arange(len(clips)))
@@ -163,18 +163,18 @@ def near_copies(clips: list[Clip], model: Model) -> list[tuple[int, int]]:
         return model.normalise(dequantise(clip.values[place, : clip.valid[place]], spec))
 
     _, group = np.unique([clip.group for clip in clips], return_inverse=True)
-    known_by = [copies.statistics(dequantise(clip.values, spec), clip.valid) for clip in clips]
+    signatures = [copies.statistics(dequantise(clip.values, spec), clip.valid) for clip in clips]
     floor = model.normalise(np.full(spec.n_mels, spec.floor + SILENT_NATS, np.float32))
     with stage("looking for near copies") as report:
         return copies.pairs(
-            window, np.concatenate(known_by), clip=numbers, group=group[numbers], floor=floor, report=report
+            window, np.concatenate(signatures), clip=numbers, group=group[numbers], floor=floor, report=report
         )
 
 
 def apart(clips: list[Clip], near: list[tuple[int, int]], held_out: list[int]) -> tuple[list[Clip], set[int]]:
-    """The same with near copies in one group; and places of those held out that a recording of training is a copy of.
+    """The clips with near copies in one group; and the indices of held-out clips with a near copy in the training.
 
-    Says so.
+    Logs a warning about them.
     """
     if not near:
         return clips, set()
@@ -183,17 +183,17 @@ def apart(clips: list[Clip], near: list[tuple[int, int]], held_out: list[int]) -
     groups = [clip.group for clip in clips]
     _, numbers = np.unique(groups, return_inverse=True)
     together = copies.joined(len(set(groups)), [(int(numbers[i]), int(numbers[j])) for i, j in near])[numbers]
-    # A group goes by the first of its names.
+    # A joined group takes the first of its names.
     name: dict[int, str] = {}
     for group, number in sorted(zip(groups, together, strict=True)):
         name.setdefault(int(number), group)
-    such = [f"{clips[i].uri} and {clips[j].uri}" for i, j in (leaks or near)[:NAMED]]
+    examples = [f"{clips[i].uri} and {clips[j].uri}" for i, j in (leaks or near)[:NAMED]]
     log.warning(
         "%d recordings of the sample sound nearly the same as another one (trimmed or re-encoded copies do), such as "
         "%s. They count as one group. Held-out recordings left out of the figures, because the model was trained on "
         "one that sounds nearly the same: %d",
         len({i for pair in near for i in pair}),
-        "; ".join(such),
+        "; ".join(examples),
         len({i for i, _ in leaks}),
     )
     return [replace(clip, group=name[int(n)]) for clip, n in zip(clips, together, strict=True)], {i for i, _ in leaks}

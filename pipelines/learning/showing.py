@@ -1,4 +1,4 @@
-"""What a report shows of an evaluation: windows rebuilt, neighbours to listen to, recordings on a plane."""
+"""Write the report of an evaluation: rebuilt windows, neighbours to listen to, recordings on a plane."""
 
 import hashlib
 import logging
@@ -22,26 +22,26 @@ from soundlake.pipelines.query.query import stretch
 
 log = logging.getLogger(__name__)
 
-# Windows shown rebuilt; recordings whose neighbours are shown, and how many of those; recordings on the plane at most.
+# Rebuilt windows shown; recordings whose neighbours are shown, and neighbours of each; most recordings on the plane.
 PAIRS, QUERIES, NEIGHBOURS, PLANE = 6, 5, 3, 1500
 
 Array = npt.NDArray[np.float32]
 
 
 def _name(uri: str) -> str:
-    """What the file is called."""
+    """Name of the file."""
     local = local_path(uri)
     return uri.rsplit("/", 1)[-1] if local is None else os.path.basename(local).decode(errors="replace")
 
 
 def _recorded(clip: Clip, place: int, model: Model) -> Array | None:
-    """A window's sound as it was recorded, at the spec's rate; None if the file is not there, or another by now."""
+    """A window's sound as recorded, at the spec's rate; None if the file is missing, changed or unreadable."""
     spec = model.spec
     start = int(clip.windows[place]) * spec.step_seconds
     end = start + int(clip.valid[place]) * spec.hop_length / spec.sample_rate
     try:
         with at_hand(clip.uri) as local, opened(os.fsdecode(local), "probe") as file:
-            # The uri is what the lake says: a file that is not the recording is not played.
+            # The file at the uri may have changed: play only the recording itself.
             if hashlib.file_digest(file, "sha256").hexdigest() != clip.recording_id:
                 return None
         sound = stretch(clip.uri, spec, start=start, end=end)
@@ -52,7 +52,7 @@ def _recorded(clip: Clip, place: int, model: Model) -> Array | None:
 
 
 def _heard(clip: Clip, model: Model) -> Heard:
-    """A recording by its middle window."""
+    """The middle window of a recording, to listen to."""
     place = len(clip.windows) // 2
     sound = _recorded(clip, place, model)
     if sound is None:
@@ -61,12 +61,12 @@ def _heard(clip: Clip, model: Model) -> Heard:
 
 
 def _spread(places: list[int], count: int) -> list[int]:
-    """At most so many of them, evenly from all over."""
+    """At most `count` of the places, evenly spaced."""
     return [places[i] for i in np.unique(np.linspace(0, len(places) - 1, min(count, len(places))).round().astype(int))]
 
 
 def _pairs(clips: list[Clip], model: Model) -> list[Pair]:
-    """The middle window of each, and its reconstruction."""
+    """The middle window of each clip, and its reconstruction."""
     places = [len(clip.windows) // 2 for clip in clips]
     originals = dequantise(np.stack([clip.values[i] for clip, i in zip(clips, places, strict=True)]), model.spec)
     rebuilt = model.denormalise(model.decoder().decode(model.encoder().encode(originals).mean))
@@ -77,18 +77,18 @@ def _pairs(clips: list[Clip], model: Model) -> list[Pair]:
 
 
 def report(model: Model, judged: Judged) -> Path:
-    """Write a model's report anew, with what an evaluation found; return its path."""
+    """Rewrite a model's report with the results of an evaluation; return its path."""
     clips, target = judged.clips, model.directory / REPORT
     rows = []
     for query in _spread(judged.held_out, QUERIES):
         near = evaluate.nearest(judged.embeddings, query, count=NEIGHBOURS)
         rows.append([_heard(clips[i], model) for i in (query, *near)])
-    some = slice(0, PLANE)
+    first_clips = slice(0, PLANE)
     worth = Worth(
         found=judged.found,
-        plane=evaluate.on_a_plane(judged.embeddings[some]),
-        names=[_name(clip.uri) for clip in clips[some]],
-        labels=[clip.label for clip in clips[some]],
+        plane=evaluate.on_a_plane(judged.embeddings[first_clips]),
+        names=[_name(clip.uri) for clip in clips[first_clips]],
+        labels=[clip.label for clip in clips[first_clips]],
         neighbours=rows,
     )
     pairs = _pairs([clips[i] for i in _spread(judged.held_out, PAIRS)], model)

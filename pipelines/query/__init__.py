@@ -1,4 +1,4 @@
-"""Queries: what sounds like this? And what comes out of a table."""
+"""Queries: search by sound, and export of tables."""
 
-# What other rooms may import.
+# The modules that other rooms may import.
 __all__ = ["export", "query", "random_pairs", "search"]

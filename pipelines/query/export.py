@@ -1,5 +1,4 @@
-"""What comes out of a table: a row for each window of each file, or for each file; as a stream, and as files for other
-tools."""
+"""Export a table, a row for each window of each file or for each file, as a stream or as a file for other tools."""
 
 import logging
 import os
@@ -20,14 +19,14 @@ log = logging.getLogger(__name__)
 
 WINDOW_COLUMNS = ["uri", "recording_id", "window", "start_s", "end_s", "label", "group", "posterior_std"]
 WINDOW_COLUMNS += ["reconstruction_error", "embedding"]
-# What a CSV calls the numbers of a vector, each with its place behind it.
+# Prefixes of the CSV columns that hold the numbers of a vector; the index of the number follows.
 VECTORS = {"embedding": "z", "latent": "latent"}
-# Recordings that are handed out together.
+# Recordings in one batch.
 BATCH_RECORDINGS = 1024
 
 
 def windows(dataset: Any, *, where: str | None = None) -> Iterator[pa.RecordBatch]:
-    """Rows of a table, `WINDOW_COLUMNS` and the latent if it has one, block by block: of each file its windows.
+    """Rows of a table, block by block, one for each window of each file: `WINDOW_COLUMNS`, and the latent if present.
 
     Parameters
     ----------
@@ -35,12 +34,12 @@ def windows(dataset: Any, *, where: str | None = None) -> Iterator[pa.RecordBatc
     where : str or None
         SQL filter.
     """
-    more = [name for name in ("latent",) if name in dataset.schema.names]
-    yield from dataset.to_batches(columns=[*WINDOW_COLUMNS, *more], filter=where)
+    extra = [name for name in ("latent",) if name in dataset.schema.names]
+    yield from dataset.to_batches(columns=[*WINDOW_COLUMNS, *extra], filter=where)
 
 
 def recordings_schema(size: int, pooling: Pooling = "mean") -> pa.Schema:
-    """Columns of the view of recordings, of a table whose embeddings have `size` numbers."""
+    """Schema of the rows of recordings, for a table whose embeddings have `size` numbers."""
     return pa.schema(
         [
             pa.field("uri", pa.string(), nullable=False),
@@ -57,17 +56,16 @@ def recordings_schema(size: int, pooling: Pooling = "mean") -> pa.Schema:
 
 
 def recordings(dataset: Any, *, where: str | None = None) -> Iterator[pa.RecordBatch]:
-    """The files that the table knows: one row each, with the clip embedding of its recording
-    (`model.saved.artifact.pooled`).
+    """One row for each file of a table, with the clip embedding of its recording (`model.saved.artifact.pooled`).
 
-    Files that hold the same recording have a row each, with their own uri, label and group. Read a fragment at a time;
-    what is held are files whose windows go on in a later one.
+    Files that hold the same recording have a row each, with their own uri, label and group. The table is read fragment
+    by fragment; only the files whose windows continue in a later fragment are kept in memory.
 
     Parameters
     ----------
     dataset : lance.LanceDataset
     where : str or None
-        SQL filter on windows; a clip embedding is that of the windows that pass.
+        SQL filter on windows; a clip embedding pools only the windows that pass.
 
     Yields
     ------
@@ -75,26 +73,28 @@ def recordings(dataset: Any, *, where: str | None = None) -> Iterator[pa.RecordB
         Of `recordings_schema`.
     """
     size, pooling = dataset.schema.field("embedding").type.list_size, pooling_of(dataset)
-    last: dict[tuple[str, str], int] = {}
+    last_fragments: dict[tuple[str, str], int] = {}
     for fragment in dataset.get_fragments():
         for batch in fragment.to_batches(columns=["uri", "recording_id"], filter=where):
-            names = zip(*(column.to_pylist() for column in batch.columns), strict=True)
-            last |= dict.fromkeys(names, fragment.fragment_id)
-    # By uri and recording: a file that has changed keeps its old rows until the whole table is brought up to date.
-    open_ones: dict[tuple[str, str], _Pool] = {}
+            files = zip(*(column.to_pylist() for column in batch.columns), strict=True)
+            last_fragments |= dict.fromkeys(files, fragment.fragment_id)
+    # Keyed by uri and recording: a changed file keeps its old rows until the whole table is brought up to date.
+    open_pools: dict[tuple[str, str], _Pool] = {}
     ready: list[dict[str, Any]] = []
     for fragment in dataset.get_fragments():
         for batch in fragment.to_batches(columns=WINDOW_COLUMNS, filter=where):
             vectors = np.asarray(batch.column("embedding").flatten(), np.float64).reshape(len(batch), size)
             for i, row in enumerate(batch.drop_columns(["embedding"]).to_pylist()):
-                name = row["uri"], row["recording_id"]
-                if name not in open_ones:
-                    open_ones[name] = _Pool(row, size, pooling)
-                open_ones[name].add(row, vectors[i])
-        ready += [open_ones.pop(name).row() for name in list(open_ones) if last[name] == fragment.fragment_id]
+                file = row["uri"], row["recording_id"]
+                if file not in open_pools:
+                    open_pools[file] = _Pool(row, size, pooling)
+                open_pools[file].add(row, vectors[i])
+        ready += [
+            open_pools.pop(file).row() for file in list(open_pools) if last_fragments[file] == fragment.fragment_id
+        ]
         while ready:
-            part, ready = ready[:BATCH_RECORDINGS], ready[BATCH_RECORDINGS:]
-            yield pa.RecordBatch.from_pylist(part, schema=recordings_schema(size, pooling))
+            block, ready = ready[:BATCH_RECORDINGS], ready[BATCH_RECORDINGS:]
+            yield pa.RecordBatch.from_pylist(block, schema=recordings_schema(size, pooling))
 
 
 class _Pool:
@@ -125,24 +125,24 @@ class _Pool:
 def export(
     dataset: Any, target: str, *, where: str | None = None, by: Literal["windows", "recordings"] = "windows"
 ) -> int:
-    """Write the table to a Parquet, CSV or NPZ file, block by block where the format allows; return the rows.
+    """Write the table to a Parquet, CSV or NPZ file, block by block where the format allows; return the row count.
 
     Parameters
     ----------
     dataset : lance.LanceDataset
     target : str
-        Local path; its ending says which. A CSV has one column a number of the embedding (``z0``, …) and of the latent
-        (``latent0``, …); an NPZ holds ``embedding`` and ``latent``, (rows, numbers) float32, and one array a column. A
-        row of a recording has no latent.
+        Local path; its ending selects the format. A CSV has a column for each number of the embedding (``z0``, …) and
+        of the latent (``latent0``, …); an NPZ holds ``embedding`` and ``latent``, (rows, numbers) float32, and an array
+        for each other column. A row of a recording has no latent.
     where : str or None
         SQL filter.
     by : {"windows", "recordings"}
-        What a row is.
+        Whether a row is a window or a recording.
 
     Raises
     ------
     InputError
-        If the ending is unknown, the filter wrong, or there can be no such file.
+        If the ending is unknown, the filter is wrong, or the file cannot be created.
     TryLaterError
         If the disk is full.
     """
@@ -152,10 +152,10 @@ def export(
     rows = _read(dataset, where, by)
     with storage_errors(target):
         folder, name = os.path.split(os.path.abspath(target))
-        # What is wrong with the place is said before the table is read; and no folder is made.
+        # Report a wrong place before the table is read. A missing folder is not created.
         os.stat(f"{folder}/.")
-        there = Folder(folder).info(name)
-        if there is not None and there.is_folder:
+        existing = Folder(folder).info(name)
+        if existing is not None and existing.is_folder:
             raise InputError(f"cannot export to {target}: it is a folder")
         with Folder(folder).create(name) as file:
             with stage(f"writing {by}") as report:
@@ -167,7 +167,7 @@ def export(
 
 
 def _read(dataset: Any, where: str | None, by: str) -> Iterator[pa.RecordBatch]:
-    """The rows; an error on the way is one of the table or the filter, and none of the file that is written."""
+    """The rows; an error in reading them is reported as one of the table or the filter, not of the file written."""
     try:
         yield from (recordings if by == "recordings" else windows)(dataset, where=whole(where))
     except (ValueError, OSError) as error:
@@ -178,7 +178,7 @@ def _read(dataset: Any, where: str | None, by: str) -> Iterator[pa.RecordBatch]:
 
 
 def _counted(rows: Iterator[pa.RecordBatch], total: int | None, by: str, report: Stage) -> Iterator[pa.RecordBatch]:
-    """The same, and how many there were is reported."""
+    """The same rows; reports how many have passed."""
     count = 0
     for batch in rows:
         count += len(batch)
@@ -190,15 +190,15 @@ def _write_npz(rows: Iterator[pa.RecordBatch], file: IO[bytes]) -> int:
     batches = list(rows)
     if not batches:
         return 0
-    found = pa.Table.from_batches(batches)
-    names = [name for name in found.column_names if name not in VECTORS]
-    arrays = {name: found[name].to_numpy(zero_copy_only=False) for name in names}
-    # Text as fixed-width Unicode: an object array would need pickle to be read back.
+    table = pa.Table.from_batches(batches)
+    names = [name for name in table.column_names if name not in VECTORS]
+    arrays = {name: table[name].to_numpy(zero_copy_only=False) for name in names}
+    # Store text as fixed-width Unicode: reading an object array back would need pickle.
     arrays = {n: a.astype(str) if a.dtype == object else a for n, a in arrays.items()}
-    for name in (name for name in VECTORS if name in found.column_names):
-        arrays[name] = np.asarray(found[name].combine_chunks().flatten()).reshape(len(found), -1)
+    for name in (name for name in VECTORS if name in table.column_names):
+        arrays[name] = np.asarray(table[name].combine_chunks().flatten()).reshape(len(table), -1)
     np.savez(file, **arrays)
-    return len(found)
+    return len(table)
 
 
 def _write_blocks(rows: Iterator[pa.RecordBatch], file: IO[bytes], kind: str) -> int:
@@ -219,13 +219,13 @@ def _write_blocks(rows: Iterator[pa.RecordBatch], file: IO[bytes], kind: str) ->
         if writer is not None:
             writer.close()
     if formulas:
-        # As they are: to whoever reads numbers and labels, another text would be another label.
+        # The texts are written unchanged: for a program that reads labels, an escaped text would be another label.
         log.warning("%d names and labels look like spreadsheet formulas: import the CSV as text", formulas)
     return count
 
 
 def _flat(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """The same with a column a number in place of the vectors."""
+    """The same batch with a column for each number of a vector in place of the vectors."""
     columns = {name: batch.column(name) for name in batch.schema.names if name not in VECTORS}
     for name in (name for name in VECTORS if name in batch.schema.names):
         width = batch.schema.field(name).type.list_size
@@ -235,5 +235,5 @@ def _flat(batch: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def _formulas(column: pa.Array) -> int:
-    """How many texts a spreadsheet would take for formulas."""
+    """Number of texts that a spreadsheet would take for formulas."""
     return int(pc.sum(pc.match_substring_regex(column, r"^[=+\-@\t\r]")).as_py() or 0)

@@ -1,7 +1,8 @@
-"""Read a query, and cut it into what is asked of the table.
+"""Read a query, and cut it into the windows that the table is searched for.
 
-A whole file is cut as `extract` cuts it: the same frames, bit for bit, in windows on the table's grid. A part of a file
-has its frames where the whole file has them, with the sound around the part, so that its edges are not distorted.
+A whole file is cut as `extract` cuts it: the same frames, bit for bit, in windows on the table's grid. The frames of a
+part of a file lie where those of the whole file do, and include the sound around the part, so that the edges of the
+part are not distorted.
 """
 
 import hashlib
@@ -22,20 +23,20 @@ from soundlake.pipelines.corpus.files import at_hand, uri_of
 from soundlake.pipelines.storage.secrecy import refuse_secrets
 from soundlake.pipelines.storage.store import is_bucket
 
-# Shifts of the query to a step of the table's windows, and in all; windows of the query on the table's own grid.
+# Shifts of the query in a step of the table's windows, and in all; windows of the query on the table's grid.
 SHIFTS_A_STEP = 16
 MAX_SHIFTS = 64
 MAX_GRID_WINDOWS = MOST_RUN
-# Share of a window below which a query is short, and places to a step of the windows at which it is taken to begin.
+# A sound no longer than this share of a window is short; it may begin at every 1 / `LATER` of a step of the windows.
 SHORT, LATER = 0.75, 4
-# Share of the query's sound that a shift must see, of what the best one sees.
+# A shift must contain more than this share of the sound that the best shift contains.
 MIN_SOUND_SEEN = 0.6
-# Nats above the spec's floor below which a frame holds no sound that the features could tell.
+# A frame whose loudest band is less than this many nats above the spec's floor counts as silent.
 SILENT_NATS = 0.5
-# A part of a query that is fainter than its loudest one by more than 40 dB is the end of a fade, or noise of a codec.
+# A part of a query that is more than 40 dB fainter than its loudest part is the end of a fade, or codec noise.
 FAINT_NATS = 9.2
 MAX_QUERY_SECONDS = 600.0
-# No recording is longer, and samples up to here can be counted.
+# No recording is longer than this, and samples up to here can be counted.
 MAX_PLACE_SECONDS = 1e9
 
 Frames = npt.NDArray[np.float32]
@@ -50,9 +51,9 @@ class Cut:
     ----------
     seen : ndarray of float32, shape (window_frames, n_mels)
     frames : slice
-        Frames of the query in it.
+        Frames of the query that the window contains.
     on_grid : bool
-        Whether it is cut as `extract` cuts a recording; otherwise it is one of many shifts.
+        Whether the window is cut as `extract` cuts a recording; otherwise it is one of many shifts.
     """
 
     seen: Frames
@@ -72,7 +73,7 @@ class Query:
     start : int
         Samples from the file's start to the stretch.
     around : ndarray of float32, shape (n,)
-        The stretch with what the file holds on both sides of it.
+        The stretch with the sound of the file on both sides of it.
     lead : int
         Samples of `around` before the stretch.
     whole : bool
@@ -80,7 +81,7 @@ class Query:
     recording_id : str or None
         SHA-256 of the file.
     codec : str or None
-        As `pipelines.audio.reading.Probe` has it.
+        As in `pipelines.audio.reading.Probe`.
     """
 
     uri: str
@@ -95,11 +96,11 @@ class Query:
 
     @property
     def seconds(self) -> float:
-        """How long the stretch lasts."""
+        """Duration of the stretch."""
         return len(self.samples) / self.spec.sample_rate
 
     def first_frame(self, phase: int = 0) -> int:
-        """Sample of the stretch that its first frame is centred on: the whole file's frames, or half a hop later."""
+        """Sample of the stretch at the centre of its first frame: of the whole file's frames, or half a hop later."""
         hop = self.spec.hop_length
         first = -self.start % hop
         first = first if first <= len(self.samples) else 0
@@ -107,7 +108,7 @@ class Query:
 
     @cached_property
     def phases(self) -> tuple[Frames, Frames]:
-        """Log-mel frames in nats, as shards keep them, (n_frames, n_mels): as the file has them, and half a hop later.
+        """Log-mel frames in nats, as in shards, (n_frames, n_mels): those of the whole file, and half a hop later.
 
         Raises
         ------
@@ -131,28 +132,28 @@ class Query:
 
     @cached_property
     def edge(self) -> int:
-        """Frames at each end that are distorted if the query was cut out of a sound; 0 where hardly any others are."""
+        """Frames at each end that are distorted if the query was cut out of a sound; 0 if hardly any would remain."""
         edge = -(-self.spec.n_fft // 2 // self.spec.hop_length)
         return edge if len(self.phases[0]) > 2 * edge + 2 else 0
 
     def inner(self, phase: int = 0) -> Frames:
-        """The frames without those of the edges."""
+        """The frames without the `edge` frames at each end."""
         frames = self.phases[phase]
         return frames[self.edge : len(frames) - self.edge]
 
     @cached_property
     def digital_silence(self) -> bool:
-        """Whether `extract` would keep no window of it."""
+        """Whether `extract` would keep no window of the query."""
         return not (self.phases[0] > np.float32(self.spec.floor)).any()
 
 
 def parse_query(query: str) -> tuple[str, float | None, float | None]:
-    """``FILE`` or ``FILE@start-end`` as path, start and end in seconds (None where not given).
+    """Parse ``FILE`` or ``FILE@start-end`` into path, start and end in seconds (None where not given).
 
     Raises
     ------
     InputError
-        If the part after ``@`` is no span, there is no such file, or a URI names none or holds a password.
+        If the part after ``@`` is no span, the file does not exist, or a URI names no file or contains a password.
     """
     refuse_secrets(query)
     path = query
@@ -160,14 +161,14 @@ def parse_query(query: str) -> tuple[str, float | None, float | None]:
     if not os.path.exists(query) and "@" in query:
         path, _, span = query.rpartition("@")
         first, dash, last = span.partition("-")
-        wrong = f"cannot read the span {span!r} of {query}: write FILE@start-end in seconds"
+        message = f"cannot read the span {span!r} of {query}: write FILE@start-end in seconds"
         try:
             start, end = float(first), float(last) if last else None
         except ValueError:
-            raise InputError(wrong) from None
-        # In this way round not-a-number is refused, too.
+            raise InputError(message) from None
+        # Written this way, the comparison refuses not-a-number, too.
         if not dash or not 0 <= start < (MAX_PLACE_SECONDS if end is None else end) <= MAX_PLACE_SECONDS:
-            raise InputError(f"{wrong}, start before end")
+            raise InputError(f"{message}, start before end")
     if not path:
         raise InputError(f"the query {query!r} names no file: give FILE, FILE@start-end in seconds, or a recording_id")
     if is_bucket(path) and not path.partition("://")[2].partition("/")[2].rpartition("/")[2]:
@@ -178,7 +179,7 @@ def parse_query(query: str) -> tuple[str, float | None, float | None]:
 
 
 def load_query(query: str, spec: FeatureSpec) -> Query:
-    """A query as given on the command line, decoded.
+    """Read and decode a query as given on the command line.
 
     Raises
     ------
@@ -199,8 +200,8 @@ def load_query(query: str, spec: FeatureSpec) -> Query:
             around = decoded(local, rate, start=first - lead, stop=stop + context)
             recording_id, codec = digest(local), probe(os.fsdecode(local)).codec
     except Rejected as error:
-        said = error.detail or REASONS[error.reason]
-        raise InputError(f"cannot search for {query}: {error.reason}: {said}") from error
+        explanation = error.detail or REASONS[error.reason]
+        raise InputError(f"cannot search for {query}: {error.reason}: {explanation}") from error
     samples = around[lead : lead + stop - first]
     if len(samples) == 0:
         raise InputError(f"cannot search for {query}: the recording ends before {(start or 0):.3f} s")
@@ -218,7 +219,7 @@ def digest(local: str | bytes) -> str:
 
 
 def decoded(local: str | bytes, rate: int, *, start: int, stop: int | None) -> Samples:
-    """Samples [start, stop) of a local file at a rate, mono; fewer where the sound ends.
+    """Samples [start, stop) of a local file at a sample rate, mono; fewer if the sound ends before.
 
     Raises
     ------
@@ -231,7 +232,7 @@ def decoded(local: str | bytes, rate: int, *, start: int, stop: int | None) -> S
 
 
 def stretch(uri: str, spec: FeatureSpec, *, start: float, end: float) -> Samples:
-    """A stretch of a recording, mono float32 at the spec's rate, shape (n_samples,); shorter where the sound ends.
+    """A stretch of a recording, mono float32 at the spec's rate, shape (n_samples,); shorter if the sound ends.
 
     Parameters
     ----------
@@ -312,7 +313,7 @@ def load_audio(path: str | os.PathLike[str], *, sample_rate: int | None = None) 
 
 
 def loudness(frames: Frames, spec: FeatureSpec) -> npt.NDArray[np.float32]:
-    """Nats of each frame's loudest band above the floor, shape (n_frames,); 0 where that is silence."""
+    """Loudest band of each frame in nats above the floor, shape (n_frames,); 0 for a silent frame."""
     above = frames.max(axis=1, initial=spec.floor) - np.float32(spec.floor)
     return np.where(above < SILENT_NATS, np.float32(0), above)
 
@@ -320,25 +321,25 @@ def loudness(frames: Frames, spec: FeatureSpec) -> npt.NDArray[np.float32]:
 def cuts(query: Query) -> list[Cut]:
     """The query as windows: on the grid of the table, as `extract` would cut it, later in a window, and at many shifts.
 
-    A window without sound, or with but a faint rest of it, is left out: whatever else is silent would answer it.
+    A window without sound, or with only a faint remainder of sound, is left out: it would match any other silence.
     """
     return [*_on_grid(query), *_later(query), *_shifted(query)]
 
 
 def later(frames: Frames, spec: FeatureSpec) -> list[Frames]:
-    """Windows in which a short sound begins later than at the start; none of a sound that takes up most of a window.
+    """Windows in which a short sound begins later than at the start; none for a sound that fills most of a window.
 
-    In a long recording a sound begins anywhere, and then silence or a background is before it, too.
+    In a long recording a sound begins anywhere in a window, with silence or background noise before it.
 
     Parameters
     ----------
     frames : ndarray of float32, shape (n_frames, n_mels)
-        All of the sound, nats.
+        The whole sound, nats.
 
     Returns
     -------
     list of ndarray of float32, shape (window_frames, n_mels)
-        Filled up with silence.
+        Padded with silence.
     """
     size, step = spec.window_frames, spec.window_step
     if len(frames) > SHORT * size:
@@ -349,16 +350,16 @@ def later(frames: Frames, spec: FeatureSpec) -> list[Frames]:
 
 
 def _later(query: Query) -> list[Cut]:
-    """Of a whole file, which begins and ends as its sound does: what was cut out of a longer one goes on beyond."""
+    """The `later` windows of a whole file; none of a part of a file, whose sound goes on beyond its ends."""
     frames = query.phases[0]
     if not query.whole or not loudness(frames, query.spec).any():
         return []
-    held = slice(0, len(frames) - 2 * query.edge)
-    return [Cut(seen, held, False) for seen in later(frames, query.spec)]
+    span = slice(0, len(frames) - 2 * query.edge)
+    return [Cut(seen, span, False) for seen in later(frames, query.spec)]
 
 
 def _spread(values: list[Any], most: int) -> list[Any]:
-    """At most so many of them, evenly from all over."""
+    """At most `most` of the values, evenly spaced."""
     if len(values) <= most:
         return values
     return [values[i * (len(values) - 1) // (most - 1)] for i in range(most)]
@@ -368,16 +369,16 @@ def _on_grid(query: Query) -> list[Cut]:
     frames, spec = query.phases[0], query.spec
     size, step = spec.window_frames, spec.window_step
     faint = max(spec.floor, float(frames.max(initial=spec.floor)) - FAINT_NATS)
-    found = []
+    on_grid = []
     for first in range(0, max(1, len(frames) - size + step), step):
         part = frames[first : first + size]
         seen = np.full((size, spec.n_mels), spec.floor, np.float32)
         seen[: len(part)] = part
         inner = len(frames) - 2 * query.edge
-        held = slice(max(0, first - query.edge), min(inner, first + size - query.edge))
-        if (part > np.float32(faint)).any() and held.stop > held.start:
-            found.append(Cut(seen, held, True))
-    return _spread(found, MAX_GRID_WINDOWS)
+        span = slice(max(0, first - query.edge), min(inner, first + size - query.edge))
+        if (part > np.float32(faint)).any() and span.stop > span.start:
+            on_grid.append(Cut(seen, span, True))
+    return _spread(on_grid, MAX_GRID_WINDOWS)
 
 
 def _shifted(query: Query) -> list[Cut]:
@@ -388,13 +389,13 @@ def _shifted(query: Query) -> list[Cut]:
     if not sound.any():
         return []
     places = list(range(-step // 2, max(0, len(frames) - size) + step // 2 + 1, max(1, step // SHIFTS_A_STEP)))
-    # Sound goes on beyond the query: a reflection is the best guess of it.
+    # The sound goes on beyond the query: a reflection is the best guess.
     mode: Any = "reflect" if len(frames) > 1 else "edge"
     padded = np.pad(frames, ((size, size), (0, 0)), mode=mode)
-    found = []
+    shifted = []
     for place in _spread(places, MAX_SHIFTS):
-        held = slice(max(0, place), min(len(frames), place + size))
-        found.append(Cut(padded[place + size : place + 2 * size], held, False))
-    # Where sound fills only a part of the query, shifts that miss it would find whatever else is silent.
-    seen = [sound[cut.frames].sum() for cut in found]
-    return [cut for cut, held in zip(found, seen, strict=True) if held > MIN_SOUND_SEEN * max(seen)]
+        span = slice(max(0, place), min(len(frames), place + size))
+        shifted.append(Cut(padded[place + size : place + 2 * size], span, False))
+    # If sound fills only a part of the query, a shift that misses it would match any other silence.
+    amounts = [sound[cut.frames].sum() for cut in shifted]
+    return [cut for cut, amount in zip(shifted, amounts, strict=True) if amount > MIN_SOUND_SEEN * max(amounts)]
