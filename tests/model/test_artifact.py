@@ -279,7 +279,8 @@ def test_onnx_that_differs_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_nothing_is_kept_of_who_uses_it(directory: Path, tmp_path: Path) -> None:
     """ONNX Runtime would write an id of the machine into the user's home, to report with."""
     script = (
-        "import sys; from pathlib import Path; from model import artifact; import numpy as np;"
+        "import sys; from pathlib import Path; import numpy as np; "
+        "from soundlake.model.saved import artifact; "
         "artifact.Encoder(Path(sys.argv[1]), 1).encode(np.zeros((1, 16, 16), np.float32))"
     )
     kept = {name: str(tmp_path) for name in ("HOME", "TMPDIR", "XDG_CACHE_HOME")}

@@ -73,7 +73,7 @@ def test_rejects_to_be_tried_again(tmp_path: Path) -> None:
 
 def test_the_error_of_the_last_estimate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second run goes by the rate of the first."""
-    monkeypatch.setattr(estimate, "TOLD_S", 0.0)
+    monkeypatch.setattr(cost, "TOLD_S", 0.0)
     lake = Lake.at(str(tmp_path / "lake"))
     for i in range(3):
         write(tmp_path / "a" / f"{i}.wav", 60.0, seed=i, rate=44_100)

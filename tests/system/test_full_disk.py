@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -65,9 +66,10 @@ def whole(folder: Path) -> dict[str, str]:
 
 
 def says_what_to_do(said: str, disk: Disk) -> bool:
-    # On a slow machine signs of life come before it.
+    # On a slow machine signs of life come before it: a stage, and how far it is.
     *before, line = said.splitlines()
-    assert all(text.endswith("so far") for text in before), said
+    assert all(re.match(r"soundlake: [^:]+: .*(so far|left|%)", text) for text in before), said
+    assert not any("no space" in text for text in before), said
     return line.startswith(f"soundlake: no space left for {disk.lake}") and "run the same command again" in line
 
 
