@@ -120,3 +120,16 @@ def test_embed_gives_the_rows_of_the_table(made: Made) -> None:
     for wrong in (np.zeros(0), np.full(4000, np.nan), np.zeros((2, 2, 2))):
         with pytest.raises(soundlake.InputError, match="cannot embed"):
             lake.embed(wrong, rate)
+
+
+def test_a_file_that_changed_is_not_played(made: Made, tmp_path: Path) -> None:
+    lake = soundlake.Lake(made.lake.root)
+    hit = lake.search(where="label = 'bird'", k=1)[0]
+    samples, rate = lake.audio(hit)
+    assert len(samples) > rate
+    other = tmp_path / "other.wav"
+    other.write_bytes(min(made.audio.glob("bell/*")).read_bytes())
+    with pytest.raises(soundlake.InputError, match="has changed since it was extracted"):
+        lake.audio(replace(hit, uri=str(other)))
+    with pytest.raises(soundlake.InputError):
+        lake.audio(replace(hit, uri=str(tmp_path / "gone.wav")))

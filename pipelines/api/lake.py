@@ -123,7 +123,7 @@ class Lake:
         from soundlake.pipelines.lake import ledger, lookup
 
         resolved = spec if isinstance(spec, FeatureSpec) else lookup.parse_spec(spec)
-        found = commands.extract(
+        result = commands.extract(
             self._place,
             os.fspath(audio),
             spec=resolved,
@@ -137,9 +137,9 @@ class Lake:
             include_forgotten=include_forgotten,
             recheck=recheck,
         )
-        known = ledger.open_ledger(self._place, resolved.spec_id) if found["ledger_version"] else None
+        known = ledger.open_ledger(self._place, resolved.spec_id) if result["ledger_version"] else None
         summary = None if known is None else Ledger.of(ledger.summary(known))
-        return Extraction.of({**found, "ledger": summary})
+        return Extraction.of({**result, "ledger": summary})
 
     def train(
         self,
@@ -176,8 +176,8 @@ class Lake:
         """
         from soundlake.pipelines.learning.training import train
 
-        found = train(self._place, spec=spec, settings=settings, if_missing=if_missing, if_grown=if_grown)
-        return Training.of(found)
+        result = train(self._place, spec=spec, settings=settings, if_missing=if_missing, if_grown=if_grown)
+        return Training.of(result)
 
     def encode(
         self,
@@ -218,7 +218,7 @@ class Lake:
         """
         from soundlake.pipelines import commands
 
-        found = commands.encode(
+        result = commands.encode(
             self._place,
             spec=spec,
             model_id=model,
@@ -228,7 +228,8 @@ class Lake:
             beam=beam,
             workers=workers,
         )
-        return Encoding.of({name: value for name, value in found.items() if name in Encoding.__dataclass_fields__})
+        # Totals that an older version kept beside a table may have other keys.
+        return Encoding.of({name: value for name, value in result.items() if name in Encoding.__dataclass_fields__})
 
     def evaluate(self, *, spec: str | None = None, model: str | None = None, folds: Path | None = None) -> Evaluation:
         """Judge a model against baselines, and write its report anew.
@@ -337,11 +338,11 @@ class Lake:
         asked = None if query is None else os.fspath(query)
         if asked is not None and (start is not None or end is not None):
             asked = f"{asked}@{0.0 if start is None else start}-{'' if end is None else end}"
-        found = commands.search(
+        result = commands.search(
             self._place, [] if asked is None else [asked], k=k, where=where, by=by, spec=spec, model_id=model
         )
-        (answer,) = found["results"]
-        return Hits(found["model_id"], asked, tuple(answer["hits"]), tuple(found["notes"]), self.audio)
+        (answer,) = result["results"]
+        return Hits(result["model_id"], asked, tuple(answer["hits"]), tuple(result["notes"]), self.audio)
 
     def audio(self, hit: Hit, *, sample_rate: int | None = None) -> tuple[npt.NDArray[np.float32], int]:
         """Decode the sound of a hit.
@@ -349,7 +350,7 @@ class Lake:
         Parameters
         ----------
         hit : Hit
-            Any object with ``uri``, ``start_s`` and ``end_s``.
+            From `search`.
         sample_rate : int, optional
             Hz; by default the recording's own.
 
@@ -361,10 +362,10 @@ class Lake:
 
         Raises
         ------
+        InputError
+            If the file is missing, or has changed since it was extracted.
         Rejected
-            If the recording cannot be decoded.
-        OSError
-            If it is gone.
+            If it cannot be decoded.
 
         Examples
         --------
@@ -372,9 +373,10 @@ class Lake:
         >>> len(samples) == round(2.0 * rate)
         True
         """
-        from soundlake.pipelines.query.query import sound_of
+        from soundlake.pipelines.query.query import recorded_sound
 
-        return sound_of(hit.uri, start=hit.start_s, end=hit.end_s, sample_rate=sample_rate)
+        span = {"start": hit.start_s, "end": hit.end_s}
+        return recorded_sound(hit.uri, **span, recording_id=hit.recording_id, sample_rate=sample_rate)
 
     def embed(
         self,
@@ -413,16 +415,16 @@ class Lake:
         from soundlake.model.features.log_mel import log_mel, windows
         from soundlake.pipelines.lake.lookup import find_model
 
-        found = find_model(self._place, model, spec)
+        loaded = find_model(self._place, model, spec)
         sound = np.asarray(samples, np.float32)
         sound = sound.mean(axis=1) if sound.ndim == 2 else sound
         if sound.ndim != 1 or not len(sound) or not np.isfinite(sound).all():
             raise InputError(f"cannot embed samples of shape {np.shape(samples)}: need finite numbers, (n,) or (n, c)")
-        if sample_rate != found.spec.sample_rate:
+        if sample_rate != loaded.spec.sample_rate:
             import soxr
 
-            sound = soxr.resample(sound, sample_rate, found.spec.sample_rate, quality="HQ")
-        encoder, batch = found.encoder(), windows(log_mel(sound, found.spec), found.spec)
+            sound = soxr.resample(sound, sample_rate, loaded.spec.sample_rate, quality="HQ")
+        encoder, batch = loaded.encoder(), windows(log_mel(sound, loaded.spec), loaded.spec)
         parts = [encoder.encode(batch[first : first + 64]).embedding for first in range(0, len(batch), 64)]
         return np.concatenate(parts)
 
@@ -491,8 +493,8 @@ class Lake:
         """
         from soundlake.pipelines import commands
 
-        found = commands.export(self._place, os.fspath(target), where=where, by=by, spec=spec, model_id=model)
-        return Export.of(found)
+        result = commands.export(self._place, os.fspath(target), where=where, by=by, spec=spec, model_id=model)
+        return Export.of(result)
 
     def status(self, *, spec: str | None = None) -> Status:
         """Return the lake at a glance: specs with their ledgers, models, tables.

@@ -1,6 +1,5 @@
 """Write the report of an evaluation: rebuilt windows, neighbours to listen to, recordings on a plane."""
 
-import hashlib
 import logging
 import os
 from pathlib import Path
@@ -14,11 +13,11 @@ from soundlake.model.features.log_mel import dequantise
 from soundlake.model.judging import evaluate
 from soundlake.model.judging.report import Heard, Pair, Worth, write
 from soundlake.model.saved.artifact import REPORT, Model
-from soundlake.pipelines.audio.reading import Rejected, opened
-from soundlake.pipelines.corpus.files import at_hand, local_path
+from soundlake.pipelines.audio.reading import Rejected
+from soundlake.pipelines.corpus.files import local_path
 from soundlake.pipelines.learning.evaluation import Judged
 from soundlake.pipelines.learning.sampling import Clip
-from soundlake.pipelines.query.query import stretch
+from soundlake.pipelines.query.query import recorded_sound
 
 log = logging.getLogger(__name__)
 
@@ -40,11 +39,9 @@ def _recorded(clip: Clip, place: int, model: Model) -> Array | None:
     start = int(clip.windows[place]) * spec.step_seconds
     end = start + int(clip.valid[place]) * spec.hop_length / spec.sample_rate
     try:
-        with at_hand(clip.uri) as local, opened(os.fsdecode(local), "probe") as file:
-            # The file at the uri may have changed: play only the recording itself.
-            if hashlib.file_digest(file, "sha256").hexdigest() != clip.recording_id:
-                return None
-        sound = stretch(clip.uri, spec, start=start, end=end)
+        sound, _ = recorded_sound(
+            clip.uri, start=start, end=end, recording_id=clip.recording_id, sample_rate=spec.sample_rate
+        )
         return sound if len(sound) else None
     except (InputError, TryLaterError, Rejected, OSError) as error:
         log.debug("no sound of %s: %s", clip.uri, error)

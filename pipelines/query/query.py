@@ -231,47 +231,36 @@ def decoded(local: str | bytes, rate: int, *, start: int, stop: int | None) -> S
     return np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
 
 
-def stretch(uri: str, spec: FeatureSpec, *, start: float, end: float) -> Samples:
-    """A stretch of a recording, mono float32 at the spec's rate, shape (n_samples,); shorter if the sound ends.
-
-    Parameters
-    ----------
-    start, end : float
-        Seconds.
-
-    Raises
-    ------
-    Rejected
-        If it cannot be decoded.
-    """
-    with at_hand(uri) as local:
-        return decoded(
-            local, spec.sample_rate, start=round(start * spec.sample_rate), stop=round(end * spec.sample_rate)
-        )
-
-
-def sound_of(uri: str, *, start: float, end: float, sample_rate: int | None = None) -> tuple[Samples, int]:
+def recorded_sound(
+    uri: str, *, start: float, end: float, recording_id: str, sample_rate: int | None = None
+) -> tuple[Samples, int]:
     """Decode a stretch of a recording.
 
     Parameters
     ----------
     start, end : float
         Seconds.
+    recording_id : str
+        Of the recording: the file of this name may hold another one now.
     sample_rate : int or None
         Hz; None for the recording's own.
 
     Returns
     -------
     samples : ndarray of float32, shape (n_samples,)
-        Mono; shorter where the recording ends.
+        Mono; shorter if the sound ends.
     sample_rate : int
 
     Raises
     ------
+    InputError
+        If the file is missing, or has changed since it was extracted.
     Rejected
         If it cannot be decoded.
     """
-    with at_hand(uri) as local:
+    with storage_errors(uri), at_hand(uri) as local:
+        if digest(local) != recording_id:
+            raise InputError(f"{uri} has changed since it was extracted: run extract and encode again")
         rate = sample_rate or probe(os.fsdecode(local)).sample_rate
         return decoded(local, rate, start=round(start * rate), stop=round(end * rate)), rate
 
